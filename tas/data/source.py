@@ -1,6 +1,6 @@
 """What the verbs know of data: a `Source` of training and test batches, and the user's own loaders seen as one."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor

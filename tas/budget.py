@@ -1,0 +1,118 @@
+"""Upper bounds on what the small model may cost."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tas.architecture import Architecture
+from tas.errors import BudgetError
+from tas.graph import Graph
+
+Amount = str | int | float
+QUANTITIES = ("macs", "params")
+_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "%": 0.01}
+
+
+def _amount(value: Any, quantity: str) -> tuple[float, bool]:
+    """Read one amount as (number, is a share of the full model)."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise BudgetError(f"budget {quantity} is {value!r}; write 50%, 0.5 or an absolute number such as 20e6 or 20M")
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if re.fullmatch(r"[\d.]+ *(ms|us|s)", text):
+            raise BudgetError(f"budget {value!r} is a latency, which cannot be a budget yet; give macs or params")
+        match = re.fullmatch(r"([+-]?[\d.]+(?:e[+-]?\d+)?) *([kmg%]?)", text)
+        try:
+            number = float(match[1]) if match else math.nan
+        except ValueError:
+            number = math.nan
+        if match is None or math.isnan(number):
+            raise BudgetError(f"budget {quantity} {value!r} is not understood; write 50%, 0.5, 20e6, 20M or 1.2G")
+        is_share = match[2] == "%" or (match[2] == "" and number <= 1)
+        number *= _UNITS[match[2]]
+    else:
+        number, is_share = float(value), value <= 1
+    if not 0 < number < math.inf or (is_share and number > 1):
+        raise BudgetError(f"budget {quantity} {value!r} is out of range; it must be above 0 and at most 100% of the model")
+    return number, is_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Upper bounds, all of which hold. A share of the full model (`50%`, `0.5`) or absolute (`20e6`, `20M`, `1.2G`).
+
+    Attributes:
+        macs: multiply-adds per sample.
+        params: number of parameters.
+
+    Raises:
+        BudgetError: an amount is not understood, not above 0, or over 100 %; or there is none.
+    """
+
+    macs: Amount | None = None
+    params: Amount | None = None
+
+    def __post_init__(self):
+        given = {name: getattr(self, name) for name in QUANTITIES if getattr(self, name) is not None}
+        if not given:
+            raise BudgetError("the budget is empty; give macs, params or both, for example macs 50%")
+        for name, value in given.items():
+            _amount(value, name)
+
+    @classmethod
+    def of(cls, value: Budget | Amount | Mapping[str, Amount]) -> Budget:
+        """Understand `"50%"`, `0.5`, `20e6` (all macs), `{"params": "30%"}` or a `Budget`."""
+        if isinstance(value, Budget):
+            return value
+        if isinstance(value, Mapping):
+            if odd := set(value) - set(QUANTITIES):
+                raise BudgetError(f"budget {sorted(odd)[0]!r} is unknown; the quantities are {', '.join(QUANTITIES)}")
+            return cls(**value)
+        return cls(macs=value)
+
+    def limits(self, graph: Graph) -> dict[str, int]:
+        """The bounds in absolute numbers, by quantity.
+
+        Raises:
+            BudgetError: an absolute bound lies over the full model's cost.
+        """
+        bounds = {}
+        for quantity in QUANTITIES:
+            if getattr(self, quantity) is None:
+                continue
+            number, is_share = _amount(getattr(self, quantity), quantity)
+            full = graph.cost(quantity).exact(graph.full)
+            # 1e-9: 0.3 * full must not lose one to rounding
+            bounds[quantity] = math.floor(number * full + 1e-9) if is_share else math.floor(number)
+            if bounds[quantity] > full:
+                raise BudgetError(
+                    f"budget {quantity} {bounds[quantity]:,} is more than the full model's {full:,}; nothing to prune. "
+                    f"Give a smaller number or a share such as 50%"
+                )
+        return bounds
+
+    def holds(self, graph: Graph, architecture: Architecture) -> bool:
+        """Whether `architecture` costs no more than every bound."""
+        return all(graph.cost(name).exact(architecture) <= limit for name, limit in self.limits(graph).items())
+
+    def require_reachable(self, graph: Graph, smallest: Architecture) -> None:
+        """Complain early about a budget nothing can hold.
+
+        Args:
+            graph: of the model.
+            smallest: the cheapest architecture of the space.
+
+        Raises:
+            BudgetError: names the smallest reachable cost.
+        """
+        for quantity, limit in self.limits(graph).items():
+            least, full = (graph.cost(quantity).exact(a) for a in (smallest, graph.full))
+            if least > limit:
+                raise BudgetError(
+                    f"no architecture in this space has {limit:,} {quantity} or fewer; the smallest has {least:,} "
+                    f"({100 * least / full:.1f}% of the full model). Allow smaller widths or raise the budget"
+                )

@@ -1,0 +1,63 @@
+"""The batches of a DataLoader: counted, moved to a device, the same every time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tas.data.source import Batch
+from tas.errors import DataError
+
+
+@dataclass(frozen=True)
+class LoaderBatches:
+    """The batches of a DataLoader on a device, the same every time they are run through.
+
+    Attributes:
+        loader: yields (inputs, targets).
+        device: where the batches should lie.
+        seed: of the loader's own generator; None leaves the loader as it is.
+    """
+
+    loader: DataLoader
+    device: str
+    seed: int | None = None
+
+    def __len__(self) -> int:
+        try:
+            return len(self.loader)
+        except TypeError:
+            kind = type(self.loader.dataset).__name__
+            raise DataError(f"the number of batches is unknown; give {kind} a __len__") from None
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.seed is not None and self.loader.generator is not None:
+            self.loader.generator.manual_seed(self.seed)
+        batches = iter(self.loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except DataError as error:  # worker processes put their whole traceback into the message
+                raise DataError(str(error).strip().splitlines()[-1].split("DataError: ")[-1]) from None
+            inputs, targets = as_batch(batch)
+            yield inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+
+
+def as_batch(batch: Any) -> Batch:
+    """Return what a loader yields as (inputs, targets), or raise `DataError`."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+        return batch[0], batch[1]
+    raise DataError(
+        f"a loader must yield (inputs, targets), two tensors, but it yields {_describe(batch)}; "
+        f"change its collate_fn, or pass your own Source"
+    )
+
+
+def _describe(batch: Any) -> str:
+    if isinstance(batch, (tuple, list)):
+        return f"a {type(batch).__name__} of {', '.join(type(part).__name__ for part in batch[:5]) or 'nothing'}"
+    return f"a {type(batch).__name__}"

@@ -1,0 +1,164 @@
+"""Image folders: PATH/train and PATH/test (or PATH/val), one folder per class."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tas.data.source import Source
+from tas.data.streaming import StreamingSource
+from tas.data.tensors import TensorSource
+from tas.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torchvision.datasets import ImageFolder
+
+Samples = list[tuple[str, int]]  # file and class
+TEST_FOLDERS = ("test", "val")
+CHUNK = 256  # files a thread decodes in one go; smaller chunks cost more to hand out than to decode
+
+
+def load_folder(
+    path: str | Path,
+    *,
+    image_size: int | None = None,
+    memory_limit_mb: int = 2048,
+    workers: int | None = None,
+    name: str | None = None,
+) -> Source:
+    """Load a folder of images, into memory when it fits.
+
+    Images of one common size whose pixels fit in `memory_limit_mb` are read once and augmented as CIFAR is (crop with
+    padding of an eighth of the size, flip). Everything else is read from disk in every epoch and augmented as
+    ImageNet is.
+
+    Args:
+        path: holds train/ and test/ (or val/), each with the same class folders.
+        image_size: sides to resize to in memory; the crop's sides when streaming (None is 224).
+        memory_limit_mb: for the decoded images, in MiB; 0 always streams.
+        workers: threads that decode, or processes that stream; None is one per usable core, at most 8.
+        name: for records and reports; None is `folder:PATH`.
+
+    Raises:
+        DataError: a folder is missing or empty, the class folders differ, or an image cannot be read.
+    """
+    root = Path(path)
+    name = name or f"folder:{path}"
+    workers = min(8, len(os.sched_getaffinity(0))) if workers is None else workers
+    train, test = _list_part(root, ("train",)), _list_part(root, TEST_FOLDERS)
+    _check_classes(root, train.classes, test.classes)
+    size = _common_memory_size(train.samples, test.samples, image_size, memory_limit_mb)
+    if size is not None:
+        images = _decode(train.samples, size, image_size, workers)
+        test_images = None if images is None else _decode(test.samples, size, image_size, workers)
+        if images is not None and test_images is not None:
+            labels, test_labels = torch.tensor(train.targets), torch.tensor(test.targets)
+            return TensorSource(
+                images,
+                labels,
+                test_images,
+                test_labels,
+                name=name,
+                num_classes=len(train.classes),
+                padding=min(images.shape[2:]) // 8,
+                flip=True,
+            )
+    return StreamingSource(
+        train.samples,
+        test.samples,
+        name=name,
+        num_classes=len(train.classes),
+        read=read_image,
+        image_size=image_size or 224,
+        workers=workers,
+    )
+
+
+def read_image(path: str) -> "Image.Image":
+    """Read an image file as RGB.
+
+    Raises:
+        DataError: the file is no image, or damaged.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            # Pillow warns when a palette with transparency goes to RGB directly.
+            opaque = image.convert("RGBA") if "transparency" in image.info else image
+            return opaque.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"cannot read the image {path} ({_first_line(error)}); replace or remove it") from None
+
+
+def _list_part(root: Path, names: Sequence[str]) -> "ImageFolder":
+    from torchvision.datasets import ImageFolder
+
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root}; pass one that holds train/ and test/ (or val/)")
+    found = [root / name for name in names if (root / name).is_dir()]
+    wanted = " or ".join(f"{name}/" for name in names)
+    if not found:
+        raise DataError(f"{root} has no {wanted}; put one folder per class into {root / names[0]}")
+    folder = found[0]
+    if not any(entry.is_dir() for entry in os.scandir(folder)):
+        raise DataError(f"{folder} has no class folders; put the images of every class into a folder of their own")
+    part = ImageFolder(str(folder), allow_empty=True)
+    filled = {label for _, label in part.samples}
+    empty = [name for label, name in enumerate(part.classes) if label not in filled]
+    if empty:
+        raise DataError(f"{folder / empty[0]} holds no images; add some, or remove the folder from every part")
+    return part
+
+
+def _check_classes(root: Path, train: list[str], test: list[str]) -> None:
+    if train == test:
+        return
+    differences = [f"only train has {', '.join(sorted(set(train) - set(test))[:5])}"] * bool(set(train) - set(test))
+    differences += [f"only test has {', '.join(sorted(set(test) - set(train))[:5])}"] * bool(set(test) - set(train))
+    raise DataError(
+        f"{root}: training and test classes differ ({'; '.join(differences)}); give both parts the same class folders"
+    )
+
+
+def _common_memory_size(
+    train: Samples, test: Samples, image_size: int | None, memory_limit_mb: int
+) -> tuple[int, int] | None:
+    """Return (width, height) of the first image if a set of such images fits in memory."""
+    width, height = read_image(train[0][0]).size
+    pixels = image_size**2 if image_size else width * height
+    needed = (len(train) + len(test)) * 3 * pixels
+    return (width, height) if needed <= memory_limit_mb * 2**20 else None
+
+
+def _decode(samples: Samples, size: tuple[int, int], image_size: int | None, workers: int) -> Tensor | None:
+    """Read all images into one uint8 tensor; None as soon as one is not of the common size."""
+    width, height = (image_size, image_size) if image_size else size
+    pixels = np.empty((len(samples), 3, height, width), dtype=np.uint8)
+
+    def decode_chunk(start: int) -> bool:
+        for index in range(start, min(start + CHUNK, len(samples))):
+            image = read_image(samples[index][0])
+            if image.size != size:
+                return False
+            if image_size:
+                image = image.resize((width, height))
+            pixels[index] = np.asarray(image).transpose(2, 0, 1)
+        return True
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        try:
+            complete = all(pool.map(decode_chunk, range(0, len(samples), CHUNK)))
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a misfit or an error the rest need not be read
+    return torch.from_numpy(pixels) if complete else None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

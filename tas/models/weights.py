@@ -1,0 +1,120 @@
+"""Weights from a file into a model: everything fits, or nothing is changed."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tas.errors import ModelError
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights in their checkpoints
+PREFIXES = ("module.", "_orig_mod.")  # put before every name by DistributedDataParallel and torch.compile
+SHOWN = 3  # names in a message
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load the weights of a file into a model.
+
+    Checkpoints that keep the weights under `state_dict`, `model` or `model_state_dict`, and names that start with
+    `module.` or `_orig_mod.`, are understood. Nothing in the file is executed.
+
+    Args:
+        model: receives the weights; unchanged when an error is raised.
+        path: a `.safetensors` file, or one written by `torch.save`.
+
+    Raises:
+        ModelError: the file is missing, holds no weights, or does not fit the model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"there is no file of weights {path}; check the path")
+    expected = model.state_dict()
+    weights = _without_prefixes(_find_weights(_read(path), path), expected)
+    _check_names(weights, expected, path)
+    _check_shapes(weights, expected, path)
+    model.load_state_dict(weights)
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path} is not a safetensors file ({error}); save the weights again") from None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError):
+        raise ModelError(
+            f"{path} is not a plain file of weights, or holds Python objects which are not loaded for safety; "
+            f"write it with torch.save(model.state_dict(), path)"
+        ) from None
+
+
+def _find_weights(content: Any, path: Path) -> dict[str, Tensor]:
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    if not isinstance(content, Mapping) or not content:
+        kind = "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise ModelError(f"{path} holds {kind}, no weights; write it with torch.save(model.state_dict(), path)")
+    strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise ModelError(
+            f"{path} holds more than weights ({_some(strangers)}); keep the weights alone, "
+            f"or under one of {', '.join(WRAPPERS)}"
+        )
+    return dict(content)
+
+
+def _without_prefixes(weights: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = True
+    while found:
+        # A prefix that the model's own names have, too, is a module of the user's and stays.
+        found = next((prefix for prefix in PREFIXES if _all_start(weights, prefix, but_not=expected)), None)
+        if found:
+            weights = {name.removeprefix(found): value for name, value in weights.items()}
+    return weights
+
+
+def _all_start(weights: Mapping[str, Tensor], prefix: str, *, but_not: Mapping[str, Tensor]) -> bool:
+    return all(name.startswith(prefix) for name in weights) and not all(name.startswith(prefix) for name in but_not)
+
+
+def _check_names(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    # Files older than PyTorch 0.4.1 have no such counters; torch fills them in.
+    missing = [name for name in expected if name not in weights and not name.endswith(".num_batches_tracked")]
+    unexpected = [name for name in weights if name not in expected]
+    named = (("missing", missing), ("unexpected", unexpected))
+    if missing or unexpected:
+        found = "; ".join(f"{len(names)} {word} ({_some(names)})" for word, names in named if names)
+        raise ModelError(f"the weights of {path} belong to another model: {found}; load the model they are of")
+
+
+def _check_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    wrong = [name for name, value in weights.items() if value.shape != expected[name].shape]
+    if not wrong:
+        return
+    shapes = [f"{name} {_shape(weights[name])} in the file, {_shape(expected[name])} in the model" for name in wrong]
+    classes = weights[wrong[0]].shape[:1]
+    only_classifier = {_module(name) for name in wrong} == {_module(list(expected)[-1])}
+    way_out = f"pass num_classes={classes[0]}" if only_classifier and classes else "load the model they are of"
+    raise ModelError(f"{len(wrong)} shapes of {path} do not fit: {_some(shapes, separator='; ')}; {way_out}")
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def _some(names: list[str], *, separator: str = ", ") -> str:
+    return separator.join(names[:SHOWN]) + (f"{separator}…" if len(names) > SHOWN else "")

@@ -1,0 +1,171 @@
+"""Blocks that can be skipped: how they are found in a captured graph, and how the supernet mixes their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from tas.graph import Depth
+from tas.nn.capture import Captured, module_paths
+
+_PASSES = {"dropout", "relu", "clone", "contiguous", "feature_dropout"}
+_PROJECTIONS = {"conv2d", "linear", "conv1d", "conv3d"}
+
+
+def find_depths(model: nn.Module, captured: Captured) -> tuple[Depth, ...]:
+    """Runs of residual blocks in every Sequential and ModuleList, outermost containers first.
+
+    A block can be skipped if it is one tensor in, one out, of the same shape and the same channels, with a sum onto
+    its own input inside. The child before a run, or the run's first block, always stays.
+    """
+    inside: dict[str, list[fx.Node]] = {}
+    for node in captured.nodes:
+        for path in dict.fromkeys(module_paths(node)):
+            inside.setdefault(path, []).append(node)
+    roots = captured.labels.roots()
+    depths: list[Depth] = []
+    for path, container in model.named_modules():
+        taken = [block for depth in depths for block in depth.blocks]
+        if not isinstance(container, nn.Sequential | nn.ModuleList) or _is_within(path, taken):
+            continue
+        children = [f"{path}.{name}" if path else name for name, _ in container.named_children()]
+        runs = _runs(children, inside, captured, roots)
+        for run in runs:
+            name = path if len(runs) == 1 and path else run[0]
+            depths.append(Depth(name, tuple(run)))
+    return tuple(depths)
+
+
+def _is_within(path: str, blocks: list[str]) -> bool:
+    return any(path == block or path.startswith(block + ".") for block in blocks)
+
+
+def _runs(
+    children: list[str], inside: dict[str, list[fx.Node]], captured: Captured, roots: np.ndarray
+) -> list[list[str]]:
+    ends = {child: _ends(inside.get(child, []), captured) for child in children}
+    runs: list[list[str]] = []
+    current: list[str] = []
+    for index, child in enumerate(children):
+        entry, exit_ = ends[child]
+        follows = index > 0 and entry is not None and entry is ends[children[index - 1]][1]
+        if _is_skippable(inside.get(child, []), entry, exit_, captured, roots):
+            if not current and follows:
+                current = [children[index - 1]]  # the lead: it changes the shape and stays
+            elif current and not follows:
+                runs.append(current)
+                current = []
+            current.append(child)
+        else:
+            runs.append(current)
+            current = []
+    return [run for run in [*runs, current] if len(run) > 1]
+
+
+def _ends(nodes: list[fx.Node], captured: Captured) -> tuple[fx.Node | None, fx.Node | None]:
+    """The one node a module reads and the one it gives; None where there is not exactly one."""
+    members = set(nodes)
+    entries, exits = {}, {}
+    for node in nodes:
+        for source in node.all_input_nodes:
+            if source not in members and isinstance(captured.values.get(source), Tensor):
+                entries[source] = None
+        if any(user not in members for user in node.users):
+            exits[node] = None
+    entry = next(iter(entries)) if len(entries) == 1 else None
+    exit_ = next(iter(exits)) if len(exits) == 1 else None
+    return entry, exit_
+
+
+def _is_skippable(
+    nodes: list[fx.Node], entry: fx.Node | None, exit_: fx.Node | None, captured: Captured, roots: np.ndarray
+) -> bool:
+    if entry is None or exit_ is None or not any(_op(node) in _PROJECTIONS for node in nodes):
+        return False
+    before, after = captured.values[entry], captured.values[exit_]
+    if not isinstance(after, Tensor) or before.shape != after.shape:
+        return False
+    same = np.array_equal(roots[before.numpy()], roots[after.numpy()])
+    return same and any(
+        _op(node) == "add" and any(_reaches(source, entry) for source in node.all_input_nodes) for node in nodes
+    )
+
+
+def _op(node: fx.Node) -> str:
+    schema = getattr(node.target, "_schema", None)
+    return schema.name.rpartition("::")[2].rstrip("_") if schema is not None else ""
+
+
+def _reaches(node: fx.Node, entry: fx.Node) -> bool:
+    """Whether `node` is `entry`, or hands it on through operations without parameters."""
+    while node is not entry and _op(node) in _PASSES:
+        node = node.all_input_nodes[0]
+    return node is entry
+
+
+class DepthState:
+    """How the outputs of one depth's blocks are weighed now.
+
+    Compact: `weights` maps a number of blocks to its weight, blocks beyond the largest are not run.
+    Dense: `vector` holds one weight per number of blocks and every block runs.
+    """
+
+    def __init__(self, candidates: Sequence[int], num_blocks: int):
+        self.candidates = tuple(candidates)
+        self.num_blocks = num_blocks
+        self.vector: Tensor | None = None
+        self.pick(len(candidates) - 1)
+        self._sum: Tensor | None = None
+
+    def draw(self, chosen: Sequence[int], weights: Tensor) -> None:
+        """Mix the candidates with these indices; an index may repeat."""
+        self.vector, self.weights = None, {}
+        for place, index in enumerate(chosen):
+            kept = self.candidates[index]
+            self.weights[kept] = self.weights.get(kept, 0) + weights[place]
+        self.deepest = max(self.weights)
+
+    def draw_dense(self, chosen: Tensor, weights: Tensor) -> None:
+        """The same with tensors only."""
+        table = torch.tensor(self.candidates, device=chosen.device)
+        kept = table[chosen] - 1
+        self.vector = weights.new_zeros(self.num_blocks).index_add(0, kept, weights)
+        self.weights, self.deepest = {}, self.num_blocks
+
+    def pick(self, index: int) -> None:
+        """Use one candidate alone."""
+        self.vector, self.weights = None, {self.candidates[index]: None}
+        self.deepest = self.candidates[index]
+
+    def pass_block(self, block: nn.Module, position: int, inputs: Tensor, arguments: tuple, options: dict) -> Tensor:
+        """Run block `position` (from 0) if it is needed; the last one hands on the mixture."""
+        if position == 0:
+            self._sum = None
+        outputs = block(inputs, *arguments, **options) if position < self.deepest else inputs
+        weight = self._weight(position + 1)
+        if weight is not None:
+            part = weight * outputs
+            self._sum = part if self._sum is None else self._sum + part
+        if position + 1 == self.num_blocks and self._sum is not None:
+            outputs, self._sum = self._sum, None
+        return outputs
+
+    def _weight(self, kept: int) -> Any:
+        return self.weights.get(kept) if self.vector is None else self.vector[kept - 1]
+
+
+class OpenBlock(nn.Module):
+    """A block that may be skipped."""
+
+    def __init__(self, block: nn.Module, state: DepthState, position: int):
+        super().__init__()
+        self.block, self.position = block, position
+        self._state = state
+
+    def forward(self, inputs: Tensor, *arguments, **options) -> Tensor:
+        """What the block gives, its input unchanged, or at the end of the run the mixture."""
+        return self._state.pass_block(self.block, self.position, inputs, arguments, options)

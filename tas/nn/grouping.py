@@ -1,0 +1,191 @@
+"""From merged labels to the values of a `Graph`: which channels form a width, and what stands on every axis."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+from torch import nn
+
+from tas.cost import Count, Gate
+from tas.graph import Depth, Frozen, Graph, Layer, Layout, Parameter, Run, Width, count_of
+from tas.nn.capture import Captured
+from tas.nn.rules import Draft
+
+Place = tuple[str, int]  # (width name, channel)
+
+
+def build_graph(
+    model: nn.Module, captured: Captured, depths: tuple[Depth, ...], input_shapes: tuple[tuple[int, ...], ...]
+) -> Graph:
+    """Assemble what was found about `model` into a `Graph`."""
+    roots = captured.labels.roots()
+    reasons = _frozen_roots(captured, roots)
+    places, widths = _widths(captured, roots, reasons)
+    layouts = {axis: _layout(roots[labels], places) for axis, labels in captured.labels.axes.items()}
+    gates = {block: (depth.name, place) for depth in depths for place, block in enumerate(depth.blocks) if place}
+    layers = tuple(
+        _layer(model, path, captured.drafts.get(path), captured, layouts, gates, roots, places)
+        for path in _layer_order(model, captured)
+    )
+    members = _members(layers)
+    found = tuple(Width(name, size, tuple(members[name])) for name, size in widths.items())
+    return Graph(found, depths, layers, _frozen(captured, roots, reasons, places), input_shapes)
+
+
+def _frozen_roots(captured: Captured, roots: np.ndarray) -> dict[int, tuple[str, str]]:
+    """Reason and module of every class that must stay."""
+    reasons: dict[int, tuple[str, str]] = {0: ("", "")}
+    for freeze in captured.labels.freezes:
+        for root in np.unique(roots[freeze.labels]).tolist():
+            reasons.setdefault(root, (freeze.reason, freeze.module))
+    return reasons
+
+
+def _owner(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
+
+
+def _widths(
+    captured: Captured, roots: np.ndarray, frozen: dict[int, tuple[str, str]]
+) -> tuple[dict[int, Place], dict[str, int]]:
+    """Group classes that occur in the same axes, equally often, into widths."""
+    signatures: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for index, labels in enumerate(captured.labels.axes.values()):
+        for root, times in zip(*np.unique(roots[labels], return_counts=True), strict=True):
+            signatures[int(root)].append((index, int(times)))
+    groups: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
+    for root in sorted(signatures):
+        if root not in frozen:
+            groups[tuple(signatures[root])].append(root)
+    axes = list(captured.labels.axes)
+    places: dict[int, Place] = {}
+    widths: dict[str, int] = {}
+    for signature, members in sorted(groups.items(), key=lambda item: item[1][0]):
+        if len(members) < 2:
+            continue
+        name = _owner(axes[min(index for index, _ in signature)][0])
+        name = name if name not in widths else f"{name}:{1 + sum(w.partition(':')[0] == name for w in widths)}"
+        widths[name] = len(members)
+        places |= {root: (name, channel) for channel, root in enumerate(members)}
+    return places, widths
+
+
+def _layout(roots: np.ndarray, places: dict[int, Place]) -> Layout | None:
+    """Describe an axis in as few runs as possible; None where nothing on it is ever cut."""
+    found = [places.get(root) for root in roots.tolist()]
+    if not any(found):
+        return None
+    groups: list[Run] = []  # one per channel, repeats counted
+    for place in found:
+        width, channel = place or (None, 0)
+        last = groups[-1] if groups else None
+        if last is not None and last.width == width and (width is None or last.start == channel):
+            grown = (last.count + 1, 1) if width is None else (1, last.repeat + 1)
+            groups[-1] = Run(width, last.start, *grown)
+        else:
+            groups.append(Run(width, channel, 1))
+    runs: list[Run] = []
+    for group in groups:
+        last = runs[-1] if runs else None
+        if (
+            last is not None
+            and group.width is not None
+            and (last.width, last.repeat, last.start + last.count) == (group.width, group.repeat, group.start)
+        ):
+            runs[-1] = Run(last.width, last.start, last.count + 1, last.repeat)
+        else:
+            runs.append(group)
+    return tuple(runs)
+
+
+def _layer_order(model: nn.Module, captured: Captured) -> list[str]:
+    """Layers in order of execution, then modules with parameters that were never seen."""
+    owners = dict.fromkeys(_owner(name) for name, _ in model.named_parameters())
+    return list(dict.fromkeys([*captured.drafts, *owners]))
+
+
+def _layer(
+    model: nn.Module,
+    path: str,
+    draft: Draft | None,
+    captured: Captured,
+    layouts: dict[tuple[str, int], Layout | None],
+    gates: dict[str, Gate],
+    roots: np.ndarray,
+    places: dict[int, Place],
+) -> Layer:
+    module = model.get_submodule(path)
+    unique = {name for name, _ in model.named_parameters()}  # a parameter shared by two modules is counted once
+    prefix = f"{path}." if path else ""
+    parameters = []
+    for is_buffer, tensors in ((False, module.named_parameters), (True, module.named_buffers)):
+        for name, tensor in tensors(recurse=False):
+            full = prefix + name
+            dims = tuple(layouts.get((full, dim)) for dim in range(tensor.dim()))
+            parameters.append(Parameter(full, tuple(tensor.shape), dims, is_buffer or full not in unique))
+    products = []
+    for times, factors in draft.products if draft else ():
+        vectors = [roots[factor.numpy()] for factor in factors]
+        products.append((times, tuple(_count(vector, places) for vector in vectors)))
+    gate = next((gate for block, gate in gates.items() if path == block or path.startswith(block + ".")), None)
+    kind = draft.kind if draft else "other"
+    return Layer(path, kind, tuple(parameters), tuple(products), gate, _mixed_by(path, kind, captured, layouts))
+
+
+def _count(vector: np.ndarray, places: dict[int, Place]) -> Count:
+    layout = _layout(vector, places)
+    return Count(len(vector)) if layout is None else count_of(layout)
+
+
+def _mixed_by(path: str, kind: str, captured: Captured, layouts: dict[tuple[str, int], Layout | None]) -> str | None:
+    """A layer that makes one whole width mixes its candidates itself, or leaves it to the norm that alone reads it."""
+    if kind == "batch_norm":
+        makers = captured.drafts[path].makers
+        maker = makers[0]
+        is_alone = len(makers) == 1 and maker is not None and _makes_width(maker, captured, layouts)
+        readers = [name for name, draft in captured.drafts.items() if maker in draft.makers]
+        return path if is_alone and len(readers) == 1 else None
+    if not _makes_width(path, captured, layouts):
+        return None
+    readers = [name for name, draft in captured.drafts.items() if path in draft.makers]
+    if len(readers) == 1 and len(captured.drafts[readers[0]].makers) == 1 and len(captured.drafts[path].products) == 1:
+        return readers[0]
+    return path
+
+
+def _makes_width(path: str, captured: Captured, layouts: dict[tuple[str, int], Layout | None]) -> bool:
+    draft = captured.drafts.get(path)
+    layout = layouts.get((f"{path}.weight", 0))
+    if draft is None or draft.kind not in ("convolution", "linear") or layout is None or len(layout) != 1:
+        return False
+    return layout[0].width is not None and layout[0].start == 0 and layout[0].repeat == 1
+
+
+def _members(layers: tuple[Layer, ...]) -> dict[str, list[str]]:
+    members: dict[str, dict[str, None]] = defaultdict(dict)
+    for layer in layers:
+        for parameter in layer.parameters:
+            for layout in parameter.layouts:
+                for run in layout or ():
+                    if run.width is not None:
+                        members[run.width][layer.name] = None
+    return {name: list(found) for name, found in members.items()}
+
+
+def _frozen(
+    captured: Captured, roots: np.ndarray, reasons: dict[int, tuple[str, str]], places: dict[int, Place]
+) -> tuple[Frozen, ...]:
+    """Axes on which a layer makes channels that stay; one entry per axis and reason."""
+    lonely = ("is a single channel", "")
+    found = []
+    for (parameter, dim), labels in captured.labels.axes.items():
+        if dim != 0 or not parameter.endswith(".weight"):
+            continue
+        draft = captured.drafts.get(_owner(parameter))
+        if draft is None or draft.kind in ("batch_norm", "depthwise"):
+            continue
+        mine = [root for root in np.unique(roots[labels]).tolist() if root not in places]
+        for reason, module in dict.fromkeys(reasons.get(root, lonely) for root in mine):
+            found.append(Frozen(f"{parameter}[{dim}]", reason, module))
+    return tuple(found)

@@ -1,0 +1,122 @@
+"""Channels as integer labels that flow through a graph and merge where they must be cut together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FIXED = 0  # the label of everything that is not a channel made by a layer: pixels, padding, refused outputs
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Labels that must stay, and why."""
+
+    labels: np.ndarray
+    reason: str
+    module: str
+
+
+class Labels:
+    """The labels of one trace: a union-find, the axes they reached, and what froze them."""
+
+    def __init__(self):
+        self._parent = [FIXED]
+        self.axes: dict[tuple[str, int], np.ndarray] = {}
+        self.freezes: list[Freeze] = []
+
+    def fresh(self, count: int) -> Tensor:
+        """Make `count` new labels, ascending."""
+        first = len(self._parent)
+        self._parent.extend(range(first, first + count))
+        return torch.arange(first, first + count)
+
+    def attach(self, parameter: str, dim: int, labels: Tensor) -> None:
+        """Say that position i of this axis is cut with label i; a second call merges (a module called twice)."""
+        known = self.axes.get((parameter, dim))
+        if known is None:
+            self.axes[parameter, dim] = labels.numpy().copy()
+        else:
+            self.union(torch.as_tensor(known), labels)
+
+    def freeze(self, labels: Tensor, reason: str, module: str) -> None:
+        """Never cut these labels; the first reason given counts."""
+        found = np.unique(_condense(labels).numpy())
+        found = found[found > FIXED]
+        if found.size:
+            self.freezes.append(Freeze(found, reason, module))
+
+    def union(self, one: Tensor, other: Tensor, module: str = "") -> None:
+        """Merge two tensors of labels position by position; shapes must broadcast."""
+        one, other = torch.broadcast_tensors(one, other)
+        one, other = _condense_together(one, other)
+        different = (one != other).flatten()
+        pairs = torch.stack([one.flatten()[different], other.flatten()[different]], 1).unique(dim=0)
+        fixed = pairs[(pairs == FIXED).any(1)]
+        if len(fixed):
+            self.freeze(fixed, "is combined with values that are not channels (the input, or padding)", module)
+        for first, second in pairs[(pairs != FIXED).all(1)].tolist():
+            low, high = sorted((self._find(first), self._find(second)))
+            self._parent[high] = low  # the smallest label names the class: the order of channels is the maker's
+
+    def _find(self, label: int) -> int:
+        parent = self._parent
+        while parent[label] != label:
+            parent[label] = parent[parent[label]]
+            label = parent[label]
+        return label
+
+    def roots(self) -> np.ndarray:
+        """The class of every label."""
+        return np.array([self._find(label) for label in range(len(self._parent))])
+
+    def channel_vector(self, labels: Tensor, dim: int) -> Tensor:
+        """Labels along one dimension; positions that differ along the others are merged."""
+        first = labels.movedim(dim, -1).reshape(-1, labels.shape[dim])[0] if labels.numel() else labels.new_zeros(0)
+        if any(other != dim % labels.dim() for other in varying_dims(labels)):
+            shape = [1] * labels.dim()
+            shape[dim] = -1
+            self.union(labels, first.view(shape))
+        return first
+
+
+def varying_dims(labels: Tensor) -> list[int]:
+    """Dimensions along which the labels are not all the same."""
+    return [
+        dim
+        for dim in range(labels.dim())
+        if labels.shape[dim] > 1
+        and labels.stride(dim) != 0
+        and not torch.equal(labels, labels.narrow(dim, 0, 1).expand_as(labels))
+    ]
+
+
+def spread(vector: Tensor, dim: int, shape: tuple[int, ...]) -> Tensor:
+    """Lay a vector of labels along `dim` of a tensor of `shape`, without copying it."""
+    view = [1] * len(shape)
+    view[dim] = -1
+    return vector.view(view).expand(shape)
+
+
+def fixed(shape: tuple[int, ...]) -> Tensor:
+    """A tensor of positions that are not channels."""
+    return torch.full((), FIXED).expand(shape)
+
+
+def _condense(labels: Tensor) -> Tensor:
+    """Drop the copies along expanded dimensions."""
+    for dim in range(labels.dim()):
+        if labels.stride(dim) == 0:
+            labels = labels.narrow(dim, 0, min(1, labels.shape[dim]))
+    return labels
+
+
+def _condense_together(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    for dim in range(one.dim()):
+        if one.stride(dim) == 0 and other.stride(dim) == 0:
+            length = min(1, one.shape[dim])
+            one, other = one.narrow(dim, 0, length), other.narrow(dim, 0, length)
+    return one, other

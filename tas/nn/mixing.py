@@ -1,0 +1,223 @@
+"""Channel-wise interpolation and the weighted sum of network fragments.
+
+A width drawn with sizes a <= b and weights p mixes a layer's output y as
+
+    out = p_a · CWI(N_a(y[:a]), b) + p_b · N_b(y[:b])
+
+where N is the norm with that candidate's own affine. CWI is linear, so the whole is one matrix over channels.
+Compact widths compute only the b channels that are drawn; dense ones keep full shapes, zeros above b, and tensors for
+every index, so that nothing depends on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tas.graph import Layout, positions_of
+
+
+def interpolation_matrix(sources: int | Tensor, targets: int | Tensor, rows: int, columns: int, **options) -> Tensor:
+    """Channel-wise interpolation as a matrix: adaptive average pooling over channels.
+
+    Args:
+        sources: channels of the fragment.
+        targets: channels wanted, at least `sources`.
+        rows: height of the matrix; rows from `targets` on are zero.
+        columns: width of the matrix; columns from `sources` on are zero.
+        options: device and dtype of the result.
+
+    Shape:
+        (rows, columns); every one of the first `targets` rows sums to one.
+
+    Source:
+        Dong and Yang, 2019, section 3.1: y_i = mean(x[⌊i·n/m⌋ : ⌈(i+1)·n/m⌉]).
+    """
+    row = torch.arange(rows, device=options.get("device"))[:, None]
+    column = torch.arange(columns, device=options.get("device"))[None]
+    first = row * sources // targets
+    last = -(-(row + 1) * sources // targets)
+    inside = (column >= first) & (column < last) & (row < targets)
+    return inside.to(options.get("dtype")) / (last - first)
+
+
+@lru_cache(maxsize=4096)
+def _matrix(sources: int, targets: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return interpolation_matrix(sources, targets, targets, sources, device=device, dtype=dtype)
+
+
+class CompactWidth:
+    """A width of which only the largest drawn size is computed; sizes are Python numbers."""
+
+    def __init__(self, candidates: Sequence[int]):
+        self.candidates = tuple(candidates)
+        self.pick(len(candidates) - 1)
+
+    def draw(self, chosen: Sequence[int], weights: Tensor) -> None:
+        """Open the candidates with these indices, mixed with these weights."""
+        self.chosen, self.weights = tuple(chosen), weights
+        self.active = max(self.candidates[index] for index in self.chosen)
+
+    def pick(self, index: int) -> None:
+        """Use one candidate alone."""
+        self.chosen, self.weights, self.active = (index,), None, self.candidates[index]
+
+    def mixture(self, scales: Tensor | None, shifts: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The mixture as a matrix and a shift over the active channels.
+
+        Args:
+            scales: (candidates, channels), the norm's own scale of every candidate; None for ones.
+            shifts: (candidates, channels); None for zeros.
+            like: a tensor with the wanted device and dtype.
+
+        Shape:
+            (active, active) and (active,).
+        """
+        assert self.weights is not None
+        total, shift = 0, None
+        for weight, index in zip(self.weights.to(like.dtype), self.chosen, strict=True):
+            size = self.candidates[index]
+            part = weight * _matrix(size, self.active, like.device, like.dtype)
+            if shifts is not None:
+                moved = part @ shifts[index, :size].to(like.dtype)
+                shift = moved if shift is None else shift + moved
+            if scales is not None:
+                part = part * scales[index, :size].to(like.dtype)
+            total = total + F.pad(part, (0, self.active - size))
+        assert isinstance(total, Tensor)
+        return total, shift
+
+
+class DenseWidth:
+    """A width with full shapes: indices, sizes and weights are tensors."""
+
+    def __init__(self, candidates: Sequence[int]):
+        self.candidates = tuple(candidates)
+        self.size = max(candidates)
+        self._table = torch.tensor(self.candidates)
+        self.pick(len(candidates) - 1)
+
+    def draw(self, chosen: Tensor, weights: Tensor) -> None:
+        """Open the candidates with these indices, mixed with these weights; both of shape (fragments,)."""
+        self._table = self._table.to(chosen.device)
+        self.chosen, self.weights = chosen, weights
+        self.sizes = self._table[chosen]
+        self.active = self.sizes.max()
+
+    def pick(self, index: int) -> None:
+        """Use one candidate alone."""
+        self.draw(torch.tensor([index], device=self._table.device), torch.ones(1, device=self._table.device))
+
+    def mixture(self, scales: Tensor | None, shifts: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `CompactWidth.mixture`, over all channels: (size, size) and (size,), zero from the active size on."""
+        parts = torch.stack(
+            [
+                interpolation_matrix(size, self.active, self.size, self.size, device=like.device, dtype=like.dtype)
+                for size in self.sizes.to(like.device)
+            ]
+        )
+        parts = parts * self.weights.to(like)[:, None, None]
+        shift = None if shifts is None else torch.einsum("imn,in->m", parts, shifts[self.chosen].to(like.dtype))
+        if scales is not None:
+            parts = parts * scales[self.chosen].to(like.dtype)[:, None]
+        return parts.sum(0), shift
+
+
+class CompactAxis:
+    """The positions of an axis that are computed under the sizes drawn now."""
+
+    def __init__(self, layout: Layout | None, widths: dict[str, CompactWidth]):
+        self._layout = layout
+        self._widths = {run.width: widths[run.width] for run in layout or () if run.width is not None}
+        self._cache: dict[tuple[int, ...], tuple[int, Tensor | None]] = {}
+
+    def take(self, tensor: Tensor, dim: int) -> Tensor:
+        """Only the active positions of `tensor` along `dim`; a view where they are a prefix."""
+        if self._layout is None:
+            return tensor
+        count, index = self._active()
+        if index is not None:
+            return tensor.index_select(dim, index.to(tensor.device))
+        return tensor if count == tensor.shape[dim] else tensor.narrow(dim, 0, count)
+
+    def put(self, whole: Tensor, part: Tensor) -> None:
+        """Write what `take` gathered from a vector back into it, in place."""
+        count, index = self._active()
+        if index is None:
+            whole[:count].copy_(part)
+        else:
+            whole.index_copy_(0, index.to(whole.device), part)
+
+    def _active(self) -> tuple[int, Tensor | None]:
+        key = tuple(width.active for width in self._widths.values())
+        if key not in self._cache:
+            assert self._layout is not None
+            kept = positions_of(self._layout, dict(zip(self._widths, key, strict=True)))
+            is_prefix = len(kept) == 0 or kept[-1] == len(kept) - 1
+            if len(self._cache) > 512:  # a concatenation of many widths has too many combinations to keep
+                self._cache.clear()
+            self._cache[key] = (len(kept), None if is_prefix else torch.as_tensor(kept))
+        return self._cache[key]
+
+
+class DenseAxis:
+    """Which positions of an axis are switched on under the sizes drawn now."""
+
+    def __init__(self, layout: Layout | None, widths: dict[str, DenseWidth]):
+        self._widths = [widths[run.width] for run in layout or () if run.width is not None]
+        self._owner = self._channel = torch.zeros(0, dtype=torch.long)
+        owner, channel = [], []
+        for run in layout or ():
+            length = run.count * run.repeat
+            # position 0 of the table below is "always on"
+            owner += [0 if run.width is None else 1 + self._widths.index(widths[run.width])] * length
+            channels = torch.arange(run.start, run.start + run.count).repeat_interleave(run.repeat)
+            channel.append(torch.zeros(length, dtype=torch.long) if run.width is None else channels)
+        if self._widths:
+            self._owner, self._channel = torch.tensor(owner), torch.cat(channel)
+
+    def mask(self, tensor: Tensor, dim: int) -> Tensor:
+        """`tensor` with the inactive positions along `dim` set to zero."""
+        if not self._widths:
+            return tensor
+        if self._owner.device != tensor.device:
+            self._owner, self._channel = self._owner.to(tensor.device), self._channel.to(tensor.device)
+        active = torch.stack([width.active.to(tensor.device) for width in self._widths])
+        active = torch.cat([active.new_ones(1), active])
+        shape = [1] * tensor.dim()
+        shape[dim] = -1
+        return tensor * (self._channel < active[self._owner]).view(shape).to(tensor.dtype)
+
+
+def gumbel_weights(
+    log_probabilities: Tensor, fragments: int, *, temperature: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw candidates of every choice without replacement and weigh them.
+
+    Args:
+        log_probabilities: (choices, candidates), log softmax of the logits; padding far below zero.
+        fragments: candidates to draw, I of the paper.
+        temperature: τ > 0 of the Gumbel softmax.
+        generator: source of the noise.
+
+    Returns:
+        Indices (choices, fragments), int64, no gradient; weights (choices, fragments), rows summing to one.
+
+    Source:
+        Dong and Yang, 2019, section 3.1; the released code draws with probabilities softmax(u) + 1e-7.
+    """
+    noise = torch.empty_like(log_probabilities).exponential_(generator=generator).clamp_min(1e-20).log().neg()
+    perturbed = (log_probabilities + noise.detach()) / temperature
+    with torch.no_grad():
+        # padding keeps a vanishing probability: a choice with fewer candidates than fragments repeats with weight zero
+        is_real = log_probabilities > PADDING / 2
+        chances = torch.where(is_real, perturbed.softmax(1) + 1e-7, torch.full_like(perturbed, 1e-30))
+        chosen = torch.multinomial(chances, min(fragments, chances.shape[1]), generator=generator)
+    return chosen, perturbed.gather(1, chosen).softmax(1)
+
+
+PADDING = -1e9  # logit of a candidate that is not there

@@ -1,0 +1,149 @@
+"""Batch norm: passes channels on; behind a convolution it holds one affine per candidate and mixes the fragments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tas.graph import Layer
+from tas.nn.mixing import CompactAxis, CompactWidth, DenseAxis, DenseWidth
+from tas.nn.rules.base import Call, Constant, Kind, layout_of, plain_width
+
+
+def batch_norm(call: Call) -> Any:
+    """Pass the channels on; every vector of the norm is cut with them."""
+    inputs = call.arguments["input"]
+    names = ("weight", "bias", "running_mean", "running_var")
+    tensors = [call.arguments[name] for name in names if isinstance(call.arguments[name], Constant)]
+    owner = call.model.get_submodule(call.module)
+    if type(owner).forward is not nn.BatchNorm2d.forward:
+        return call.refuse(f"is normalised by {type(owner).__name__}, which has no rule")
+    if not isinstance(inputs, Tensor) or any(t.name is None or t.name.rpartition(".")[0] != call.module for t in tensors):
+        return call.refuse("is normalised with tensors computed in forward")
+    channels = call.labels.channel_vector(inputs, 1)
+    for tensor in tensors:
+        assert tensor.name is not None
+        call.labels.attach(tensor.name, 0, channels)
+    call.draft("batch_norm").makers.append(call.maker)
+    return inputs
+
+
+def resize_batch_norm(module: nn.Module) -> None:
+    """Set the channel number from whichever tensor there is."""
+    assert isinstance(module, nn.modules.batchnorm._BatchNorm)
+    known = module.weight if module.weight is not None else module.running_mean
+    if known is not None:
+        module.num_features = known.shape[0]
+
+
+class _OpenBatchNorm(nn.Module):
+    """What both executions share: statistics of all channels, and an affine per candidate where fragments are mixed."""
+
+    def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, Any]):
+        super().__init__()
+        assert isinstance(module, nn.modules.batchnorm._BatchNorm)
+        self.module = module
+        name = plain_width(layer) or plain_width(layer, "running_mean")
+        self.width = widths[name] if layer.mixed_by == layer.name and name is not None else None
+        # per candidate: the released code gives every candidate a norm of its own (paper.md, section 2)
+        self.scales = self.shifts = None
+        if self.width is not None and module.affine:
+            count = len(self.width.candidates)
+            self.scales = nn.Parameter(module.weight.detach().repeat(count, 1))
+            self.shifts = nn.Parameter(module.bias.detach().repeat(count, 1))
+            module.register_parameter("weight", None)
+            module.register_parameter("bias", None)
+
+    def _momentum(self) -> float:
+        """Share of the new statistics; counts the batch as torch's own module does."""
+        module = self.module
+        if not self.training or module.running_mean is None:
+            return 0.0
+        assert module.num_batches_tracked is not None
+        module.num_batches_tracked.add_(1)
+        return module.momentum if module.momentum is not None else 1.0 / float(module.num_batches_tracked)
+
+    def _normalise(self, inputs: Tensor, mean: Any, variance: Any, scale: Any, shift: Any) -> Tensor:
+        momentum = self._momentum()
+        uses_batch = self.training or mean is None
+        return F.batch_norm(inputs, mean, variance, scale, shift, uses_batch, momentum, self.module.eps)
+
+    def restore(self, candidate: int) -> None:
+        """Give the module the affine of one candidate, in full shape."""
+        if self.scales is not None and self.shifts is not None:
+            self.module.weight = nn.Parameter(self.scales[candidate].detach().clone())
+            self.module.bias = nn.Parameter(self.shifts[candidate].detach().clone())
+
+
+def _apply(matrix: Tensor, shift: Tensor | None, inputs: Tensor) -> Tensor:
+    """A matrix over dimension 1 of (batch, channels, …)."""
+    if inputs.dim() == 2:
+        return F.linear(inputs, matrix, shift)
+    flat = inputs.flatten(2) if inputs.dim() != 4 else inputs
+    kernel = matrix.view(*matrix.shape, *[1] * (flat.dim() - 2))
+    mixed = (F.conv2d if flat.dim() == 4 else F.conv1d)(flat, kernel, shift)
+    return mixed.view(inputs.shape[0], -1, *inputs.shape[2:]) if flat is not inputs else mixed
+
+
+class CompactBatchNorm(_OpenBatchNorm):
+    """Batch norm over the drawn channels.
+
+    Channel j of every fragment is the same convolution output, so all candidates share their statistics.
+    """
+
+    width: CompactWidth | None
+
+    def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, CompactWidth]):
+        super().__init__(module, layer, widths)
+        layout = layout_of(layer, "weight", 0) or layout_of(layer, "running_mean", 0)
+        self._axis = CompactAxis(layout, widths)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, active channels, …), same shape out."""
+        module, width = self.module, self.width
+        held = module.running_mean, module.running_var
+        mean, variance = (None if value is None else self._axis.take(value, 0) for value in held)
+        if width is None:
+            affine = [None if value is None else self._axis.take(value, 0) for value in (module.weight, module.bias)]
+            mixed = self._normalise(inputs, mean, variance, *affine)
+        elif width.weights is None:
+            index, size = width.chosen[0], width.active
+            affine = [None if value is None else value[index, :size] for value in (self.scales, self.shifts)]
+            mixed = self._normalise(inputs, mean, variance, *affine)
+        else:
+            normal = self._normalise(inputs, mean, variance, None, None)
+            mixed = _apply(*width.mixture(self.scales, self.shifts, normal), normal)
+        self._write_back(held, (mean, variance))
+        return mixed
+
+    def _write_back(self, held: tuple[Any, Any], updated: tuple[Any, Any]) -> None:
+        """Statistics that were gathered (not a prefix) are copies: put them back."""
+        if not self.training:
+            return
+        for whole, part in zip(held, updated, strict=True):
+            if whole is not None and part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+                self._axis.put(whole, part)
+
+
+class DenseBatchNorm(_OpenBatchNorm):
+    """Batch norm over all channels, followed by the mixture, which switches the inactive ones off."""
+
+    width: DenseWidth | None
+
+    def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, DenseWidth]):
+        super().__init__(module, layer, widths)
+        self._axis = DenseAxis(layout_of(layer, "weight", 0), widths)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, all channels, …), same shape out."""
+        module, width = self.module, self.width
+        if width is None:
+            return self._normalise(inputs, module.running_mean, module.running_var, module.weight, module.bias)
+        normal = self._normalise(inputs, module.running_mean, module.running_var, None, None)
+        return _apply(*width.mixture(self.scales, self.shifts, normal), normal)
+
+
+LABELS = {"batch_norm": batch_norm}
+KINDS = {"batch_norm": Kind(resize_batch_norm, CompactBatchNorm, DenseBatchNorm)}

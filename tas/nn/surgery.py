@@ -1,0 +1,130 @@
+"""Cut, mask and reorder the channels of a model; the model given is never changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tas.architecture import Architecture
+from tas.errors import ModelError
+from tas.graph import Graph, Parameter, channels_of, positions_of
+from tas.nn.rules import KINDS
+
+
+def require_fit(model: nn.Module, graph: Graph) -> None:
+    """Check that `graph` was traced from a model of this shape.
+
+    Raises:
+        ModelError: names the first tensor that differs.
+    """
+    held = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    for layer in graph.layers:
+        for parameter in layer.parameters:
+            found = held.get(parameter.name)
+            if found is None or tuple(found.shape) != parameter.shape:
+                has = "no such tensor" if found is None else f"shape {tuple(found.shape)}"
+                raise ModelError(
+                    f"the graph does not fit this {type(model).__name__}: {parameter.name} should have shape "
+                    f"{parameter.shape}, the model has {has}; give the full, unpruned model the graph was traced from"
+                )
+
+
+def cut(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Module:
+    """A copy of `model` with the channels and blocks of `architecture` alone, prefixes of every width."""
+    small = copy.deepcopy(model)
+    _skip(small, graph, architecture)
+    for layer in graph.layers:
+        changed = [parameter for parameter in layer.parameters if any(parameter.layouts)]
+        if not changed or _is_skipped(layer.name, graph, architecture):
+            continue
+        module = small.get_submodule(layer.name)
+        for parameter in changed:
+            _replace(module, parameter, _select(_tensor(module, parameter), parameter, architecture.widths))
+        KINDS[layer.kind].resize(module)
+    return small
+
+
+def mask(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Module:
+    """A copy of `model` in full shape that ignores the channels and blocks `architecture` drops: what `cut` must equal."""
+    masked = copy.deepcopy(model)
+    _skip(masked, graph, architecture)
+    for layer in graph.layers:
+        if layer.kind not in ("convolution", "linear") or _is_skipped(layer.name, graph, architecture):
+            continue
+        layout = next((p.layouts[1] for p in layer.parameters if p.name == f"{layer.name}.weight"), None)
+        if layout is None:
+            continue
+        module = masked.get_submodule(layer.name)
+        assert isinstance(module.weight, Tensor)
+        keep = torch.zeros(module.weight.shape[1], dtype=torch.bool)
+        keep[torch.as_tensor(positions_of(layout, architecture.widths))] = True
+        with torch.no_grad():
+            module.weight[:, ~keep] = 0
+    return masked
+
+
+def reorder(model: nn.Module, graph: Graph, orders: Mapping[str, np.ndarray]) -> nn.Module:
+    """A copy of `model` that computes the same with permuted channels.
+
+    Args:
+        model: the full model.
+        graph: of it.
+        orders: by width name, the old channel at every new place.
+    """
+    ranked = copy.deepcopy(model)
+    for layer in graph.layers:
+        for parameter in layer.parameters:
+            if not any(parameter.layouts):
+                continue
+            module = ranked.get_submodule(layer.name)
+            tensor = _tensor(module, parameter)
+            for dim, layout in enumerate(parameter.layouts):
+                index = np.arange(tensor.shape[dim])
+                for width in {run.width for run in layout or () if run.width is not None}:
+                    index = index[_permutation(channels_of(layout or (), width), orders[width])]
+                tensor = tensor.index_select(dim, torch.as_tensor(index, device=tensor.device))
+            _replace(module, parameter, tensor)
+    return ranked
+
+
+def _permutation(channels: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Old position for every position: channel order[k] moves to where channel k stood, each repeat in its turn."""
+    index = np.arange(len(channels))
+    by_channel = [np.flatnonzero(channels == channel) for channel in range(len(order))]
+    for new, old in enumerate(order):
+        index[by_channel[new]] = by_channel[old]
+    return index
+
+
+def _skip(model: nn.Module, graph: Graph, architecture: Architecture) -> None:
+    for block in graph.skipped(architecture):
+        parent, _, name = block.rpartition(".")
+        setattr(model.get_submodule(parent), name, nn.Identity())
+
+
+def _is_skipped(path: str, graph: Graph, architecture: Architecture) -> bool:
+    return any(path == block or path.startswith(block + ".") for block in graph.skipped(architecture))
+
+
+def _tensor(module: nn.Module, parameter: Parameter) -> Tensor:
+    return getattr(module, parameter.name.rpartition(".")[2])
+
+
+def _select(tensor: Tensor, parameter: Parameter, sizes: Mapping[str, int]) -> Tensor:
+    for dim, layout in enumerate(parameter.layouts):
+        if layout is not None:
+            tensor = tensor.index_select(dim, torch.as_tensor(positions_of(layout, sizes), device=tensor.device))
+    return tensor
+
+
+def _replace(module: nn.Module, parameter: Parameter, value: Tensor) -> None:
+    name = parameter.name.rpartition(".")[2]
+    old = getattr(module, name)
+    if isinstance(old, nn.Parameter):
+        setattr(module, name, nn.Parameter(value.detach().clone(), requires_grad=old.requires_grad))
+    else:
+        setattr(module, name, value.detach().clone())

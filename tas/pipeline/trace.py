@@ -1,0 +1,49 @@
+"""Find out what can be pruned in a model, and prove it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tas.errors import ModelError
+from tas.graph import Graph
+from tas.nn.blocks import find_depths
+from tas.nn.capture import capture
+from tas.nn.grouping import build_graph
+from tas.nn.selfcheck import self_check
+
+
+def trace(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
+    """Find the widths and depths of a model, what they cost, and what stays frozen.
+
+    Every output channel of a convolution or linear layer gets a label; labels flow through the graph that `torch.export`
+    captures and merge where channels must be cut together. Some architectures are then cut for real and compared with
+    the masked full model; what fails is frozen, with the reason.
+
+    Args:
+        model: any module `torch.export` can capture; not changed, and traced in evaluation mode.
+        example: what `forward` takes, one tensor or several, batch first; the values do not matter.
+
+    Returns:
+        The graph; its costs are per sample at the example's size.
+
+    Raises:
+        ModelError: the model cannot be captured, or has no parameters.
+
+    Example:
+        graph = tas.trace(torchvision.models.resnet18(), torch.zeros(1, 3, 224, 224))
+    """
+    inputs = [example] if isinstance(example, Tensor) else list(example)
+    if not inputs or not all(isinstance(tensor, Tensor) and tensor.dim() for tensor in inputs):
+        raise ModelError("the example must be one tensor or several, with a batch dimension first")
+    if next(model.parameters(), None) is None:
+        raise ModelError(f"{type(model).__name__} has no parameters; there is nothing to prune")
+    still = copy.deepcopy(model).cpu().eval()
+    inputs = [tensor.detach().cpu() for tensor in inputs]
+    captured = capture(still, inputs)
+    graph = build_graph(still, captured, find_depths(still, captured), tuple(tuple(t.shape) for t in inputs))
+    with torch.random.fork_rng(devices=[]):
+        return self_check(still, graph, inputs)

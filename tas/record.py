@@ -1,0 +1,71 @@
+"""What happened in a run: JSON lines, only ever appended."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tas.errors import RunError
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("tas-pruning", "torch", "torchvision", "numpy", "accelerate"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+class Record:
+    """Rows of a run, kept in memory and, where a path is given, in a file of JSON lines.
+
+    A row is a flat mapping with a `stage` and mostly an `epoch`. An interrupted run may have written an epoch it has to
+    do again; `epochs` then gives the later row.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        if path and path.exists():
+            self.rows = _read(path)
+            if path.read_bytes()[-1:] not in (b"", b"\n"):  # a line cut short by a kill must not swallow the next one
+                self._append("\n")
+
+    def add(self, stage: str, **values: Any) -> None:
+        """Append one row."""
+        row = {"stage": stage, **values}
+        self.rows.append(row)
+        self._append(json.dumps(row) + "\n")
+
+    def _append(self, text: str) -> None:
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(text)
+
+    def epochs(self, stage: str) -> list[dict[str, Any]]:
+        """The rows of a stage that belong to an epoch, in order, one per epoch."""
+        latest = {row["epoch"]: row for row in self.rows if row["stage"] == stage and "epoch" in row}
+        return [latest[epoch] for epoch in sorted(latest)]
+
+    def seconds(self, stage: str) -> float:
+        """Time the epochs of a stage took, interruptions not counted."""
+        return sum(row.get("seconds", 0.0) for row in self.epochs(stage))
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines) and lines[number]:
+                raise RunError(f"{path}, line {number}, is not JSON; move the file away to start anew") from None
+    return rows
