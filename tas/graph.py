@@ -237,9 +237,13 @@ class Graph:
         """Paths of the blocks that `architecture` drops."""
         return tuple(block for depth in self.depths for block in depth.blocks[architecture.depths[depth.name] :])
 
+    def to_dict(self) -> dict[str, Any]:
+        """The graph in plain lists and mappings, for JSON."""
+        return {"format": 1, **asdict(self)}
+
     def to_json(self) -> str:
         """The graph as JSON text."""
-        return json.dumps({"format": 1, **asdict(self)}, separators=(",", ":"))
+        return json.dumps(self.to_dict(), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Graph:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tas.errors import RunError
 
@@ -27,3 +28,24 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step."""
     write_with(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and plain values in one step."""
+    import torch
+
+    write_with(path, lambda temporary: torch.save(state, temporary))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote; nothing in the file is executed.
+
+    Raises:
+        RunError: the file is damaged or not a checkpoint.
+    """
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has no common root for what a broken file can raise
+        raise RunError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start this stage anew") from error

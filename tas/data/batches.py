@@ -1,5 +1,6 @@
 """The batches of a DataLoader: counted, moved to a device, the same every time."""
 
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,25 +27,20 @@ class LoaderBatches:
     seed: int | None = None
 
     def __len__(self) -> int:
-        try:
-            return len(self.loader)
-        except TypeError:
-            kind = type(self.loader.dataset).__name__
-            raise DataError(f"the number of batches is unknown; give {kind} a __len__") from None
+        return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.seed is not None and self.loader.generator is not None:
             self.loader.generator.manual_seed(self.seed)
-        batches = iter(self.loader)
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except DataError as error:  # worker processes put their whole traceback into the message
-                raise DataError(str(error).strip().splitlines()[-1].split("DataError: ")[-1]) from None
-            inputs, targets = as_batch(batch)
-            yield inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+        try:
+            for batch in self.loader:
+                inputs, targets = as_batch(batch)
+                yield inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+        except DataError as error:
+            # torch's frames keep the error and its workers alive in a cycle, and collecting that takes 5 s.
+            traceback.clear_frames(error.__traceback__)
+            # Worker processes put their whole traceback into the message.
+            raise DataError(str(error).strip().splitlines()[-1].split("DataError: ")[-1]) from None
 
 
 def as_batch(batch: Any) -> Batch:

@@ -1,6 +1,7 @@
 """Image folders: PATH/train and PATH/test (or PATH/val), one folder per class."""
 
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,7 +51,7 @@ def load_folder(
     """
     root = Path(path)
     name = name or f"folder:{path}"
-    workers = min(8, len(os.sched_getaffinity(0))) if workers is None else workers
+    workers = min(8, _usable_cores()) if workers is None else workers
     train, test = _list_part(root, ("train",)), _list_part(root, TEST_FOLDERS)
     _check_classes(root, train.classes, test.classes)
     size = _common_memory_size(train.samples, test.samples, image_size, memory_limit_mb)
@@ -107,7 +108,7 @@ def _list_part(root: Path, names: Sequence[str]) -> "ImageFolder":
     if not found:
         raise DataError(f"{root} has no {wanted}; put one folder per class into {root / names[0]}")
     folder = found[0]
-    if not any(entry.is_dir() for entry in os.scandir(folder)):
+    if not any(entry.is_dir() for entry in folder.iterdir()):
         raise DataError(f"{folder} has no class folders; put the images of every class into a folder of their own")
     part = ImageFolder(str(folder), allow_empty=True)
     filled = {label for _, label in part.samples}
@@ -158,6 +159,11 @@ def _decode(samples: Samples, size: tuple[int, int], image_size: int | None, wor
         finally:
             pool.shutdown(cancel_futures=True)  # after a misfit or an error the rest need not be read
     return torch.from_numpy(pixels) if complete else None
+
+
+def _usable_cores() -> int:
+    # A container may own fewer cores than the machine has; only Linux tells.
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _first_line(error: Exception) -> str:

@@ -49,7 +49,7 @@ class LoaderSource:
         name: for records and reports.
 
     Raises:
-        DataError: a loader has no samples, or yields something else.
+        DataError: a loader has no samples, cannot count them, or yields something else.
     """
 
     def __init__(self, train_loader: DataLoader, test_loader: DataLoader, *, name: str = "loaders"):
@@ -57,13 +57,12 @@ class LoaderSource:
         self.train_loader = train_loader
         self.test_loader = test_loader
         for part, loader in (("training", train_loader), ("test", test_loader)):
-            if isinstance(loader.dataset, Sized) and len(loader.dataset) == 0:
-                raise DataError(f"the {part} loader's data set is empty; pass one with samples")
-        labels = _labels(train_loader.dataset)
-        self.num_classes: int | None = _num_classes(train_loader.dataset, labels)
-        for loader_labels in (labels, _labels(test_loader.dataset)):
-            if loader_labels is not None:
-                check_labels(name, loader_labels, self.num_classes)
+            _check_length(part, loader.dataset)
+        known = [_labels(loader.dataset) for loader in (train_loader, test_loader)]
+        self.num_classes: int | None = _num_classes(train_loader.dataset, known)
+        for labels in known:
+            if labels is not None:
+                check_labels(name, labels, self.num_classes)
         self.input_shape: tuple[int, ...] = _input_shape(train_loader)
         self._halves: tuple[Tensor, Tensor] | None = None
 
@@ -143,13 +142,22 @@ def _labels(dataset: Any) -> Tensor | None:
     return labels.long().cpu() if is_index and len(labels) == _length(dataset) else None
 
 
-def _num_classes(dataset: Any, labels: Tensor | None) -> int | None:
+def _num_classes(dataset: Any, known: list[Tensor | None]) -> int | None:
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     classes = getattr(dataset, "classes", None)
     if isinstance(classes, (list, tuple)) and classes:
         return len(classes)
-    return None if labels is None else int(labels.max()) + 1
+    largest = [int(labels.max()) for labels in known if labels is not None]
+    return None if known[0] is None else max(largest) + 1
+
+
+def _check_length(part: str, dataset: Any) -> None:
+    if not isinstance(dataset, Sized):
+        kind = type(dataset).__name__
+        raise DataError(f"the number of {part} batches is unknown; give {kind} a __len__, or pass your own Source")
+    if len(dataset) == 0:
+        raise DataError(f"the {part} loader's data set is empty; pass one with samples")
 
 
 def _input_shape(loader: DataLoader) -> tuple[int, ...]:

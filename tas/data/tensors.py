@@ -131,13 +131,15 @@ class _TensorBatches:
         return -(-len(self.order) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        mean, std = self.mean.to(self.images.device), self.std.to(self.images.device)
+        # (x - mean) / std as one product and one difference: a batch of small images costs as much as its operations
+        scale = (_unit(self.images) / self.std).to(self.images.device)
+        shift = (self.mean / self.std).to(self.images.device)
         for start in range(0, len(self.order), self.batch_size):
             place = slice(start, min(start + self.batch_size, len(self.order)))
             images = self.images[self.order[place]]
             if self.augment is not None:
                 images = self.augment.apply(images, place)
-            yield (_to_float(images) - mean) / std, self.labels[self.order[place]]
+            yield images.float() * scale - shift, self.labels[self.order[place]]
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
@@ -152,7 +154,7 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     total = torch.zeros(images.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
     for chunk in images.split(1024):  # a float copy of the whole set would need four times its memory
-        values = _to_float(chunk).double().cpu()
+        values = chunk.cpu().double() * _unit(chunk)
         total += values.sum((0, 2, 3))
         squares += values.square().sum((0, 2, 3))
     count = images.numel() / images.shape[1]
@@ -169,7 +171,7 @@ def check_labels(name: str, labels: Tensor, num_classes: int | None) -> None:
     if low < 0 or high >= num_classes:
         raise DataError(
             f"{name}: labels run from {low} to {high}, but {num_classes} classes allow 0 to {num_classes - 1}; "
-            f"number the classes from 0, or pass a larger num_classes"
+            f"number the classes from 0, or correct the number of classes"
         )
 
 
@@ -203,5 +205,5 @@ def _per_channel(values: Sequence[float], channels: int, name: str) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
 
 
-def _to_float(images: Tensor) -> Tensor:
-    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+def _unit(images: Tensor) -> float:
+    return 1 / 255 if images.dtype == torch.uint8 else 1.0

@@ -23,7 +23,7 @@ def load(
     Args:
         name: `cifar_resnet:20`, `torchvision:NAME`, `timm:NAME`, `path/to/file.py:function` or
             `package.module:function`; the last two are imported and called, so they must be trusted.
-        num_classes: outputs of the classifier, passed on where the constructor takes it; None leaves its default.
+        num_classes: outputs of the classifier, >= 1, passed on where the constructor takes it; None leaves its default.
         weights: file of weights to load, see `load_weights`.
         pretrained: start from the released weights of torchvision or timm (may download them).
 
@@ -36,6 +36,8 @@ def load(
     Example:
         >>> model = load("cifar_resnet:56", num_classes=10, weights="resnet56.safetensors")
     """
+    if num_classes is not None and num_classes < 1:
+        raise ModelError(f"a model needs at least 1 class, got num_classes={num_classes}")
     kind, colon, rest = name.rpartition(":")
     if not colon or not kind or not rest:
         raise ModelError(f"there is no model {name!r}{_hint(name)}; write it as one of {FORMS}")

@@ -1,6 +1,7 @@
 """Weights from a file into a model: everything fits, or nothing is changed."""
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,9 @@ def _read(path: Path) -> Any:
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} is not a safetensors file ({error}); save the weights again") from None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch muses about unusual files; whether they load is what counts
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError):
         raise ModelError(
             f"{path} is not a plain file of weights, or holds Python objects which are not loaded for safety; "

@@ -38,7 +38,7 @@ def resize_batch_norm(module: nn.Module) -> None:
         module.num_features = known.shape[0]
 
 
-class _OpenBatchNorm(nn.Module):
+class OpenBatchNorm(nn.Module):
     """What both executions share: statistics of all channels, and an affine per candidate where fragments are mixed."""
 
     def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, Any]):
@@ -46,7 +46,8 @@ class _OpenBatchNorm(nn.Module):
         assert isinstance(module, nn.modules.batchnorm._BatchNorm)
         self.module = module
         name = plain_width(layer) or plain_width(layer, "running_mean")
-        self.width = widths[name] if layer.mixed_by == layer.name and name is not None else None
+        self.width_name = name if layer.mixed_by == layer.name else None
+        self.width = widths[self.width_name] if self.width_name is not None else None
         # per candidate: the released code gives every candidate a norm of its own (paper.md, section 2)
         self.scales = self.shifts = None
         if self.width is not None and module.affine:
@@ -70,6 +71,12 @@ class _OpenBatchNorm(nn.Module):
         uses_batch = self.training or mean is None
         return F.batch_norm(inputs, mean, variance, scale, shift, uses_batch, momentum, self.module.eps)
 
+    def reset_affine(self) -> None:
+        """Scale one and shift zero for every candidate."""
+        if self.scales is not None and self.shifts is not None:
+            nn.init.ones_(self.scales)
+            nn.init.zeros_(self.shifts)
+
     def restore(self, candidate: int) -> None:
         """Give the module the affine of one candidate, in full shape."""
         if self.scales is not None and self.shifts is not None:
@@ -87,7 +94,7 @@ def _apply(matrix: Tensor, shift: Tensor | None, inputs: Tensor) -> Tensor:
     return mixed.view(inputs.shape[0], -1, *inputs.shape[2:]) if flat is not inputs else mixed
 
 
-class CompactBatchNorm(_OpenBatchNorm):
+class CompactBatchNorm(OpenBatchNorm):
     """Batch norm over the drawn channels.
 
     Channel j of every fragment is the same convolution output, so all candidates share their statistics.
@@ -127,7 +134,7 @@ class CompactBatchNorm(_OpenBatchNorm):
                 self._axis.put(whole, part)
 
 
-class DenseBatchNorm(_OpenBatchNorm):
+class DenseBatchNorm(OpenBatchNorm):
     """Batch norm over all channels, followed by the mixture, which switches the inactive ones off."""
 
     width: DenseWidth | None

@@ -1,0 +1,243 @@
+"""The model with its choices left open: the user's own modules and forward, some layers replaced."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tas.architecture import Architecture
+from tas.errors import ArchitectureError, ConfigError
+from tas.graph import Graph
+from tas.nn.blocks import DepthState, OpenBlock
+from tas.nn.mixing import PADDING, CompactWidth, DenseWidth, gumbel_weights
+from tas.nn.rules import KINDS
+from tas.nn.rules.normalization import OpenBatchNorm
+from tas.nn.rules.projection import CompactProjection, DenseProjection
+from tas.nn.surgery import require_fit
+from tas.space import SearchSpace
+
+
+class Supernet(nn.Module):
+    """A copy of a model in which every width and depth of a space can be drawn, mixed, or fixed.
+
+    Two executions compute the same numbers. Compact: only the largest drawn sizes are computed, which makes a step
+    cheaper than one of the full model; sizes are Python numbers. Dense: full shapes with zeros, every index a tensor.
+
+    After construction the largest architecture is open; `draw` opens a random mixture, `fixed` one architecture.
+
+    Args:
+        model: the full model; copied.
+        graph: traced from it.
+        space: the candidates.
+        execution: compact or dense.
+        fragments: candidates drawn per width, I of the paper.
+        depth_samples: depths mixed per forward: as many as `fragments` (drawn), or all as in the paper.
+
+    Attributes:
+        logits: (choices, candidates), α of the paper; rows are widths then depths, padded on the right.
+
+    Raises:
+        ConfigError: an option makes no sense.
+        ModelError: the graph does not fit the model.
+
+    Source:
+        Dong and Yang, 2019, section 3.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: Graph,
+        space: SearchSpace,
+        *,
+        execution: Literal["compact", "dense"] = "compact",
+        fragments: int = 2,
+        depth_samples: Literal["drawn", "all"] = "drawn",
+    ):
+        super().__init__()
+        if execution not in ("compact", "dense") or depth_samples not in ("drawn", "all") or fragments < 1:
+            raise ConfigError(
+                f"execution is {execution!r} (compact or dense), depth_samples {depth_samples!r} (drawn or all), "
+                f"fragments {fragments} (at least 1)"
+            )
+        require_fit(model, graph)
+        _require_space(graph, space)
+        self.graph, self.space = graph, space
+        self.execution, self.fragments, self.depth_samples = execution, fragments, depth_samples
+        kind = CompactWidth if execution == "compact" else DenseWidth
+        self._widths: dict[str, Any] = {name: kind(sizes) for name, sizes in space.widths.items()}
+        self._depths = {
+            depth.name: DepthState(space.depths[depth.name], len(depth.blocks)) for depth in graph.depths
+        }
+        self.model = _opened(model, graph, self._widths, self._depths, execution)
+        choices = [*space.widths.values(), *space.depths.values()]
+        columns = max(map(len, choices), default=1)
+        self.logits = nn.Parameter(torch.zeros(len(choices), columns))
+        self.register_buffer("_is_candidate", torch.tensor([[c < len(s) for c in range(columns)] for s in choices]).view(-1, columns))
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """What the model's own forward returns, under the choices open now."""
+        return self.model(*inputs, **options)
+
+    def weights(self) -> list[nn.Parameter]:
+        """Every parameter but the logits."""
+        return list(self.model.parameters())
+
+    def log_probabilities(self) -> Tensor:
+        """(choices, candidates), padding far below zero; differentiable."""
+        masked = self.logits.masked_fill(~self._is_candidate, PADDING)  # type: ignore[operator]
+        return masked.log_softmax(1) if masked.numel() else masked
+
+    def scores(self) -> dict[str, list[float]]:
+        """Log-probability of every candidate, by name of the width or depth."""
+        table = self.log_probabilities().detach().double().tolist()
+        choices = [*self.space.widths.items(), *self.space.depths.items()]
+        return {name: row[: len(sizes)] for (name, sizes), row in zip(choices, table, strict=True)}
+
+    def most_probable(self) -> Architecture:
+        """The most probable size of everything, whatever it costs."""
+        best = {name: row.index(max(row)) for name, row in self.scores().items()}
+        space = self.space
+        return Architecture(
+            {name: sizes[best[name]] for name, sizes in space.widths.items()},
+            {name: sizes[best[name]] for name, sizes in space.depths.items()},
+        )
+
+    def draw(self, temperature: float, generator: torch.Generator | None = None, *, differentiable: bool = True) -> None:
+        """Open `fragments` candidates of every choice at random; they stay open until the next draw.
+
+        Args:
+            temperature: τ > 0 of the Gumbel softmax.
+            generator: on the device of the logits.
+            differentiable: whether the mixing weights carry a gradient to the logits.
+        """
+        with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+            logs = self.log_probabilities()
+            split = len(self._widths)
+            depth_fragments = self.fragments if self.depth_samples == "drawn" else logs.shape[1]
+            for states, rows, fragments in (
+                (self._widths, logs[:split], self.fragments),
+                (self._depths, logs[split:], depth_fragments),
+            ):
+                if not states:
+                    continue
+                chosen, weights = gumbel_weights(rows, fragments, temperature=temperature, generator=generator)
+                self._open(states, chosen, weights)
+
+    def _open(self, states: Mapping[str, Any], chosen: Tensor, weights: Tensor) -> None:
+        if self.execution == "dense":
+            counts = torch.tensor([len(state.candidates) for state in states.values()], device=chosen.device)
+            chosen = chosen.where(chosen < counts[:, None], 0)  # padding has weight zero: any candidate will do
+            for row, state in enumerate(states.values()):
+                (state.draw_dense if isinstance(state, DepthState) else state.draw)(chosen[row], weights[row])
+            return
+        for state, indices, row in zip(states.values(), chosen.tolist(), weights, strict=True):
+            real = [place for place, index in enumerate(indices) if index < len(state.candidates)]
+            if len(state.candidates) == 1:
+                state.pick(0)
+            else:
+                state.draw([indices[place] for place in real], row[real] if len(real) < len(indices) else row)
+
+    @contextmanager
+    def fixed(self, architecture: Architecture) -> Iterator[Supernet]:
+        """Run exactly one architecture inside the block; afterwards what was open before is open again.
+
+        Raises:
+            ArchitectureError: the architecture is not in the space.
+        """
+        if architecture not in self.space:
+            raise ArchitectureError("the architecture is not in the supernet's space; its sizes must be candidates")
+        states = {**self._widths, **self._depths}
+        before = {name: dict(vars(state)) for name, state in states.items()}
+        try:
+            for name, size in (*architecture.widths.items(), *architecture.depths.items()):
+                states[name].pick(states[name].candidates.index(size))
+            yield self
+        finally:
+            for name, state in states.items():
+                vars(state).clear()
+                vars(state).update(before[name])
+
+    def reset_weights(self, seed: int) -> None:
+        """Start the weights anew, each layer by its own `reset_parameters`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            reset_weights(self.model)
+        for module in self.model.modules():
+            if isinstance(module, OpenBatchNorm):
+                module.reset_affine()
+
+    def collapse(self, architecture: Architecture) -> nn.Module:
+        """The model in its own modules and full shape again, with the supernet's weights for one architecture.
+
+        Deriving `architecture` from the result gives the network that `fixed(architecture)` runs.
+        """
+        whole = copy.deepcopy(self.model)
+        for module in whole.modules():
+            if isinstance(module, OpenBatchNorm) and module.width_name is not None:
+                name = module.width_name
+                module.restore(self.space.widths[name].index(architecture.widths[name]))
+        return _closed(whole)
+
+
+def reset_weights(model: nn.Module) -> None:
+    """Give every module that knows how to a fresh start, in place."""
+    for module in model.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+
+
+def _require_space(graph: Graph, space: SearchSpace) -> None:
+    for what, candidates, full in (
+        ("width", space.widths, graph.full.widths),
+        ("depth", space.depths, graph.full.depths),
+    ):
+        if candidates.keys() != full.keys():
+            raise ArchitectureError(f"the space does not belong to this graph: its {what}s have other names")
+        for name, sizes in candidates.items():
+            if sizes[-1] > full[name]:
+                raise ArchitectureError(f"{what} {name!r} has a candidate {sizes[-1]}; the model has only {full[name]}")
+
+
+def _opened(model: nn.Module, graph: Graph, widths: dict[str, Any], depths: dict[str, DepthState], execution: str) -> nn.Module:
+    opened = copy.deepcopy(model)
+    for layer in graph.layers:
+        if layer.kind not in KINDS or not any(any(parameter.layouts) for parameter in layer.parameters):
+            continue
+        kind = KINDS[layer.kind]
+        make = kind.compact if execution == "compact" else kind.dense
+        module = opened.get_submodule(layer.name)
+        opened = _replaced(opened, module, make(module, layer, widths))
+    for depth in graph.depths:
+        blocks = [opened.get_submodule(path) for path in depth.blocks]
+        for position, block in enumerate(blocks):
+            opened = _replaced(opened, block, OpenBlock(block, depths[depth.name], position))
+    return opened
+
+
+def _replaced(root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """Put `new` in every place that holds `old`."""
+    if root is old:
+        return new
+    for parent in list(root.modules()):
+        if parent is new:
+            continue
+        for name, child in list(parent.named_children()):
+            if child is old:
+                setattr(parent, name, new)
+    return root
+
+
+def _closed(model: nn.Module) -> nn.Module:
+    for module in list(model.modules()):
+        if isinstance(module, OpenBlock):
+            model = _replaced(model, module, module.block)
+        elif isinstance(module, CompactProjection | DenseProjection | OpenBatchNorm):
+            model = _replaced(model, module, module.module)
+    return model

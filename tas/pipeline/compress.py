@@ -1,0 +1,212 @@
+"""The whole job: trace, rank, search, derive, distil, measure, save, report."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tas.architecture import Architecture
+from tas.budget import Amount, Budget
+from tas.data import as_source
+from tas.errors import ConfigError
+from tas.graph import Graph
+from tas.nn.supernet import Supernet
+from tas.pipeline.derive import derive
+from tas.pipeline.measure import Metric, count_macs, evaluate, measure_latency
+from tas.pipeline.rank import rank
+from tas.pipeline.report import report
+from tas.pipeline.search import SearchConfig, search
+from tas.pipeline.store import save
+from tas.pipeline.trace import trace
+from tas.pipeline.train import Loss, TrainConfig, train
+from tas.profile import Profile
+from tas.record import versions
+from tas.run import GRAPH, SUMMARY, RunFolder
+from tas.space import SearchSpace
+
+
+def short_search() -> SearchConfig:
+    """Search settings for a trained start: tens of epochs instead of the paper's 600."""
+    return SearchConfig(
+        epochs=20, batch_size=64, start="trained", depth_samples="drawn", learning_rate=0.02, logits_learning_rate=0.05,
+        logits_weight_decay=0.0, temperature_start=5.0, temperature_end=0.5, teacher_weight=0.5,
+    )  # fmt: skip
+
+
+def short_train() -> TrainConfig:
+    """Training settings for inherited weights."""
+    return TrainConfig(epochs=30, warmup_epochs=1, batch_size=64, learning_rate=0.05)
+
+
+def short_teacher() -> TrainConfig:
+    """Training settings for a teacher of one's own."""
+    return TrainConfig(epochs=20, warmup_epochs=1, batch_size=64, learning_rate=0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressConfig:
+    """How the whole job runs; the defaults are short, for a trained start.
+
+    Attributes:
+        search: see `SearchConfig`.
+        train: see `TrainConfig`; of the small network.
+        teacher: see `TrainConfig`; of the full model, when it has to be trained first.
+        weights: the small network inherits the ranked channels of the full one, or starts fresh as in the paper.
+        latency_batch: samples in the timed forward pass.
+        seed: takes the place of every stage's own seed.
+    """
+
+    search: SearchConfig = field(default_factory=short_search)
+    train: TrainConfig = field(default_factory=short_train)
+    teacher: TrainConfig = field(default_factory=short_teacher)
+    weights: Literal["inherit", "fresh"] = "inherit"
+    latency_batch: int = 1
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.latency_batch < 1:
+            raise ConfigError(f"latency_batch is {self.latency_batch}; it must be at least 1")
+        for stage in ("search", "train", "teacher"):
+            object.__setattr__(self, stage, replace(getattr(self, stage), seed=self.seed))
+
+
+@dataclass(frozen=True)
+class CompressResult:
+    """What `compress` made.
+
+    Attributes:
+        model: the small network, trained, in evaluation mode.
+        architecture: its sizes.
+        graph: of the full model.
+        full: cost and quality of the full model.
+        pruned: of the small one.
+        summary: the content of summary.json.
+        folder: where the run lies; None if nothing was written.
+    """
+
+    model: nn.Module
+    architecture: Architecture
+    graph: Graph
+    full: Profile
+    pruned: Profile
+    summary: dict[str, Any]
+    folder: Path | None
+
+
+def compress(
+    model: nn.Module,
+    data: Any,
+    *,
+    budget: Budget | Amount | dict[str, Amount] = "50%",
+    config: CompressConfig | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    example: Tensor | None = None,
+    train_teacher: bool = False,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> CompressResult:
+    """Shrink a trained model to a budget and keep its accuracy.
+
+    Args:
+        model: the full, trained model; not changed. It is the teacher of the small one.
+        data: a `tas.data` source, or a pair of loaders (training, test) yielding (inputs, targets).
+        budget: `"50%"`, `0.5` or `20e6` of macs, `{"params": "30%"}`, or a `Budget`.
+        config: see `CompressConfig`.
+        output: folder for the results; None writes nothing.
+        resume: go on with an interrupted run in that folder.
+        example: one input, batch first; taken from the data by default.
+        train_teacher: train the full model first, by `config.teacher`.
+        loss: (outputs, targets) to a scalar, for tasks other than classification.
+        metric: (outputs, targets) to a number, the larger the better; percentage of right classes by default.
+        origin: further entries of config.yaml: where model and data came from.
+
+    Raises:
+        BudgetError: the budget cannot be held; known before any training.
+        RunError: the output folder is in use.
+
+    Example:
+        result = tas.compress(model, (train_loader, test_loader), budget="50%", output="runs/mine")
+    """
+    config, budget, started = config or CompressConfig(), Budget.of(budget), time.perf_counter()
+    source = as_source(data)
+    example = torch.zeros(1, *source.input_shape) if example is None else example
+    teacher = copy.deepcopy(model)
+    graph = trace(teacher, example)
+    space = SearchSpace.of(graph, choose=config.search.choose)
+    budget.require_reachable(graph, space.smallest)
+    run = RunFolder.open(output, _settings(config, budget, origin), resume=resume)
+    record = run.record()
+    if not record.rows:
+        record.add("start", seed=config.seed, versions=versions())
+    run.write_json(GRAPH, graph.to_dict())
+    if train_teacher:
+        teacher = train(
+            teacher, source, config=config.teacher, loss=loss, record=record, checkpoint=run.checkpoint("teacher"),
+            stage="teacher",
+        )  # fmt: skip
+    ranked = rank(teacher, graph) if config.weights == "inherit" else teacher
+    options = config.search
+    supernet = Supernet(
+        ranked, graph, space, execution=options.execution, fragments=options.fragments, depth_samples=options.depth_samples
+    )
+    found = search(
+        supernet, source, budget=budget, config=options, teacher=teacher, loss=loss, record=record,
+        checkpoint=run.checkpoint("search"),
+    )  # fmt: skip
+    small = derive(ranked, graph, found.architecture, weights=config.weights, seed=config.seed)
+    small = train(
+        small, source, teacher=teacher, config=config.train, loss=loss, record=record, checkpoint=run.checkpoint("train")
+    )
+    full, pruned = _profiles(teacher, small, source, example, config, metric)
+    stages = {stage: round(record.seconds(stage), 1) for stage in ("teacher", "search", "train")}
+    summary = {
+        "full": full.to_dict(),
+        "pruned": pruned.to_dict(),
+        "budget": {name: value for name, value in asdict(budget).items() if value is not None},
+        "seconds": {**stages, "total": round(time.perf_counter() - started, 1)},
+        "seed": config.seed,
+        "versions": versions(),
+    }
+    if run.path is not None:
+        save(run.path, small, graph, found.architecture)
+        run.write_json(SUMMARY, summary)
+        report(run.path)
+        run.drop_checkpoints()
+    return CompressResult(small, found.architecture, graph, full, pruned, summary, run.path)
+
+
+def _settings(config: CompressConfig, budget: Budget, origin: Mapping[str, Any] | None) -> str:
+    import yaml
+
+    stages = asdict(config)
+    for stage in ("search", "train", "teacher"):
+        stages[stage].pop("seed")  # one seed rules them all
+    stages["search"]["logits_betas"] = list(stages["search"]["logits_betas"])
+    return yaml.safe_dump({**(origin or {}), "budget": asdict(budget), **stages}, sort_keys=False)
+
+
+def _profiles(
+    full: nn.Module, small: nn.Module, source: Any, example: Tensor, config: CompressConfig, metric: Metric | None
+) -> tuple[Profile, Profile]:
+    latencies = measure_latency([full, small], example, batch=config.latency_batch)
+    first, second = (
+        Profile(
+            macs=count_macs(model, example),
+            params=sum(parameter.numel() for parameter in model.parameters()),
+            accuracy=evaluate(model, source, metric=metric),
+            latency_ms=median,
+            latency_spread_ms=spread,
+            batch_size=config.latency_batch,
+        )
+        for model, (median, spread) in zip((full, small), latencies, strict=True)
+    )
+    return first, second

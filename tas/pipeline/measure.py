@@ -1,0 +1,117 @@
+"""What a model costs and how good it is, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tas.data import as_source
+from tas.errors import DataError
+from tas.profile import Profile
+
+Metric = Callable[[Any, Any], Any]
+
+
+def measure(
+    model: nn.Module,
+    data: Any = None,
+    *,
+    example: Tensor | None = None,
+    metric: Metric | None = None,
+    batch_size: int = 256,
+    latency_batch: int = 1,
+    seconds: float = 1.0,
+) -> Profile:
+    """Measure multiply-adds, parameters, latency and, with data, accuracy on the test set.
+
+    Args:
+        model: any module; left in evaluation mode.
+        data: a source, or a pair of loaders (training, test); None leaves the accuracy out.
+        example: one input, batch first; taken from the data where there is one.
+        metric: (outputs, targets) to the mean over the batch; by default the percentage of right classes.
+        batch_size: samples at a time in the test.
+        latency_batch: samples in the timed forward pass.
+        seconds: time spent on measuring latency.
+
+    Raises:
+        DataError: neither data nor an example is given.
+    """
+    source = as_source(data) if data is not None else None
+    if example is None:
+        if source is None:
+            raise DataError("measure needs data or an example input; give one of them")
+        example = torch.zeros(1, *source.input_shape)
+    (latency,) = measure_latency([model], example, batch=latency_batch, seconds=seconds)
+    return Profile(
+        macs=count_macs(model, example),
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        accuracy=None if source is None else evaluate(model, source, metric=metric, batch_size=batch_size),
+        latency_ms=latency[0],
+        latency_spread_ms=latency[1],
+        batch_size=latency_batch,
+    )
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Any, *, metric: Metric | None = None, batch_size: int = 256) -> float:
+    """Mean of the metric over the test set; the percentage of right classes by default."""
+    source, device = as_source(data), next(model.parameters()).device
+    model.eval()
+    total, count = 0.0, 0
+    for inputs, targets in source.test_batches(batch_size, device=str(device)):
+        outputs = model(inputs)
+        value = metric(outputs, targets) if metric else 100 * (outputs.argmax(1) == targets).double().mean()
+        total, count = total + float(value) * len(inputs), count + len(inputs)
+    return round(total / count, 4)
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, example: Tensor) -> int:
+    """Multiply-adds of one sample, counted by torch's flop counter while the model runs."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(model.parameters()).device
+    counter = FlopCounterMode(display=False)
+    # the math backend's products are counted on every device; fused ones are not
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        model.eval()(example[:1].to(device))
+    return counter.get_total_flops() // 2
+
+
+@torch.no_grad()
+def measure_latency(
+    models: Sequence[nn.Module], example: Tensor, *, batch: int = 1, seconds: float = 1.0, rounds: int = 5
+) -> list[tuple[float, float]]:
+    """Time forward passes of several models in turn (A B A B …), so that a noisy machine disturbs all alike.
+
+    Args:
+        models: left in evaluation mode.
+        example: one input, batch first.
+        batch: samples in a pass.
+        seconds: time spent on each model.
+        rounds: turns.
+
+    Returns:
+        (median, distance of the quartiles) per model, in milliseconds.
+    """
+    from torch.utils.benchmark import Timer
+
+    timers = []
+    for model in models:
+        inputs = example[:1].to(next(model.parameters()).device).expand(batch, *example.shape[1:]).contiguous()
+        timers.append(
+            Timer("model(inputs)", globals={"model": model.eval(), "inputs": inputs}, num_threads=torch.get_num_threads())
+        )
+    times: list[list[float]] = [[] for _ in models]
+    for _ in range(rounds):
+        for timer, found in zip(timers, times, strict=True):
+            found += timer.adaptive_autorange(min_run_time=seconds / rounds / 2, max_run_time=seconds / rounds).times
+    results = []
+    for found in times:
+        low, middle, high = torch.tensor(found, dtype=torch.double).quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist()
+        results.append((round(middle * 1e3, 4), round((high - low) * 1e3, 4)))
+    return results

@@ -1,0 +1,50 @@
+"""Order the channels of every width by importance, without changing what the model computes."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from tas.graph import Graph, channels_of
+from tas.nn.surgery import reorder, require_fit
+
+
+def channel_importance(model: nn.Module, graph: Graph) -> dict[str, np.ndarray]:
+    """Importance of every channel: its squared weights in all layers it occurs in, each axis weighted equally.
+
+    Returns:
+        By width name, (channels,), larger is more important.
+
+    Source:
+        Group L2 norm as in Fang et al., "DepGraph", CVPR 2023, section 3.3, https://arxiv.org/abs/2301.12900.
+    """
+    require_fit(model, graph)
+    found = {width.name: np.zeros(width.size) for width in graph.widths}
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    for layer in graph.layers:
+        for parameter in layer.parameters:
+            if parameter.is_buffer or not parameter.name.endswith(".weight"):
+                continue
+            squares = tensors[parameter.name].detach().double().square().cpu().numpy()
+            for dim, layout in enumerate(parameter.layouts):
+                energy = squares.sum(axis=tuple(d for d in range(squares.ndim) if d != dim))
+                energy = energy / max(energy.mean(), 1e-30)
+                for name in {run.width for run in layout or () if run.width is not None}:
+                    channels = channels_of(layout or (), name)
+                    np.add.at(found[name], channels[channels >= 0], energy[channels >= 0])
+    return found
+
+
+def rank(model: nn.Module, graph: Graph, importance: dict[str, np.ndarray] | None = None) -> nn.Module:
+    """A copy of `model` whose channels stand in falling order of importance; it computes the same.
+
+    A prefix of a width then holds its most important channels, which is what the supernet and `derive` keep.
+
+    Args:
+        model: the full, trained model.
+        graph: of it; holds for the result too.
+        importance: by width name, (channels,); `channel_importance` by default.
+    """
+    importance = importance or channel_importance(model, graph)
+    orders = {name: np.argsort(-values, kind="stable") for name, values in importance.items()}
+    return reorder(model, graph, orders)

@@ -1,0 +1,306 @@
+"""Search the width of every layer and the depth of every stage by gradient descent."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tas.architecture import Architecture
+from tas.budget import Amount, Budget
+from tas.cost import CostTable
+from tas.data import Batches, Source, as_source
+from tas.data.augment import epoch_seed
+from tas.decode import decode
+from tas.errors import ConfigError, DataError, RunError, TrainingError
+from tas.nn.supernet import Supernet
+from tas.nn.transfer import distillation_loss, imitation_loss
+from tas.progress import progress_bar
+from tas.record import Record
+from tas.storage import load_state, save_state
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How a search runs. The defaults are the paper's for CIFAR (Dong and Yang, 2019, sections 3 and 4.1).
+
+    Attributes:
+        epochs: passes over the halves of the training set.
+        batch_size: samples of each half a step.
+        start: scratch resets the weights first, as the paper does; trained keeps those of the model.
+        choose: search widths, depths, or both.
+        fragments: candidates drawn per width, I.
+        depth_samples: depths mixed per forward: as many as fragments (drawn), or all.
+        execution: compact or dense supernet.
+        learning_rate: of the weights, SGD with Nesterov momentum, cosine to 0.
+        momentum: of the weights.
+        weight_decay: of the weights.
+        logits_learning_rate: of the logits, Adam.
+        logits_weight_decay: of the logits.
+        logits_betas: of Adam.
+        cost_weight: λ before the cost term.
+        tolerance: t; within (1 ± t) of the budget the cost term is off.
+        band: paper: both sides by the tolerance; code: over the budget, or 5 % of the full cost under it.
+        temperature_start: τ in the first epoch.
+        temperature_end: τ in the last.
+        temperature_schedule: linear or cosine.
+        teacher_weight: share of a teacher's soft labels in both losses; 0 uses none.
+        distillation_temperature: of those labels.
+        seed: of everything random.
+    """
+
+    epochs: int = 600
+    batch_size: int = 256
+    start: Literal["scratch", "trained"] = "scratch"
+    choose: Literal["both", "width", "depth"] = "both"
+    fragments: int = 2
+    depth_samples: Literal["drawn", "all"] = "all"
+    execution: Literal["compact", "dense"] = "compact"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    logits_learning_rate: float = 1e-3
+    logits_weight_decay: float = 1e-3
+    logits_betas: tuple[float, float] = (0.5, 0.999)
+    cost_weight: float = 2.0
+    tolerance: float = 0.05
+    band: Literal["paper", "code"] = "paper"
+    temperature_start: float = 10.0
+    temperature_end: float = 0.1
+    temperature_schedule: Literal["linear", "cosine"] = "linear"
+    teacher_weight: float = 0.0
+    distillation_temperature: float = 4.0
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "fragments", "learning_rate", "temperature_start", "temperature_end"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"search {name} is {getattr(self, name)}; it must be above 0")
+        for name in ("cost_weight", "tolerance", "logits_learning_rate"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"search {name} is {getattr(self, name)}; it must not be negative")
+        if not 0 <= self.teacher_weight <= 1:
+            raise ConfigError(f"search teacher_weight is {self.teacher_weight}; it must lie in [0, 1]")
+
+    def temperature(self, progress: float) -> float:
+        """τ when this share of the search is over."""
+        low, high = self.temperature_end, self.temperature_start
+        left = 1 - progress if self.temperature_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+        return low + (high - low) * left
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        architecture: the most probable one under the budget.
+        scores: log-probability of every candidate, by width and depth name.
+        record: one row per epoch.
+    """
+
+    architecture: Architecture
+    scores: dict[str, list[float]]
+    record: Record
+
+
+def search(
+    supernet: Supernet,
+    data: Any,
+    *,
+    budget: Budget | Amount | dict[str, Amount],
+    config: SearchConfig | None = None,
+    teacher: nn.Module | None = None,
+    loss: Loss | None = None,
+    record: Record | None = None,
+    checkpoint: Path | None = None,
+) -> SearchResult:
+    """Train the supernet's weights on one half of the training set and its logits on the other, in turn.
+
+    Args:
+        supernet: changed in place.
+        data: a source, or a pair of loaders (training, test); the test set is not touched.
+        budget: upper bounds the result holds.
+        config: see `SearchConfig`; `choose`, `fragments`, `depth_samples` and `execution` are the supernet's own.
+        teacher: gives soft labels when `config.teacher_weight` is above 0.
+        loss: (outputs, targets) to a scalar; cross-entropy by default.
+        record: receives one row per epoch.
+        checkpoint: file that holds the state after every epoch; the search goes on from it if it exists.
+
+    Raises:
+        BudgetError: nothing in the space fits the budget, known before any step.
+        TrainingError: a loss became NaN or infinite.
+        RunError: the checkpoint belongs to another search.
+    """
+    from accelerate import Accelerator
+
+    config, record = config or SearchConfig(), record if record is not None else Record()
+    budget, source = Budget.of(budget), as_source(data)
+    budget.require_reachable(supernet.graph, supernet.space.smallest)
+    device = str(Accelerator(cpu=not torch.cuda.is_available()).device)
+    if config.start == "scratch":
+        supernet.reset_weights(config.seed)
+    _start_logits(supernet, config.seed)
+    supernet.to(device)
+    steps = _Steps(supernet, budget, config, teacher.to(device).eval() if teacher is not None else None, loss)
+    first = _restore(checkpoint, steps, config) if checkpoint and checkpoint.exists() else 0
+    pairs = _halves(source, config, first, device)[2]
+    with progress_bar("search", pairs * config.epochs, pairs * first) as bar, torch.random.fork_rng():
+        for epoch in range(first, config.epochs):
+            started = time.perf_counter()
+            row = _epoch(steps, source, epoch, device, bar)
+            record.add("search", epoch=epoch, seconds=round(time.perf_counter() - started, 3), **row)
+            if checkpoint:
+                save_state(checkpoint, {"epochs": epoch + 1, "config": json.dumps(asdict(config)), **steps.state()})
+    scores = supernet.scores()
+    return SearchResult(decode(scores, supernet.graph, supernet.space, budget), scores, record)
+
+
+def _start_logits(supernet: Supernet, seed: int) -> None:
+    """N(0, 0.01²), as in the released code."""
+    with torch.no_grad():
+        noise = torch.randn(supernet.logits.shape, generator=torch.Generator().manual_seed(seed))
+        supernet.logits.copy_(0.01 * noise)
+
+
+def _halves(source: Source, config: SearchConfig, epoch: int, device: str) -> tuple[Batches, Batches, int]:
+    """Batches for the weights, batches for the logits, and how many pairs they make."""
+    first, second = (
+        source.train_batches(config.batch_size, seed=config.seed, epoch=epoch, half=half, device=device) for half in (0, 1)
+    )
+    count = min(len(first), len(second))
+    if count == 0:
+        raise DataError(f"{source.name} has too few images for a search; each half of the training set needs a batch")
+    return first, second, count
+
+
+def _epoch(steps: _Steps, source: Source, epoch: int, device: str, bar: Any) -> dict[str, Any]:
+    config, supernet = steps.config, steps.supernet
+    seed = epoch_seed(config.seed, epoch, 2)
+    torch.manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
+    first, second, count = _halves(source, config, epoch, device)
+    supernet.train()
+    temperature = config.temperature(epoch / max(1, config.epochs - 1))
+    losses = torch.zeros(2)
+    for step, (batch, other) in enumerate(zip(first, second, strict=False)):
+        steps.set_learning_rate((epoch + step / count) / config.epochs)
+        task = steps.weight_step(*batch, temperature, generator)
+        held_out = steps.logits_step(*other, temperature, generator)
+        losses += torch.stack([task.detach(), held_out.detach()]).cpu() / count
+        bar.advance(f"epoch {epoch + 1}/{config.epochs}  loss {losses[0] * count / (step + 1):.3f}" if step % 10 == 0 else "")
+    if not bool(torch.isfinite(losses).all()):
+        raise TrainingError(f"the loss of the search became {losses.tolist()}; lower search.learning_rate")
+    return {"loss": round(float(losses[0]), 5), "held_out_loss": round(float(losses[1]), 5), **steps.describe(temperature)}
+
+
+class _Steps:
+    """The two alternating steps and what they need."""
+
+    def __init__(self, supernet: Supernet, budget: Budget, config: SearchConfig, teacher: nn.Module | None, loss: Loss | None):
+        self.supernet, self.config, self.teacher, self.loss = supernet, config, teacher, loss
+        graph, space = supernet.graph, supernet.space
+        self.limits = budget.limits(graph)
+        self.tables = {name: CostTable(graph.cost(name), space.widths, space.depths) for name in self.limits}
+        self.full = {name: graph.cost(name).exact(graph.full) for name in self.limits}
+        self.weights = torch.optim.SGD(
+            supernet.weights(), config.learning_rate, config.momentum, weight_decay=config.weight_decay,
+            nesterov=config.momentum > 0,
+        )  # fmt: skip
+        self.logits = torch.optim.Adam(
+            [supernet.logits], config.logits_learning_rate, config.logits_betas, weight_decay=config.logits_weight_decay
+        )
+
+    def set_learning_rate(self, progress: float) -> None:
+        """Cosine to 0."""
+        for group in self.weights.param_groups:
+            group["lr"] = self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def weight_step(self, inputs: Tensor, targets: Any, temperature: float, generator: torch.Generator) -> Tensor:
+        """One step of the weights on a batch of the first half."""
+        self.supernet.draw(temperature, generator, differentiable=False)
+        value = self._task_loss(inputs, targets)
+        self.weights.zero_grad()
+        value.backward()
+        self.weights.step()
+        return value
+
+    def logits_step(self, inputs: Tensor, targets: Any, temperature: float, generator: torch.Generator) -> Tensor:
+        """One step of the logits on a batch of the second half."""
+        self.supernet.draw(temperature, generator)
+        task = self._task_loss(inputs, targets)
+        value = task + self.config.cost_weight * self.cost_loss()
+        if value.requires_grad:  # with one fragment, inside the band, nothing reaches the logits
+            (gradient,) = torch.autograd.grad(value, [self.supernet.logits], allow_unused=True)
+            self.supernet.logits.grad = gradient
+            self.logits.step()
+        return task
+
+    def _task_loss(self, inputs: Tensor, targets: Any) -> Tensor:
+        outputs, share = self.supernet(inputs), self.config.teacher_weight
+        if self.teacher is None or share == 0:
+            return (self.loss or F.cross_entropy)(outputs, targets)
+        with torch.no_grad():
+            wanted = self.teacher(inputs)
+        if self.loss is not None:
+            return (1 - share) * self.loss(outputs, targets) + share * imitation_loss(outputs, wanted)
+        return distillation_loss(
+            outputs, wanted, targets, temperature=self.config.distillation_temperature, teacher_weight=share
+        )
+
+    def cost_loss(self) -> Tensor:
+        """± log of the expected cost outside the tolerance band of the budget, 0 inside; summed over the bounds.
+
+        Source:
+            Dong and Yang, 2019, equation 7; the band of the released code is paper.md's section 3.
+        """
+        probabilities = self.supernet.log_probabilities().exp()
+        likely, config = self.supernet.most_probable(), self.config
+        total = probabilities.new_zeros(())
+        for name, limit in self.limits.items():
+            cost = self.supernet.graph.cost(name).exact(likely)
+            high = limit * (1 + config.tolerance) if config.band == "paper" else limit
+            low = limit * (1 - config.tolerance) if config.band == "paper" else limit - 0.05 * self.full[name]
+            if cost > high or cost < low:
+                expected = torch.log(self.tables[name].expected(probabilities) / limit)
+                total = total + (expected if cost > high else -expected)
+        return total
+
+    def describe(self, temperature: float) -> dict[str, Any]:
+        """The state of the logits, for the record."""
+        likely, graph = self.supernet.most_probable(), self.supernet.graph
+        with torch.no_grad():
+            probabilities = self.supernet.log_probabilities().exp()
+            expected = {name: round(float(table.expected(probabilities))) for name, table in self.tables.items()}
+        return {
+            "temperature": round(temperature, 4),
+            "entropy": round(float(-(probabilities * probabilities.clamp_min(1e-12).log()).sum(1).mean()), 4),
+            "most_probable": {name: graph.cost(name).exact(likely) for name in self.limits},
+            "expected": expected,
+            "architecture": {"widths": dict(likely.widths), "depths": dict(likely.depths)},
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed search needs."""
+        parts = {"supernet": self.supernet, "weights": self.weights, "logits": self.logits}
+        return {name: part.state_dict() for name, part in parts.items()}
+
+
+def _restore(path: Path, steps: _Steps, config: SearchConfig) -> int:
+    state = load_state(path)
+    if state.get("config") != json.dumps(asdict(config)):
+        raise RunError(f"{path} was written with other options; give the same ones, or delete it to start this stage anew")
+    steps.supernet.load_state_dict(state["supernet"])
+    steps.weights.load_state_dict(state["weights"])
+    steps.logits.load_state_dict(state["logits"])
+    return state["epochs"]

@@ -1,0 +1,92 @@
+"""Save a small network and rebuild it from the user's own constructor; no pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from tas.architecture import Architecture
+from tas.errors import ArchitectureError, ModelError
+from tas.graph import Graph
+from tas.nn.surgery import cut, require_fit
+from tas.storage import write_text, write_with
+
+WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
+_KEY = "tas_graph"
+
+
+def save(folder: str | Path, small: nn.Module, graph: Graph, architecture: Architecture) -> None:
+    """Write `model.safetensors` (weights, and the graph in its header) and `architecture.json`.
+
+    Args:
+        folder: made if needed; each file is replaced in one step.
+        small: derived from the graph's model with this architecture.
+        graph: of the full model.
+        architecture: of `small`.
+
+    Raises:
+        RunError: the folder cannot be written.
+        ArchitectureError: `small` is not of this architecture.
+    """
+    from safetensors.torch import save_model
+
+    folder = Path(folder)
+    found = sum(parameter.numel() for parameter in small.parameters())
+    if found != graph.params(architecture):
+        raise ArchitectureError(
+            f"the model has {found:,} parameters, this architecture {graph.params(architecture):,}; save the model that "
+            f"was derived with it"
+        )
+    metadata = {_KEY: graph.to_json()}
+    write_with(folder / WEIGHTS, lambda path: save_model(small, str(path), metadata=metadata))
+    write_text(folder / ARCHITECTURE, architecture.to_json())
+
+
+def load(folder: str | Path, fresh_model: nn.Module) -> nn.Module:
+    """Rebuild the small network from a saved folder.
+
+    Args:
+        folder: written by `save` or by a run.
+        fresh_model: the full model as its constructor makes it; its weights do not matter, it is not changed.
+
+    Returns:
+        The small network with its weights, in evaluation mode.
+
+    Raises:
+        ArchitectureError: files are missing or damaged.
+        ModelError: `fresh_model` is not the model that was pruned.
+    """
+    graph, architecture = load_graph(folder)
+    require_fit(fresh_model, graph)
+    small = cut(fresh_model, graph, graph.check(architecture))
+    from safetensors.torch import load_model
+
+    try:
+        load_model(small, str(Path(folder) / WEIGHTS))
+    except (RuntimeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(f"the weights in {folder} do not fit: {first}. Give the constructor of the model that was pruned") from error
+    return small.eval()
+
+
+def load_graph(folder: str | Path) -> tuple[Graph, Architecture]:
+    """Read what can be known without a model: the full model's graph and the architecture.
+
+    Raises:
+        ArchitectureError: files are missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(folder)
+    for name in (WEIGHTS, ARCHITECTURE):
+        if not (folder / name).is_file():
+            raise ArchitectureError(f"{folder} has no {name}; give the output folder of a finished run")
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ArchitectureError(f"{folder / WEIGHTS} cannot be read ({error}); copy it anew or repeat the run") from error
+    if _KEY not in metadata:
+        raise ArchitectureError(f"{folder / WEIGHTS} was not saved by tas; its header has no graph")
+    return Graph.from_json(metadata[_KEY]), Architecture.from_json((folder / ARCHITECTURE).read_text(encoding="utf-8"))

@@ -1,0 +1,115 @@
+import sys
+
+import pytest
+import torch
+
+from tas import models
+from tas.errors import ModelError
+
+
+def test_our_networks_are_loaded_by_depth_and_classes():
+    model = models.load("cifar_resnet:20", num_classes=7)
+    assert isinstance(model, models.CifarResNet)
+    assert model.linear.out_features == 7
+    assert models.load("cifar_resnet:20").linear.out_features == 10
+
+
+@pytest.mark.parametrize("depth", ["18", "twenty", "-20", "2.0"])
+def test_another_depth_lists_the_choices_by_name(depth):
+    with pytest.raises(ModelError, match="choose one of 20, 32, 44, 56, 110, 164"):
+        models.load(f"cifar_resnet:{depth}")
+
+
+def test_our_networks_have_no_released_weights():
+    with pytest.raises(ModelError, match="has no released weights; train it, or pass a file with weights="):
+        models.load("cifar_resnet:20", pretrained=True)
+
+
+def test_torchvision_models_get_the_number_of_classes():
+    assert models.load("torchvision:squeezenet1_1", num_classes=3).classifier[1].out_channels == 3
+    assert models.load("torchvision:squeezenet1_1").classifier[1].out_channels == 1000
+
+
+def test_an_unknown_torchvision_model_names_close_ones():
+    with pytest.raises(ModelError, match="torchvision has no model 'resnet5'; did you mean torchvision:resnet50"):
+        models.load("torchvision:resnet5")
+
+
+def test_released_torchvision_weights_with_other_classes_say_what_to_leave_out():
+    with pytest.raises(ModelError, match=r"cannot be built \(.*1000.*\); leave num_classes or pretrained out"):
+        models.load("torchvision:squeezenet1_1", num_classes=3, pretrained=True)
+
+
+def test_weights_that_cannot_be_fetched_are_an_error_of_ours(monkeypatch):
+    def no_network(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
+    with pytest.raises(ModelError, match=r"cannot be built \(no network\)"):
+        models.load("torchvision:squeezenet1_1", pretrained=True)
+
+
+def test_timm_models_get_the_number_of_classes():
+    pytest.importorskip("timm")
+    model = models.load("timm:test_resnet", num_classes=3)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+
+
+def test_an_unknown_timm_model_names_close_ones():
+    pytest.importorskip("timm")
+    with pytest.raises(ModelError, match=r"timm has no model 'resnet_50'; did you mean .*timm:resnet50"):
+        models.load("timm:resnet_50")
+
+
+def test_timm_models_that_cannot_be_built_say_why(monkeypatch):
+    pytest.importorskip("timm")
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("timm.create_model", fail)
+    with pytest.raises(ModelError, match=r"timm:test_resnet cannot be built \(out of luck\); check num_classes"):
+        models.load("timm:test_resnet")
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet:20", "torchvision:resnet18", "timm:resnet18"])
+def test_less_than_one_class_is_refused(name):
+    with pytest.raises(ModelError, match="at least 1 class, got num_classes=0"):
+        models.load(name, num_classes=0)
+
+
+def test_without_timm_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ModelError, match=r"timm, which is missing; pip install tas-pruning\[zoo\]"):
+        models.load("timm:resnet18")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("resnet50", "did you mean torchvision:resnet50"),
+        ("cifar_resnet20", "did you mean cifar_resnet:20"),
+        ("net.py", "did you mean net.py:FUNCTION"),
+        ("cifar_resnet:", "write it as one of cifar_resnet:DEPTH, torchvision:NAME"),
+        (":build", "write it as one of"),
+    ],
+)
+def test_a_name_of_no_known_form_lists_the_forms_and_guesses(name, hint):
+    with pytest.raises(ModelError, match=hint):
+        models.load(name)
+
+
+def test_nothing_is_executed_for_a_name_without_a_colon(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trap.py").write_text("raise SystemExit('executed')")
+    for name in ("trap", "trap.py", str(tmp_path / "trap.py")):
+        with pytest.raises(ModelError, match="there is no model"):
+            models.load(name)
+    assert "trap" not in sys.modules
+
+
+def test_weights_are_loaded_into_the_model(tmp_path):
+    trained = models.cifar_resnet(20)
+    torch.save(trained.state_dict(), tmp_path / "weights.pt")
+    loaded = models.load("cifar_resnet:20", weights=tmp_path / "weights.pt")
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), loaded.parameters(), strict=True))

@@ -1,0 +1,202 @@
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+from tas import data
+from tas.errors import ModelError
+from tas.models import load_weights
+
+WEIGHTS = os.environ.get("TAS_WEIGHTS")
+CIFAR10 = os.environ.get("TAS_CIFAR10")
+
+
+def make_net(classes=4, width=3):
+    return nn.Sequential(nn.Conv2d(2, width, 1), nn.BatchNorm2d(width), nn.Flatten(), nn.Linear(width, classes))
+
+
+def same(model, weights):
+    return all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+@pytest.fixture
+def trained():
+    return make_net().state_dict()
+
+
+def prefixed(weights, prefix):
+    return {f"{prefix}{name}": value for name, value in weights.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: weights,
+        lambda weights: {"state_dict": weights, "epoch": 3, "optimizer": {"lr": 0.1}},
+        lambda weights: {"model": weights},
+        lambda weights: {"model_state_dict": prefixed(weights, "module.")},
+        lambda weights: prefixed(weights, "module."),
+        lambda weights: prefixed(weights, "_orig_mod.module."),
+        lambda weights: prefixed(weights, "module._orig_mod."),
+    ],
+)
+def test_the_usual_checkpoints_of_torch_are_understood(tmp_path, trained, wrap):
+    torch.save(wrap(trained), tmp_path / "weights.pt")
+    model = make_net()
+    load_weights(model, tmp_path / "weights.pt")
+    assert same(model, trained)
+
+
+def test_safetensors_are_read(tmp_path, trained):
+    save_file(trained, tmp_path / "weights.safetensors")
+    model = make_net()
+    load_weights(model, str(tmp_path / "weights.safetensors"))
+    assert same(model, trained)
+
+
+def test_a_users_submodule_called_module_keeps_its_name(tmp_path):
+    trained, model = nn.ModuleDict({"module": make_net()}), nn.ModuleDict({"module": make_net()})
+    torch.save(trained.state_dict(), tmp_path / "weights.pt")
+    load_weights(model, tmp_path / "weights.pt")
+    assert same(model, trained.state_dict())
+
+
+def test_old_files_without_batch_counters_are_accepted(tmp_path, trained):
+    torch.save({k: v for k, v in trained.items() if "num_batches" not in k}, tmp_path / "weights.pt")
+    model = make_net()
+    load_weights(model, tmp_path / "weights.pt")
+    assert same(model, trained)
+
+
+def refuse(tmp_path, content, message, model=None):
+    """Check the message, that it is one line, and that the model is as it was."""
+    path = tmp_path / "weights.pt"
+    torch.save(content, path)
+    model = model or make_net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ModelError, match=message) as caught:
+        load_weights(model, path)
+    assert "\n" not in str(caught.value)
+    assert same(model, before)
+
+
+def test_missing_and_unexpected_names_are_listed(tmp_path, trained):
+    trained["4.weight"] = trained.pop("3.weight")
+    message = (
+        r"weights\.pt belong to another model: 1 missing \(3\.weight\); 1 unexpected \(4\.weight\); load the model"
+    )
+    refuse(tmp_path, trained, message)
+
+
+def test_only_the_first_names_are_listed(tmp_path):
+    refuse(tmp_path, {"a": torch.zeros(1)}, r"8 missing \(0\.weight, 0\.bias, 1\.weight, …\)")
+
+
+def test_another_number_of_classes_hints_at_num_classes(tmp_path):
+    message = r"2 shapes .* do not fit: 3\.weight \(7, 3\) in the file, \(4, 3\) in the model; .*; pass num_classes=7$"
+    refuse(tmp_path, make_net(classes=7).state_dict(), message)
+
+
+def test_other_widths_do_not_hint_at_num_classes(tmp_path):
+    message = r"0\.weight \(5, 2, 1, 1\) in the file, \(3, 2, 1, 1\) in the model; .*; …; load the model they are of$"
+    refuse(tmp_path, make_net(width=5).state_dict(), message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.zeros(3), "holds a Tensor, no weights"),
+        ({}, "holds nothing, no weights"),
+        (
+            {"epoch": 3, "weights": {"a": torch.zeros(1)}},
+            r"holds more than weights \(epoch, weights\); keep the weights",
+        ),
+        (
+            make_net(),
+            r"Python objects which are not loaded for safety; write it with torch\.save\(model\.state_dict\(\)",
+        ),
+    ],
+)
+def test_files_of_something_else_say_what_to_save(tmp_path, content, message):
+    refuse(tmp_path, content, message)
+
+
+class Trap:
+    def __reduce__(self):
+        return (pytest.fail, ("the pickle was executed",))
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights at all", pickle.dumps({"a": 1}), pickle.dumps(Trap())])
+def test_files_that_are_no_weights_are_refused_and_not_executed(tmp_path, content):
+    (tmp_path / "weights.pt").write_bytes(content)
+    with pytest.raises(ModelError, match=r"weights\.pt .*write it with torch\.save\(model\.state_dict\(\), path\)"):
+        load_weights(make_net(), tmp_path / "weights.pt")
+
+
+def test_a_damaged_safetensors_file_is_named(tmp_path):
+    (tmp_path / "weights.safetensors").write_bytes(b"\x01" * 30)
+    with pytest.raises(ModelError, match=r"weights\.safetensors is not a safetensors file"):
+        load_weights(make_net(), tmp_path / "weights.safetensors")
+
+
+def test_a_missing_file_of_weights_is_named(tmp_path):
+    with pytest.raises(ModelError, match=r"no file of weights .*nowhere\.pt; check the path"):
+        load_weights(make_net(), tmp_path / "nowhere.pt")
+
+
+class PaddedBlock(nn.Module):
+    """Option A of He et al.: the shortcut takes every second pixel and pads channels with zeros on both sides."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.pad = outputs // 4 if stride == 2 else 0
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad)) if self.pad else x
+        return F.relu(out + shortcut)
+
+
+class PaddedResNet20(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(*(PaddedBlock(16, 16, 1) for _ in range(3)))
+        self.layer2 = nn.Sequential(PaddedBlock(16, 32, 2), PaddedBlock(32, 32, 1), PaddedBlock(32, 32, 1))
+        self.layer3 = nn.Sequential(PaddedBlock(32, 64, 2), PaddedBlock(64, 64, 1), PaddedBlock(64, 64, 1))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)))
+        return self.linear(self.layer3(self.layer2(self.layer1(out))).mean((2, 3)))
+
+
+@pytest.mark.skipif(not WEIGHTS, reason="set TAS_WEIGHTS to the folder of the public CIFAR-10 weights")
+@pytest.mark.skipif(not CIFAR10, reason="set TAS_CIFAR10 to an unpacked folder with train/ and test/")
+def test_a_strangers_resnet20_reaches_about_its_published_accuracy(tmp_path):
+    for part, count in (("train", 1), ("test", 60)):
+        for label in (Path(CIFAR10) / part).iterdir():
+            (tmp_path / part / label.name).mkdir(parents=True)
+            for image in sorted(os.listdir(label))[:count]:
+                (tmp_path / part / label.name / image).symlink_to((label / image).resolve())
+    source = data.load(f"folder:{tmp_path}", workers=0)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    model = PaddedResNet20().eval()
+    load_weights(model, Path(WEIGHTS) / "cifar10_resnet20_optionA.safetensors")
+    correct = 0
+    with torch.no_grad():
+        for inputs, targets in source.test_batches(200):
+            pixels = inputs * source.std + source.mean
+            logits = model((pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+            correct += (logits.argmax(1) == targets).sum().item()
+    assert correct / 600 == pytest.approx(0.9173, abs=0.035)  # three standard errors of 600 images
