@@ -1,0 +1,80 @@
+"""Shrink a trained PyTorch vision model to a budget by Transformable Architecture Search, and keep its accuracy.
+
+The names below are the public ones; each is imported when first used, so that `import tas` stays light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tas import data, models
+    from tas.architecture import Architecture
+    from tas.budget import Budget
+    from tas.errors import (
+        ArchitectureError,
+        BudgetError,
+        ConfigError,
+        DataError,
+        ModelError,
+        RunError,
+        TasError,
+        TrainingError,
+    )
+    from tas.graph import Graph
+    from tas.nn.supernet import Supernet
+    from tas.pipeline.compress import CompressConfig, CompressResult, compress
+    from tas.pipeline.derive import derive, recalibrate
+    from tas.pipeline.measure import measure
+    from tas.pipeline.rank import rank
+    from tas.pipeline.report import report
+    from tas.pipeline.search import SearchConfig, SearchResult, search
+    from tas.pipeline.store import load, save
+    from tas.pipeline.trace import trace
+    from tas.pipeline.train import TrainConfig, train
+    from tas.profile import Profile
+    from tas.record import Record
+    from tas.space import SearchSpace
+
+_HOMES = {
+    "tas.architecture": ["Architecture"],
+    "tas.budget": ["Budget"],
+    "tas.errors": [
+        "ArchitectureError", "BudgetError", "ConfigError", "DataError", "ModelError", "RunError", "TasError",
+        "TrainingError",
+    ],
+    "tas.graph": ["Graph"],
+    "tas.nn.supernet": ["Supernet"],
+    "tas.pipeline.compress": ["CompressConfig", "CompressResult", "compress"],
+    "tas.pipeline.derive": ["derive", "recalibrate"],
+    "tas.pipeline.measure": ["measure"],
+    "tas.pipeline.rank": ["rank"],
+    "tas.pipeline.report": ["report"],
+    "tas.pipeline.search": ["SearchConfig", "SearchResult", "search"],
+    "tas.pipeline.store": ["load", "save"],
+    "tas.pipeline.trace": ["trace"],
+    "tas.pipeline.train": ["TrainConfig", "train"],
+    "tas.profile": ["Profile"],
+    "tas.record": ["Record"],
+    "tas.space": ["SearchSpace"],
+}  # fmt: skip
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: PLE0604
+    *sorted(_HOME),
+    "data",
+    "models",
+]
+
+
+def __getattr__(name: str):
+    if name in ("data", "models"):
+        return import_module(f"tas.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'tas' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,6 +14,7 @@ from tas.graph import Graph
 
 Amount = str | int | float
 QUANTITIES = ("macs", "params")
+DEFAULT = "50%"  # of the multiply-adds
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "%": 0.01}
 
 
@@ -43,25 +44,27 @@ def _amount(value: Any, quantity: str) -> tuple[float, bool]:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Upper bounds, all of which hold. A share of the full model (`50%`, `0.5`) or absolute (`20e6`, `20M`, `1.2G`).
+    """Upper bounds, all of which hold; without any, half the multiply-adds.
+
+    An amount is a share of the full model (50%, 0.5) or absolute (20e6, 20M, 1.2G).
 
     Attributes:
-        macs: multiply-adds per sample.
-        params: number of parameters.
+        macs: most multiply-adds per sample.
+        params: largest number of parameters.
 
     Raises:
-        BudgetError: an amount is not understood, not above 0, or over 100 %; or there is none.
+        BudgetError: an amount is not understood, not above 0, or over 100 %.
     """
 
     macs: Amount | None = None
     params: Amount | None = None
 
     def __post_init__(self):
-        given = {name: getattr(self, name) for name in QUANTITIES if getattr(self, name) is not None}
-        if not given:
-            raise BudgetError("the budget is empty; give macs, params or both, for example macs 50%")
-        for name, value in given.items():
-            _amount(value, name)
+        if all(getattr(self, name) is None for name in QUANTITIES):
+            object.__setattr__(self, "macs", DEFAULT)
+        for name in QUANTITIES:
+            if getattr(self, name) is not None:
+                _amount(getattr(self, name), name)
 
     @classmethod
     def of(cls, value: Budget | Amount | Mapping[str, Amount]) -> Budget:

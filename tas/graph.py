@@ -139,7 +139,7 @@ class Depth:
     """A run of blocks of which a prefix is kept; the first block always stays.
 
     Attributes:
-        name: path of the container, with the first block's index where a container holds several runs.
+        name: path of the container; of the first block that can be dropped where a container holds several runs.
         blocks: module paths in order.
     """
 
@@ -263,7 +263,7 @@ class Graph:
                 tuple(Frozen(**v) for v in value["frozen"]),
                 tuple(tuple(shape) for shape in value["input_shapes"]),
             )
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ArchitectureError(f"this is not a graph ({error!r}); give the graph.json of a run") from None
 
 

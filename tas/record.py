@@ -33,9 +33,8 @@ class Record:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         if path and path.exists():
+            _drop_half_line(path)
             self.rows = _read(path)
-            if path.read_bytes()[-1:] not in (b"", b"\n"):  # a line cut short by a kill must not swallow the next one
-                self._append("\n")
 
     def add(self, stage: str, **values: Any) -> None:
         """Append one row."""
@@ -59,13 +58,19 @@ class Record:
         return sum(row.get("seconds", 0.0) for row in self.epochs(stage))
 
 
+def _drop_half_line(path: Path) -> None:
+    """A line cut short by a kill must not swallow the next one."""
+    with path.open("r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     rows = []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number < len(lines) and lines[number]:
-                raise RunError(f"{path}, line {number}, is not JSON; move the file away to start anew") from None
+        except ValueError:
+            raise RunError(f"{path}, line {number}, is not JSON; move the file away to start anew") from None
+        if not isinstance(rows[-1], dict) or "stage" not in rows[-1]:
+            raise RunError(f"{path}, line {number}, is not a row of a record; move the file away to start anew")
     return rows

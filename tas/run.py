@@ -88,5 +88,5 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
         raise RunError(f"{folder} has no {SUMMARY}; give the folder of a finished run, or finish it with --resume")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise RunError(f"{path} is not JSON ({error}); repeat the run") from None

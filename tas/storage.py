@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from tas.errors import RunError
 
 
@@ -19,8 +21,9 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        raise RunError(f"cannot write {path} ({error.strerror or error}); choose another folder or free some space") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"cannot write {path} ({reason}); choose another folder or free some space") from error
     finally:
         temporary.unlink(missing_ok=True)
 

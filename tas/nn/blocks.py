@@ -35,7 +35,7 @@ def find_depths(model: nn.Module, captured: Captured) -> tuple[Depth, ...]:
         children = [f"{path}.{name}" if path else name for name, _ in container.named_children()]
         runs = _runs(children, inside, captured, roots)
         for run in runs:
-            name = path if len(runs) == 1 and path else run[0]
+            name = path if len(runs) == 1 and path else run[1]  # run[0] may be a layer, and name a width
             depths.append(Depth(name, tuple(run)))
     return tuple(depths)
 
@@ -56,7 +56,7 @@ def _runs(
         if _is_skippable(inside.get(child, []), entry, exit_, captured, roots):
             if not current and follows:
                 current = [children[index - 1]]  # the lead: it changes the shape and stays
-            elif current and not follows:
+            elif current and not (follows and (len(current) == 1 or _reads_alone(entry, inside[child]))):
                 runs.append(current)
                 current = []
             current.append(child)
@@ -79,6 +79,11 @@ def _ends(nodes: list[fx.Node], captured: Captured) -> tuple[fx.Node | None, fx.
     entry = next(iter(entries)) if len(entries) == 1 else None
     exit_ = next(iter(exits)) if len(exits) == 1 else None
     return entry, exit_
+
+
+def _reads_alone(entry: fx.Node | None, nodes: list[fx.Node]) -> bool:
+    """Whether nothing but these nodes reads `entry`: what a droppable block gives must not be used twice."""
+    return entry is not None and set(entry.users) <= set(nodes)
 
 
 def _is_skippable(

@@ -121,14 +121,17 @@ def _step(
     if not call.label_tensors():  # computed from constants alone
         constants = [Constant(None, shape) for shape in shapes]
         return constants[0] if isinstance(node.meta["val"], Tensor) else constants
-    return label_rule(op)(call)
+    result = label_rule(op)(call)
+    return [result] if isinstance(node.meta["val"], list | tuple) and isinstance(result, Tensor) else result
 
 
 def _arguments(node: fx.Node, values: dict[fx.Node, Any]) -> dict[str, Any]:
     """Arguments by name, defaults filled in, nodes replaced by their values."""
     schema = getattr(node.target, "_schema", None)
+    if schema is None:  # a region of the graph, such as one under torch.no_grad; no rule knows it
+        return {"inputs": [values[source] for source in node.all_input_nodes]}
     found = {}
-    for position, argument in enumerate(schema.arguments if schema is not None else ()):
+    for position, argument in enumerate(schema.arguments):
         if position < len(node.args):
             given = node.args[position]
         elif argument.name in node.kwargs:

@@ -143,13 +143,15 @@ def _mixed_by(path: str, kind: str, captured: Captured, layouts: dict[tuple[str,
     if kind == "batch_norm":
         makers = captured.drafts[path].makers
         maker = makers[0]
-        is_alone = len(makers) == 1 and maker is not None and _makes_width(maker, captured, layouts)
+        has_tensors = any(layouts.get((f"{path}.{name}", 0)) for name in ("weight", "running_mean"))
+        is_alone = has_tensors and len(makers) == 1 and maker is not None and _makes_width(maker, captured, layouts)
+        is_alone = is_alone and len(captured.drafts[maker].products) == 1  # called once
         readers = [name for name, draft in captured.drafts.items() if maker in draft.makers]
         return path if is_alone and len(readers) == 1 else None
     if not _makes_width(path, captured, layouts):
         return None
     readers = [name for name, draft in captured.drafts.items() if path in draft.makers]
-    if len(readers) == 1 and len(captured.drafts[readers[0]].makers) == 1 and len(captured.drafts[path].products) == 1:
+    if len(readers) == 1 and _mixed_by(readers[0], "batch_norm", captured, layouts) == readers[0]:
         return readers[0]
     return path
 

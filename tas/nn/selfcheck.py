@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tas.architecture import Architecture
-from tas.graph import Depth, Frozen, Graph
+from tas.errors import ModelError
+from tas.graph import Depth, Frozen, Graph, Run
+from tas.nn.supernet import Supernet
 from tas.nn.surgery import cut, mask
+from tas.space import SearchSpace
 
 TOLERANCE = 1e-4  # relative to the largest output, float32
 
@@ -29,20 +32,38 @@ def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: 
 
     Returns:
         The graph, with what failed frozen and the reason given.
+
+    Raises:
+        ModelError: the model itself fails on the example.
     """
-    generator = torch.Generator().manual_seed(seed)
-    noisy = _perturbed(model, generator)
-    inputs = [_noise(tensor, generator) for tensor in example]
-    if _failure(noisy, graph, inputs, _trials(graph, seed)) is None:
+    names = [*graph.full.widths, *graph.full.depths]
+    witness = _Witness.find(model, example, torch.Generator().manual_seed(seed))
+    if witness is None:
+        return _without_all(graph, names, "the outputs of the model are not finite, so that no cut can be proven")
+    if witness.failure(graph, _trials(graph, seed)) is None:
         return graph
-    for name in [*graph.full.widths, *graph.full.depths]:
-        reason = _failure(noisy, graph, inputs, [_alone(graph, name)])
+    for name in names:
+        reason = witness.failure(graph, [_cut_only(graph, {name})])
         if reason is not None:
             graph = without(graph, name, reason)
-    reason = _failure(noisy, graph, inputs, _trials(graph, seed))
-    if reason is not None:  # only combinations fail: nothing can be promised
-        for name in [*graph.full.widths, *graph.full.depths]:
-            graph = without(graph, name, f"only cuts of several groups together fail: {reason}")
+    if witness.failure(graph, _trials(graph, seed)) is None:
+        return graph
+    cut_so_far: set[str] = set()
+    for name in [*graph.full.widths, *graph.full.depths]:
+        reason = witness.failure(graph, [_cut_only(graph, {*cut_so_far, name})])
+        if reason is None:
+            cut_so_far.add(name)
+        else:
+            graph = without(graph, name, f"cut together with other groups, {reason}")
+    reason = witness.failure(graph, _trials(graph, seed))
+    if reason is not None:  # nothing can be promised
+        graph = _without_all(graph, sorted(cut_so_far), f"cut to some sizes, {reason}")
+    return graph
+
+
+def _without_all(graph: Graph, names: Sequence[str], reason: str) -> Graph:
+    for name in names:
+        graph = without(graph, name, reason)
     return graph
 
 
@@ -57,11 +78,10 @@ def _trials(graph: Graph, seed: int) -> list[Architecture]:
     return [third, some]
 
 
-def _alone(graph: Graph, name: str) -> Architecture:
+def _cut_only(graph: Graph, names: set[str]) -> Architecture:
     full = graph.full
-    if name in full.widths:
-        return Architecture({**full.widths, name: max(1, full.widths[name] * 3 // 10)}, full.depths)
-    return Architecture(full.widths, {**full.depths, name: 1})
+    widths = {name: max(1, size * 3 // 10) if name in names else size for name, size in full.widths.items()}
+    return Architecture(widths, {name: 1 if name in names else size for name, size in full.depths.items()})
 
 
 def _perturbed(model: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -81,46 +101,135 @@ def _perturbed(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    tensor = tensor[:2]
     return torch.randn(tensor.shape, generator=generator).to(tensor) if tensor.is_floating_point() else tensor
 
 
-@torch.no_grad()
-def _failure(model: nn.Module, graph: Graph, inputs: list[Tensor], architectures: list[Architecture]) -> str | None:
-    """Why the cut model differs from the masked one; None if it does not."""
-    for architecture in architectures:
-        wanted = _tensors(mask(model, graph, architecture)(*inputs))
+@dataclass(frozen=True)
+class _Witness:
+    """A model with inputs on which it runs, to compare cut models with.
+
+    Attributes:
+        model: in evaluation mode, with perturbed weights where those give finite outputs.
+        inputs: of its forward.
+        training_inputs: inputs on which it also runs in training mode, where a forward may take other paths (auxiliary
+            heads); None if there are none.
+    """
+
+    model: nn.Module
+    inputs: list[Tensor]
+    training_inputs: list[Tensor] | None
+
+    @classmethod
+    def find(cls, model: nn.Module, example: Sequence[Tensor], generator: torch.Generator) -> _Witness | None:
+        """None where no outputs are finite."""
+        noise = [_noise(tensor, generator) for tensor in example]
+        few, noisy = [tensor[:2] for tensor in noise], _perturbed(model, generator)
+        error = None
+        for trial, inputs in ((noisy, few), (noisy, noise), (model, few), (model, noise), (model, list(example))):
+            try:
+                outputs = _run(trial, inputs)
+            except Exception as failure:  # the user's own forward may fail in any way
+                error = failure
+                continue
+            error = None
+            if all(bool(torch.isfinite(tensor).all()) for tensor in outputs):
+                return cls(trial, inputs, _training_inputs(trial, inputs))
+        if error is not None:
+            raise ModelError(f"{type(model).__name__} fails on the example: {_first_line(error)}") from error
+        return None
+
+    def failure(self, graph: Graph, architectures: Sequence[Architecture]) -> str | None:
+        """Why a cut model differs from the masked one; None if none does."""
+        for architecture in architectures:
+            reason = self._cut_failure(graph, architecture) or self._supernet_failure(graph, architecture)
+            if reason is not None:
+                return reason
+        return None
+
+    def _cut_failure(self, graph: Graph, architecture: Architecture) -> str | None:
         try:
-            small = cut(model, graph, architecture)
-            found = _tensors(small(*inputs))
-        except Exception as error:  # the user's own forward may fail in any way; it then names the reason
-            first = str(error).strip().splitlines()[:1]
-            return f"the cut model fails: {first[0] if first else type(error).__name__}"
-        for one, other in zip(wanted, found, strict=True):
-            if one.shape != other.shape:
-                return f"the cut model returns shape {tuple(other.shape)} instead of {tuple(one.shape)}"
-            error = float((one - other).abs().max() / one.abs().max().clamp_min(1e-12))
-            if not error <= TOLERANCE:
-                return f"the cut model differs from the masked one by {error:.1e}"
+            small = cut(self.model, graph, architecture)
+            found = _run(small, self.inputs)
+            wanted = _run(mask(self.model, graph, architecture), self.inputs)
+        except Exception as error:
+            return f"the cut model fails: {_first_line(error)}"
+        count = sum(parameter.numel() for parameter in small.parameters())
+        if count != graph.params(architecture):
+            return f"the cut model has {count} parameters instead of {graph.params(architecture)}"
+        reason = _difference(found, wanted)
+        if reason is not None or self.training_inputs is None:
+            return reason and f"the cut model {reason}"
+        try:
+            _run(small.train(), self.training_inputs)
+        except Exception as error:
+            return f"the cut model fails in training mode: {_first_line(error)}"
+        return None
+
+    def _supernet_failure(self, graph: Graph, architecture: Architecture) -> str | None:
+        full = graph.full
+        space = SearchSpace(
+            {name: tuple(sorted({size, full.widths[name]})) for name, size in architecture.widths.items()},
+            {name: tuple(sorted({size, full.depths[name]})) for name, size in architecture.depths.items()},
+        )
+        try:
+            wanted = _run(mask(self.model, graph, architecture), self.inputs)
+            for execution in ("compact", "dense"):
+                with Supernet(self.model, graph, space, execution=execution).fixed(architecture) as supernet:
+                    reason = _difference(_run(supernet, self.inputs), wanted)
+                if reason is not None:
+                    return f"the {execution} supernet {reason}"
+        except Exception as error:
+            return f"the supernet fails: {_first_line(error)}"
+        return None
+
+
+def _training_inputs(model: nn.Module, inputs: list[Tensor]) -> list[Tensor] | None:
+    for trial in (inputs, [torch.cat([tensor, tensor]) for tensor in inputs]):  # a batch norm may need two samples
+        try:
+            _run(copy.deepcopy(model).train(), trial)
+        except Exception:  # it then cannot be trained on such inputs, cut or not
+            continue
+        return trial
     return None
 
 
+@torch.no_grad()
+def _run(model: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
+    return _tensors(model(*(tensor.clone() for tensor in inputs)))
+
+
+def _difference(found: list[Tensor], wanted: list[Tensor]) -> str | None:
+    if len(found) != len(wanted):
+        return f"returns {len(found)} tensors instead of {len(wanted)}"
+    for one, other in zip(wanted, found, strict=True):
+        if one.shape != other.shape:
+            return f"returns shape {tuple(other.shape)} instead of {tuple(one.shape)}"
+        if one.numel() == 0:
+            continue
+        one, other = one.to(torch.cdouble), other.to(torch.cdouble)
+        error = float((one - other).abs().max() / one.abs().max().clamp_min(1e-12))
+        if not error <= TOLERANCE:
+            return f"differs from the masked one by {error:.1e}"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _tensors(outputs: Any) -> list[Tensor]:
+    """Every tensor in what a model returns, in order."""
     if isinstance(outputs, Tensor):
         return [outputs]
-    items = outputs.values() if isinstance(outputs, dict) else outputs
-    return [tensor for item in items for tensor in _tensors(item)] if isinstance(items, Sequence) or items else []
+    if isinstance(outputs, Mapping):
+        outputs = outputs.values()
+    elif not isinstance(outputs, list | tuple):
+        return []
+    return [tensor for item in outputs for tensor in _tensors(item)]
 
 
 def without(graph: Graph, name: str, reason: str) -> Graph:
     """The graph with one width or depth frozen."""
-    axes = [
-        f"{parameter.name}[{dim}]"
-        for layer in graph.layers
-        for parameter in layer.parameters
-        for dim, layout in enumerate(parameter.layouts)
-        if any(run.width == name for run in layout or ())
-    ]
     if any(depth.name == name for depth in graph.depths):
         depths: tuple[Depth, ...] = tuple(depth for depth in graph.depths if depth.name != name)
         layers = tuple(replace(item, gate=None if item.gate and item.gate[0] == name else item.gate) for item in graph.layers)
@@ -128,7 +237,14 @@ def without(graph: Graph, name: str, reason: str) -> Graph:
         return replace(graph, depths=depths, layers=layers, frozen=frozen)
     layers = tuple(_without_width(layer, name, graph) for layer in graph.layers)
     widths = tuple(width for width in graph.widths if width.name != name)
-    frozen = (*graph.frozen, *(Frozen(axis, reason, name) for axis in axes[:1]))
+    axes = [
+        f"{parameter.name}[0]"
+        for layer in graph.layers
+        if layer.kind in ("convolution", "linear")
+        for parameter in layer.parameters
+        if parameter.name.endswith(".weight") and any(run.width == name for run in parameter.layouts[0] or ())
+    ]
+    frozen = (*graph.frozen, *(Frozen(axis, reason, name) for axis in axes))
     return replace(graph, widths=widths, layers=layers, frozen=frozen)
 
 
@@ -138,7 +254,7 @@ def _without_width(layer: Any, name: str, graph: Graph) -> Any:
     def layout(runs: Any) -> Any:
         if not any(run.width == name for run in runs or ()):
             return runs
-        left = tuple(replace(run, width=None, start=0, count=run.count * run.repeat, repeat=1) if run.width == name else run for run in runs)
+        left = tuple(Run(None, 0, run.count * run.repeat) if run.width == name else run for run in runs)
         return left if any(run.width is not None for run in left) else None
 
     def count(value: Any) -> Any:
@@ -148,5 +264,5 @@ def _without_width(layer: Any, name: str, graph: Graph) -> Any:
 
     parameters = tuple(replace(p, layouts=tuple(map(layout, p.layouts))) for p in layer.parameters)
     products = tuple((times, tuple(map(count, factors))) for times, factors in layer.products)
-    is_changed = parameters != layer.parameters
-    return replace(layer, parameters=parameters, products=products, mixed_by=None if is_changed else layer.mixed_by)
+    changed = [new for new, old in zip(parameters, layer.parameters, strict=True) if new.layouts[:1] != old.layouts[:1]]
+    return replace(layer, parameters=parameters, products=products, mixed_by=None if changed else layer.mixed_by)

@@ -78,7 +78,9 @@ class Supernet(nn.Module):
         choices = [*space.widths.values(), *space.depths.values()]
         columns = max(map(len, choices), default=1)
         self.logits = nn.Parameter(torch.zeros(len(choices), columns))
-        self.register_buffer("_is_candidate", torch.tensor([[c < len(s) for c in range(columns)] for s in choices]).view(-1, columns))
+        is_candidate = torch.tensor([[c < len(s) for c in range(columns)] for s in choices], dtype=torch.bool)
+        self.register_buffer("_is_candidate", is_candidate.view(-1, columns))
+        self.training = model.training
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What the model's own forward returns, under the choices open now."""
@@ -177,7 +179,8 @@ class Supernet(nn.Module):
 
         Deriving `architecture` from the result gives the network that `fixed(architecture)` runs.
         """
-        whole = copy.deepcopy(self.model)
+        with self.fixed(architecture):  # a draw that carries gradients cannot be copied
+            whole = copy.deepcopy(self.model)
         for module in whole.modules():
             if isinstance(module, OpenBatchNorm) and module.width_name is not None:
                 name = module.width_name
@@ -213,11 +216,13 @@ def _opened(model: nn.Module, graph: Graph, widths: dict[str, Any], depths: dict
         kind = KINDS[layer.kind]
         make = kind.compact if execution == "compact" else kind.dense
         module = opened.get_submodule(layer.name)
-        opened = _replaced(opened, module, make(module, layer, widths))
+        opened = _replaced(opened, module, make(module, layer, widths).train(module.training))
     for depth in graph.depths:
         blocks = [opened.get_submodule(path) for path in depth.blocks]
         for position, block in enumerate(blocks):
-            opened = _replaced(opened, block, OpenBlock(block, depths[depth.name], position))
+            open_block = OpenBlock(block, depths[depth.name], position)
+            open_block.training = block.training
+            opened = _replaced(opened, block, open_block)
     return opened
 
 

@@ -58,7 +58,7 @@ class CompressConfig:
         search: see `SearchConfig`.
         train: see `TrainConfig`; of the small network.
         teacher: see `TrainConfig`; of the full model, when it has to be trained first.
-        weights: the small network inherits the ranked channels of the full one, or starts fresh as in the paper.
+        init: the small network inherits the ranked channels of the full one, or starts fresh as in the paper.
         latency_batch: samples in the timed forward pass.
         seed: takes the place of every stage's own seed.
     """
@@ -66,7 +66,7 @@ class CompressConfig:
     search: SearchConfig = field(default_factory=short_search)
     train: TrainConfig = field(default_factory=short_train)
     teacher: TrainConfig = field(default_factory=short_teacher)
-    weights: Literal["inherit", "fresh"] = "inherit"
+    init: Literal["inherit", "fresh"] = "inherit"
     latency_batch: int = 1
     seed: int = 0
 
@@ -153,7 +153,7 @@ def compress(
             teacher, source, config=config.teacher, loss=loss, record=record, checkpoint=run.checkpoint("teacher"),
             stage="teacher",
         )  # fmt: skip
-    ranked = rank(teacher, graph) if config.weights == "inherit" else teacher
+    ranked = rank(teacher, graph) if config.init == "inherit" else teacher
     options = config.search
     supernet = Supernet(
         ranked, graph, space, execution=options.execution, fragments=options.fragments, depth_samples=options.depth_samples
@@ -162,7 +162,7 @@ def compress(
         supernet, source, budget=budget, config=options, teacher=teacher, loss=loss, record=record,
         checkpoint=run.checkpoint("search"),
     )  # fmt: skip
-    small = derive(ranked, graph, found.architecture, weights=config.weights, seed=config.seed)
+    small = derive(ranked, graph, found.architecture, weights=config.init, seed=config.seed)
     small = train(
         small, source, teacher=teacher, config=config.train, loss=loss, record=record, checkpoint=run.checkpoint("train")
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
+from tas.errors import ConfigError
 from tas.graph import Graph, channels_of
 from tas.nn.surgery import reorder, require_fit
 
@@ -44,7 +45,16 @@ def rank(model: nn.Module, graph: Graph, importance: dict[str, np.ndarray] | Non
         model: the full, trained model.
         graph: of it; holds for the result too.
         importance: by width name, (channels,); `channel_importance` by default.
+
+    Raises:
+        ModelError: the graph does not fit the model.
+        ConfigError: the importance of a width is missing or has the wrong length.
     """
-    importance = importance or channel_importance(model, graph)
-    orders = {name: np.argsort(-values, kind="stable") for name, values in importance.items()}
+    if importance is None:
+        importance = channel_importance(model, graph)
+    for width in graph.widths:
+        if np.shape(importance.get(width.name)) != (width.size,):
+            raise ConfigError(f"importance of {width.name!r} must be one number for each of its {width.size} channels")
+    require_fit(model, graph)
+    orders = {width.name: np.argsort(-np.asarray(importance[width.name]), kind="stable") for width in graph.widths}
     return reorder(model, graph, orders)

@@ -89,4 +89,8 @@ def load_graph(folder: str | Path) -> tuple[Graph, Architecture]:
         raise ArchitectureError(f"{folder / WEIGHTS} cannot be read ({error}); copy it anew or repeat the run") from error
     if _KEY not in metadata:
         raise ArchitectureError(f"{folder / WEIGHTS} was not saved by tas; its header has no graph")
-    return Graph.from_json(metadata[_KEY]), Architecture.from_json((folder / ARCHITECTURE).read_text(encoding="utf-8"))
+    try:
+        text = (folder / ARCHITECTURE).read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise ArchitectureError(f"{folder / ARCHITECTURE} cannot be read ({error}); copy it anew or repeat the run") from error
+    return Graph.from_json(metadata[_KEY]), Architecture.from_json(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -141,15 +142,22 @@ class DenseBatchNorm(OpenBatchNorm):
 
     def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, DenseWidth]):
         super().__init__(module, layer, widths)
-        self._axis = DenseAxis(layout_of(layer, "weight", 0), widths)
+        self._axis = DenseAxis(layout_of(layer, "weight", 0) or layout_of(layer, "running_mean", 0), widths)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, all channels, …), same shape out."""
         module, width = self.module, self.width
+        held = module.running_mean, module.running_var
+        updated = tuple(None if value is None else value.clone() for value in held) if self.training else held
         if width is None:
-            return self._normalise(inputs, module.running_mean, module.running_var, module.weight, module.bias)
-        normal = self._normalise(inputs, module.running_mean, module.running_var, None, None)
-        return _apply(*width.mixture(self.scales, self.shifts, normal), normal)
+            result = self._normalise(inputs, *updated, module.weight, module.bias)
+        else:
+            normal = self._normalise(inputs, *updated, None, None)
+            result = _apply(*width.mixture(self.scales, self.shifts, normal), normal)
+        for whole, new in zip(held, updated, strict=True):
+            if self.training and whole is not None:  # channels that are off keep their statistics, as in compact
+                whole.copy_(torch.where(self._axis.mask(torch.ones_like(whole), 0) > 0, new, whole))
+        return result
 
 
 LABELS = {"batch_norm": batch_norm}

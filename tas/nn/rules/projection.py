@@ -127,9 +127,14 @@ class CompactProjection(nn.Module):
         tensors["weight"] = self._reads.take(tensors["weight"], 1)
         if self._mixed is not None and self._mixed.weights is not None:
             tensors = _fold(tensors, self._mixed)
-        if self._is_depthwise:
-            self.module.groups = tensors["weight"].shape[0] // self._multiplier
-        return functional_call(self.module, tensors, (inputs,))
+        if not self._is_depthwise:
+            return functional_call(self.module, tensors, (inputs,))
+        full = self.module.groups
+        self.module.groups = tensors["weight"].shape[0] // self._multiplier
+        try:
+            return functional_call(self.module, tensors, (inputs,))
+        finally:
+            self.module.groups = full
 
 
 class DenseProjection(nn.Module):

@@ -1,0 +1,137 @@
+"""The `tas` command: parse, call, print. Heavy imports wait until a command is chosen."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tas.errors import TasError
+
+COMMANDS = {
+    "compress": "shrink a model to a budget: search, derive, distil, measure, report",
+    "trace": "show what can be pruned in a model, and what cannot and why",
+    "search": "search the architecture under a budget",
+    "derive": "make the small network of an architecture that was found",
+    "train": "train a full model (a teacher), or a derived one with a teacher",
+    "measure": "measure accuracy, multiply-adds, parameters and latency",
+    "report": "write the report of a run and print its result",
+}
+EXAMPLES = {
+    "compress": [
+        "tas compress",
+        "tas compress --model cifar_resnet:20 --data folder:DIR --weights teacher.safetensors --budget.macs 50% "
+        "--output runs/r20 --seed 0",
+        "tas compress --config runs/r20/config.yaml --output runs/again",
+        "tas compress --resume --output runs/r20",
+    ],
+    "trace": ["tas trace --model torchvision:resnet18", "tas trace --model my_model.py:build --input_size [3,64,64] --json"],
+    "search": ["tas search --model cifar_resnet:20 --weights teacher.safetensors --budget.macs 50% --output runs/found"],
+    "derive": ["tas derive --model cifar_resnet:20 --weights teacher.safetensors --run runs/found"],
+    "train": [
+        "tas train --model cifar_resnet:20 --data cifar10 --data-dir data --output runs/teacher",
+        "tas train --model cifar_resnet:20 --run runs/found --weights teacher.safetensors",
+    ],
+    "measure": [
+        "tas measure --model torchvision:resnet18 --pretrained --data folder:imagenet",
+        "tas measure --model cifar_resnet:20 --weights teacher.safetensors --run runs/found",
+    ],
+    "report": ["tas report --run runs/r20"],
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0; 1 with the message alone for our own errors; 2 for wrong usage; 130 when interrupted.
+    """
+    words = [_underscored(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        from tas.record import versions
+
+        print(versions()["tas-pruning"])
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        print(f"tas: there is no command {name!r}\n\n{overview()}", file=sys.stderr)
+        return 2
+    try:
+        return _call(name, rest)
+    except TasError as error:
+        print(f"tas {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\ntas {name}: interrupted; what was finished is kept, go on with --resume and the same --output", file=sys.stderr)
+        return 130
+
+
+def overview() -> str:
+    """What `tas --help` prints."""
+    lines = ["usage: tas COMMAND [options]", "", "Shrink a trained PyTorch vision model and keep its accuracy.", ""]
+    lines += [f"  {name:10} {text}" for name, text in COMMANDS.items()]
+    lines += ["", "Options and examples of a command: tas COMMAND --help", "The whole job on a small data set: tas compress"]
+    return "\n".join(lines)
+
+
+def _underscored(word: str) -> str:
+    """Accept --data-dir for --data_dir."""
+    return re.sub(r"^--[^=]+", lambda match: "--" + match[0][2:].replace("-", "_"), word)
+
+
+def _flags(words: list[str], function: Callable) -> list[str]:
+    """Let --resume stand for --resume true."""
+    switches = {f"--{name}" for name, p in inspect.signature(function).parameters.items() if isinstance(p.default, bool)}
+    following = [*words[1:], ""]
+    return [
+        f"{word}=true" if word in switches and after.lower() not in ("true", "false") else word
+        for word, after in zip(words, following, strict=True)
+    ]
+
+
+def _call(name: str, words: list[str]) -> int:
+    from argparse import ArgumentError
+
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    from tas import commands
+
+    examples = "\n".join(f"  {line}" for line in EXAMPLES[name])
+    parser = ArgumentParser(
+        prog=f"tas {name}", description=COMMANDS[name], epilog=f"examples:\n{examples}", exit_on_error=False,
+        formatter_class=commands.HelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options")
+    function = getattr(commands, name)
+    words = _flags(words, function)
+    parser.add_function_arguments(function, as_group=False)
+    for target in commands.SEEDS.get(name, []):
+        parser.link_arguments("seed", target)
+    try:
+        parsed = parser.parse_args(words)
+        if parsed.get("resume") and parsed.get("output") and not any(word.startswith("--config") for word in words):
+            known = Path(parsed["output"]) / "config.yaml"
+            if known.is_file():  # an interrupted run goes on with its own options
+                parsed = parser.parse_args(["--config", str(known), *words])
+    except ArgumentError as error:
+        print(f"tas {name}: {_plain(str(error))}\nSee tas {name} --help", file=sys.stderr)
+        return 2
+    options = parser.instantiate(parsed).as_dict()
+    options.pop("config", None)
+    function(**options)
+    return 0
+
+
+def _plain(message: str) -> str:
+    """Words of the parser without its Python types."""
+    message = re.sub(r'Parser key "([^"]+)":\s*', r"--\1: ", message)
+    return re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
