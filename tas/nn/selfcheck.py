@@ -42,10 +42,8 @@ def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: 
         return _without_all(graph, names, "the outputs of the model are not finite, so that no cut can be proven")
     if witness.failure(graph, _trials(graph, seed)) is None:
         return graph
-    for name in names:
-        reason = witness.failure(graph, [_cut_only(graph, {name})])
-        if reason is not None:
-            graph = without(graph, name, reason)
+    for name, reason in _failing(witness, graph, names).items():
+        graph = without(graph, name, reason)
     if witness.failure(graph, _trials(graph, seed)) is None:
         return graph
     cut_so_far: set[str] = set()
@@ -59,6 +57,17 @@ def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: 
     if reason is not None:  # nothing can be promised
         graph = _without_all(graph, sorted(cut_so_far), f"cut to some sizes, {reason}")
     return graph
+
+
+def _failing(witness: _Witness, graph: Graph, names: Sequence[str]) -> dict[str, str]:
+    """Reason by name of every group that fails when cut alone; halves that pass are not looked into."""
+    reason = witness.failure(graph, [_cut_only(graph, set(names))]) if names else None
+    if reason is None:
+        return {}
+    if len(names) == 1:
+        return {names[0]: reason}
+    middle = len(names) // 2
+    return _failing(witness, graph, names[:middle]) | _failing(witness, graph, names[middle:])
 
 
 def _without_all(graph: Graph, names: Sequence[str], reason: str) -> Graph:
@@ -141,16 +150,20 @@ class _Witness:
     def failure(self, graph: Graph, architectures: Sequence[Architecture]) -> str | None:
         """Why a cut model differs from the masked one; None if none does."""
         for architecture in architectures:
-            reason = self._cut_failure(graph, architecture) or self._supernet_failure(graph, architecture)
+            try:
+                wanted = _run(mask(self.model, graph, architecture), self.inputs)
+            except Exception as error:  # the user's own forward may fail in any way
+                return f"the masked model fails: {_first_line(error)}"
+            reason = self._cut_failure(graph, architecture, wanted)
+            reason = reason or self._supernet_failure(graph, architecture, wanted)
             if reason is not None:
                 return reason
         return None
 
-    def _cut_failure(self, graph: Graph, architecture: Architecture) -> str | None:
+    def _cut_failure(self, graph: Graph, architecture: Architecture, wanted: list[Tensor]) -> str | None:
         try:
             small = cut(self.model, graph, architecture)
             found = _run(small, self.inputs)
-            wanted = _run(mask(self.model, graph, architecture), self.inputs)
         except Exception as error:
             return f"the cut model fails: {_first_line(error)}"
         count = sum(parameter.numel() for parameter in small.parameters())
@@ -165,14 +178,13 @@ class _Witness:
             return f"the cut model fails in training mode: {_first_line(error)}"
         return None
 
-    def _supernet_failure(self, graph: Graph, architecture: Architecture) -> str | None:
+    def _supernet_failure(self, graph: Graph, architecture: Architecture, wanted: list[Tensor]) -> str | None:
         full = graph.full
         space = SearchSpace(
             {name: tuple(sorted({size, full.widths[name]})) for name, size in architecture.widths.items()},
             {name: tuple(sorted({size, full.depths[name]})) for name, size in architecture.depths.items()},
         )
         try:
-            wanted = _run(mask(self.model, graph, architecture), self.inputs)
             for execution in ("compact", "dense"):
                 with Supernet(self.model, graph, space, execution=execution).fixed(architecture) as supernet:
                     reason = _difference(_run(supernet, self.inputs), wanted)

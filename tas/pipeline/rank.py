@@ -53,7 +53,7 @@ def rank(model: nn.Module, graph: Graph, importance: dict[str, np.ndarray] | Non
     if importance is None:
         importance = channel_importance(model, graph)
     for width in graph.widths:
-        if np.shape(importance.get(width.name)) != (width.size,):
+        if width.name not in importance or np.shape(importance[width.name]) != (width.size,):
             raise ConfigError(f"importance of {width.name!r} must be one number for each of its {width.size} channels")
     require_fit(model, graph)
     orders = {width.name: np.argsort(-np.asarray(importance[width.name]), kind="stable") for width in graph.widths}

@@ -57,6 +57,7 @@ class OpenBatchNorm(nn.Module):
             self.shifts = nn.Parameter(module.bias.detach().repeat(count, 1))
             module.register_parameter("weight", None)
             module.register_parameter("bias", None)
+            module.affine = False  # torch's reset_parameters asks
 
     def _momentum(self) -> float:
         """Share of the new statistics; counts the batch as torch's own module does."""
@@ -81,6 +82,7 @@ class OpenBatchNorm(nn.Module):
     def restore(self, candidate: int) -> None:
         """Give the module the affine of one candidate, in full shape."""
         if self.scales is not None and self.shifts is not None:
+            self.module.affine = True
             self.module.weight = nn.Parameter(self.scales[candidate].detach().clone())
             self.module.bias = nn.Parameter(self.shifts[candidate].detach().clone())
 

@@ -23,6 +23,8 @@ def convolution(call: Call) -> Any:
     problem = call.owner(weight, CONVOLUTIONS[call.op].forward)
     if not isinstance(inputs, Tensor):
         return call.refuse("convolves a constant")
+    if len(call.shape) != 4:
+        return other_convolution(call)
     out_channels, per_group = weight.shape[:2]
     is_depthwise = groups > 1 and per_group == 1
     if groups > 1 and not is_depthwise:
@@ -62,13 +64,15 @@ def linear(call: Call) -> Any:
 
 def product_of_activations(call: Call) -> Any:
     """Matrix products inside attention: counted, not opened yet."""
-    tensors = call.label_tensors()
     if call.op == "scaled_dot_product_attention":
         query, key, value = (call.arguments[name] for name in ("query", "key", "value"))
         cost = prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
     else:
-        cost = prod(call.shape) * tensors[0].shape[-1]
+        first = call.arguments[next(iter(call.arguments))]
+        cost = prod(call.shape) * first.shape[-1]
     call.draft("attention").products.append((cost // call.batch, ()))
+    if call.constants():
+        return call.refuse(f"{call.op} multiplies it with a tensor that is not the weight of a layer")
     return call.refuse("is multiplied with other activations (attention), which is not searched yet")
 
 
@@ -83,11 +87,21 @@ def _refused_projection(call: Call, reason: str, cost: int) -> Any:
     """Count it all the same, and report its output as frozen."""
     call.draft("other").products.append((cost, ()))
     weight = call.arguments["weight"]
-    if isinstance(weight, Constant) and weight.name:
-        makes = call.labels.fresh(weight.shape[0])
-        call.labels.attach(weight.name, 0, makes)
+    name = weight.name if isinstance(weight, Constant) and weight.name else f"{call.module}.weight"
+    held = dict(call.model.named_parameters(remove_duplicate=False)).get(name)
+    if held is not None:
+        makes = call.labels.fresh(held.shape[0])
+        call.labels.attach(name, 0, makes)
         call.labels.freeze(makes, reason, call.module)
-    return call.refuse(f"is read by {call.module}: {reason}")
+    return call.refuse(f"is read by {call.module or 'the model'}: {reason}")
+
+
+def other_convolution(call: Call) -> Any:
+    """Convolutions without a rule: counted, not opened."""
+    inputs, weight = call.arguments["input"], call.arguments["weight"]
+    is_transposed = call.op.startswith("conv_transpose")  # every input position, not every output one, meets the kernel
+    positions = prod(inputs.shape) // weight.shape[0] if is_transposed else prod(call.shape) // weight.shape[0]
+    return _refused_projection(call, f"{call.op} is not supported yet", positions * prod(weight.shape) // call.batch)
 
 
 def resize_convolution(module: nn.Module) -> None:
@@ -172,9 +186,13 @@ def _fold(tensors: dict[str, Tensor], width: CompactWidth | DenseWidth) -> dict[
 
 LABELS = {
     "conv2d": convolution,
+    **dict.fromkeys(
+        ("conv1d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), other_convolution
+    ),
     "linear": linear,
     "matmul": product_of_activations,
     "bmm": product_of_activations,
+    "mm": product_of_activations,
     "scaled_dot_product_attention": product_of_activations,
 }
 KINDS = {

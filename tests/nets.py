@@ -1,0 +1,451 @@
+"""Toy networks of about ten lines each; every one shows one thing a trace must get right."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def perturbed(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A copy in evaluation mode with random weights, norms and statistics: no channel and no block is without effect."""
+    draw = torch.Generator().manual_seed(seed)
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for tensor, low, spread in (
+                    (module.weight, 0.5, 1.0),
+                    (module.bias, -0.5, 1.0),
+                    (module.running_mean, -0.5, 1.0),
+                    (module.running_var, 0.5, 1.0),
+                ):
+                    if tensor is not None:
+                        tensor.copy_(low + spread * torch.rand(tensor.shape, generator=draw))
+            elif isinstance(module, nn.Conv2d | nn.Linear):
+                scale = (2 / module.weight[0].numel()) ** 0.5
+                module.weight.copy_(torch.randn(module.weight.shape, generator=draw) * scale)
+                if module.bias is not None:
+                    module.bias.copy_(0.2 * torch.randn(module.bias.shape, generator=draw))
+    return model.to(dtype)
+
+
+def images(batch: int = 4, size: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def conv_bn(inputs: int, outputs: int, **options) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs, **options))
+
+
+def head(features: int) -> nn.Sequential:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, 5))
+
+
+class Plain(nn.Module):
+    """Two convolutions with norms and a classifier: widths `first.0` (8) and `second.0` (12)."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.first, self.second, self.head = conv_bn(3, 8, **options), conv_bn(8, 12, **options), head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x).relu()).relu())
+
+
+class WithoutNorm(nn.Module):
+    """Convolutions with biases and no norm: the layers mix their candidates themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3)
+        self.third, self.head = nn.Linear(12, 10), nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x).relu()).relu().mean((2, 3))
+        return self.head(self.third(x).relu())
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int, inner: int):
+        super().__init__()
+        self.inner, self.outer = conv_bn(channels, inner), conv_bn(inner, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.outer(self.inner(x).relu())).relu()
+
+
+class Residual(nn.Module):
+    """A stem and three residual blocks: a tied width `stem.0`, three inner widths, a depth `stage` of 3."""
+
+    def __init__(self, blocks: int = 3):
+        super().__init__()
+        self.stem, self.stage = conv_bn(3, 8), nn.Sequential(*[Block(8, 6) for _ in range(blocks)])
+        self.head = head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stage(self.stem(x)))
+
+
+class Tapped(nn.Module):
+    """Blocks whose outputs are all used again: no block can be dropped without changing what the taps mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stage = conv_bn(3, 8), nn.ModuleList(Block(8, 6) for _ in range(4))
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, taps = self.stem(x), []
+        for block in self.stage:
+            x = block(x)
+            taps.append(x.mean((2, 3)))
+        return self.head(torch.cat(taps, 1))
+
+
+def sequential_residual() -> nn.Sequential:
+    """The lead of the run is a layer itself: a width and a depth must not share a name."""
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Block(8, 6), Block(8, 6), head(8))
+
+
+class Concat(nn.Module):
+    """Two branches side by side, read by one convolution behind one norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = conv_bn(3, 8), nn.Conv2d(3, 6, 1)
+        self.norm, self.last, self.head = nn.BatchNorm2d(14), conv_bn(14, 10), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat([self.left(x).relu(), self.right(x)], 1)
+        return self.head(self.last(self.norm(both).relu()).relu())
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.squeeze, self.excite = conv_bn(3, 12), nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
+        self.head = head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        gate = self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.head(x * gate)
+
+
+class Depthwise(nn.Module):
+    """Expand, filter every channel on its own (two outputs each), project."""
+
+    def __init__(self, multiplier: int = 1):
+        super().__init__()
+        self.expand, wide = conv_bn(3, 8), 8 * multiplier
+        self.filter, self.norm = nn.Conv2d(8, wide, 3, padding=1, groups=8), nn.BatchNorm2d(wide)
+        self.project, self.head = conv_bn(wide, 10), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.project(self.norm(self.filter(self.expand(x).relu())).relu()))
+
+
+class FlattenToLinear(nn.Module):
+    """Every channel fills 16 features of the linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.hidden, self.last = conv_bn(3, 6), nn.Linear(6 * 16, 10), nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.conv(x).relu(), 2).flatten(1)
+        return self.last(F.dropout(self.hidden(x).relu(), 0.5, self.training))
+
+
+class PaddedShortcut(nn.Module):
+    """Option A of the ResNet paper: the narrow stream is padded with empty channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.wide, self.head = conv_bn(3, 6), conv_bn(6, 12), head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.head((self.wide(x) + F.pad(x, (0, 0, 0, 0, 3, 3))).relu())
+
+
+class Chunked(nn.Module):
+    """Half of the channels goes one way, half the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.branch, self.last, self.head = conv_bn(3, 8), conv_bn(4, 4), conv_bn(8, 10), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.stem(x).chunk(2, 1)
+        return self.head(self.last(torch.cat([one, self.branch(other)], 1)))
+
+
+class Shuffled(nn.Module):
+    """A channel shuffle in two groups."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.last, self.head = conv_bn(3, 8), conv_bn(8, 10), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        batch, channels, height, width = x.shape
+        x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+        return self.head(self.last(x))
+
+
+class HardCoded(nn.Module):
+    """The forward names the number of `conv`'s channels; those of `free` are not named."""
+
+    def __init__(self):
+        super().__init__()
+        self.free, self.conv, self.last = conv_bn(3, 8), conv_bn(8, 6), nn.Linear(6 * 64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.conv(self.free(x).relu()).view(-1, 6 * 64))
+
+
+class Shared(nn.Module):
+    """One convolution and norm called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.twice, self.head = conv_bn(3, 8), conv_bn(8, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.twice(self.twice(self.stem(x)).relu()))
+
+
+class SharedInBlocks(nn.Module):
+    """Blocks that share their convolution: dropping a block drops a call, no parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = conv_bn(3, 8), head(8)
+        self.stage = nn.Sequential(*[Block(8, 6) for _ in range(3)])
+        self.stage[1].inner = self.stage[2].inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stage(self.stem(x)))
+
+
+class Tied(nn.Module):
+    """Two layers that share one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one, self.two = conv_bn(3, 8), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.two.weight, self.head = self.one.weight, head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.two(self.one(self.stem(x)).relu()))
+
+
+class UnknownOperation(nn.Module):
+    """A cumulative sum has no rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last, self.head = conv_bn(3, 8), conv_bn(8, 10), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(self.conv(x).cumsum(1)))
+
+
+class SpatialAttention(nn.Module):
+    """One channel of `gate` acts on all channels of `conv`."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.gate, self.head = conv_bn(3, 8), nn.Conv2d(8, 1, 3, padding=1), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.head(x * self.gate(x).sigmoid())
+
+
+class InputAdded(nn.Module):
+    """The network's input is added to what a convolution makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.back, self.last, self.head = conv_bn(3, 8), conv_bn(8, 3), conv_bn(3, 6), head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(x + self.back(self.first(x).relu())))
+
+
+class Normed(nn.Module):
+    """A layer norm over features."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.last = conv_bn(3, 8), nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.conv(x).mean((2, 3))))
+
+
+class Grouped(nn.Module):
+    """A grouped convolution between two plain ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.grouped, self.last = conv_bn(3, 8), nn.Conv2d(8, 8, 3, groups=2), conv_bn(8, 10)
+        self.head = head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(self.grouped(self.first(x).relu()).relu()))
+
+
+class ReadsWeight(nn.Module):
+    """The forward reads an attribute of a layer, which a replaced layer does not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.free, self.conv, self.head = conv_bn(3, 6), nn.Conv2d(6, 8, 3), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(self.free(x)) * self.conv.weight.square().mean())
+
+
+class OwnConv(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight - self.weight.mean(), self.bias)
+
+
+class Subclassed(nn.Module):
+    """A convolution with a forward of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.free, self.own, self.last, self.head = conv_bn(3, 6), OwnConv(6, 8, 3), conv_bn(8, 10), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(self.own(self.free(x)).relu()))
+
+
+class AuxiliaryHead(nn.Module):
+    """A second classifier that only runs in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head, self.auxiliary = conv_bn(3, 8), conv_bn(8, 10), head(10), head(8)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.first(x).relu()
+        outputs = self.head(self.second(x).relu())
+        return (outputs, self.auxiliary(x)) if self.training else outputs
+
+
+class HiddenRegion(nn.Module):
+    """A part of the forward runs without autocast, which export puts into a region of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.inside, self.after, self.head = conv_bn(3, 8), conv_bn(8, 6), conv_bn(6, 10), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x).relu()
+        with torch.autocast("cpu", enabled=False):
+            x = self.inside(x).relu()
+        return self.head(self.after(x))
+
+
+class Rolled(nn.Module):
+    """Channels in another order, twice, one copy upside down."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.last, self.head = conv_bn(3, 8), conv_bn(16, 10), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(self.last(torch.cat([x, x.flip(1)], 1)))
+
+
+class PixelShuffled(nn.Module):
+    """Four channels become one with four times the pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.last, self.head = conv_bn(3, 16), conv_bn(4, 10), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(F.pixel_shuffle(self.stem(x), 2)))
+
+
+class Transposed(nn.Module):
+    """A transposed convolution, which has no rule but costs something."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.up = conv_bn(3, 8), nn.ConvTranspose2d(8, 6, 2, stride=2)
+        self.last, self.head = conv_bn(6, 10), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(self.up(self.stem(x)).relu()))
+
+
+class TwoInputs(nn.Module):
+    """Two tensors in; a mapping, a number and nothing out."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.head = conv_bn(3, 8), conv_bn(3, 8), head(8)
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, object]:
+        return {"logits": self.head(self.left(x) + self.right(y)), "none": None, "count": 3}
+
+
+class FixedBatch(nn.Module):
+    """The forward names its batch size."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = conv_bn(3, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.conv(x).mean((2, 3)).view(4, -1))
+
+
+EXACT = {
+    "plain": Plain,
+    "without norm": WithoutNorm,
+    "residual": Residual,
+    "sequential residual": sequential_residual,
+    "concat": Concat,
+    "squeeze-excite": SqueezeExcite,
+    "depthwise": Depthwise,
+    "depthwise with multiplier": lambda: Depthwise(2),
+    "flatten to linear": FlattenToLinear,
+    "padded shortcut": PaddedShortcut,
+    "shared": Shared,
+    "rolled": Rolled,
+    "pixel shuffle": PixelShuffled,
+    "spatial attention": SpatialAttention,
+    "norm without affine": lambda: Plain(affine=False),
+    "norm without statistics": lambda: Plain(track_running_stats=False),
+    "norm with nothing": lambda: Plain(affine=False, track_running_stats=False),
+    "norm with plain averages": lambda: Plain(momentum=None),
+}
+PARTLY_FROZEN = {
+    "tapped": Tapped,
+    "chunked": Chunked,
+    "shuffled": Shuffled,
+    "hard-coded": HardCoded,
+    "shared in blocks": SharedInBlocks,
+    "tied weights": Tied,
+    "unknown operation": UnknownOperation,
+    "input added": InputAdded,
+    "layer norm": Normed,
+    "grouped": Grouped,
+    "reads a weight": ReadsWeight,
+    "subclassed": Subclassed,
+    "auxiliary head": AuxiliaryHead,
+    "hidden region": HiddenRegion,
+    "transposed": Transposed,
+}
+ALL = EXACT | PARTLY_FROZEN

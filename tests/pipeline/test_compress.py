@@ -1,0 +1,151 @@
+"""The whole job in Python: files, resumption, and what is promised about the result."""
+
+import json
+
+import pytest
+import torch
+from toys import TinyNet, tiny_source
+
+import tas
+from tas.pipeline.compress import CompressConfig, short_search, short_train
+from tas.pipeline.measure import evaluate
+
+FILES = {"config.yaml", "record.jsonl", "graph.json", "architecture.json", "model.safetensors", "report.md", "summary.json"}
+
+
+def tiny_config(**options) -> CompressConfig:
+    from dataclasses import replace
+
+    search = replace(short_search(), epochs=2, batch_size=16)
+    train = replace(short_train(), epochs=3, batch_size=16)
+    return CompressConfig(**{"search": search, "train": train, "teacher": train, **options})
+
+
+def fresh() -> TinyNet:
+    torch.manual_seed(0)
+    return TinyNet()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    result = tas.compress(fresh(), tiny_source(), budget="50%", config=tiny_config(), output=folder, train_teacher=True)
+    return folder, result
+
+
+def test_a_run_folder_holds_exactly_the_promised_files(finished):
+    folder, _ = finished
+    assert {path.name for path in folder.iterdir()} == FILES
+
+
+def test_the_summary_has_the_promised_shape_and_true_numbers(finished):
+    folder, result = finished
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(result.summary))
+    for name in ("full", "pruned"):
+        assert summary[name].keys() >= {"macs", "params", "accuracy", "latency_ms"}
+    assert summary["seconds"].keys() == {"teacher", "search", "train", "total"}
+    assert summary["budget"] == {"macs": "50%"}
+    assert summary["seed"] == 0
+    assert summary["pruned"]["macs"] == result.graph.macs(result.architecture) <= 0.5 * summary["full"]["macs"]
+    assert summary["pruned"]["params"] == sum(parameter.numel() for parameter in result.model.parameters())
+    assert summary["pruned"]["accuracy"] == evaluate(result.model, tiny_source())
+
+
+def test_the_run_reloads_into_the_same_network(finished):
+    folder, result = finished
+    inputs = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(tas.load(folder, TinyNet())(inputs), result.model(inputs))
+
+
+def test_the_report_tells_the_result(finished):
+    folder, result = finished
+    text = (folder / "report.md").read_text()
+    assert f"{result.full.macs:,}" in text
+    assert f"{result.pruned.macs:,}" in text
+    for width in result.graph.widths:
+        assert f"| {width.name} | {width.size} | {result.architecture.widths[width.name]} |" in text
+    for frozen in result.graph.frozen:
+        assert frozen.reason in text
+
+
+def test_the_same_seed_gives_the_same_architecture_and_weights(finished):
+    _, result = finished
+    again = tas.compress(fresh(), tiny_source(), budget="50%", config=tiny_config(), train_teacher=True)
+    assert again.architecture == result.architecture
+    assert again.pruned.accuracy == result.pruned.accuracy
+    assert all(torch.equal(a, b) for a, b in zip(again.model.state_dict().values(), result.model.state_dict().values(), strict=True))
+    assert again.folder is None
+
+
+def test_the_model_given_is_not_changed(finished):
+    model = fresh()
+    tas.compress(model, tiny_source(), budget="60%", config=tiny_config())
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), fresh().state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(("stage", "epoch"), [("teacher", 1), ("search", 1), ("train", 2)])
+def test_an_interrupted_run_resumes_in_every_stage_and_ends_the_same(finished, tmp_path, monkeypatch, stage, epoch):
+    _, whole = finished
+    add = tas.Record.add
+
+    def interrupt(self, name, **values):
+        add(self, name, **values)
+        if name == stage and values.get("epoch") == epoch:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    options = {"budget": "50%", "config": tiny_config(), "output": folder, "train_teacher": True}
+    monkeypatch.setattr(tas.Record, "add", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tas.compress(fresh(), tiny_source(), **options)
+    assert not (folder / "model.safetensors").exists()
+    monkeypatch.setattr(tas.Record, "add", add)
+    result = tas.compress(fresh(), tiny_source(), resume=True, **options)
+    assert result.architecture == whole.architecture
+    assert result.pruned.accuracy == whole.pruned.accuracy
+    assert all(torch.equal(a, b) for a, b in zip(result.model.state_dict().values(), whole.model.state_dict().values(), strict=True))
+    assert {path.name for path in folder.iterdir()} == FILES
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(tas.RunError, match="is in use; choose another folder, or resume"):
+        tas.compress(fresh(), tiny_source(), config=tiny_config(), output=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_nothing_is_written_for_a_budget_that_cannot_be_held(tmp_path):
+    with pytest.raises(tas.BudgetError, match="the smallest has"):
+        tas.compress(fresh(), tiny_source(), budget="0.01%", config=tiny_config(), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_needs_a_run_with_the_same_options(tmp_path):
+    with pytest.raises(tas.RunError, match="holds no run to resume"):
+        tas.compress(fresh(), tiny_source(), config=tiny_config(), output=tmp_path / "run", resume=True)
+    tas.compress(fresh(), tiny_source(), config=tiny_config(), output=tmp_path / "run")
+    with pytest.raises(tas.RunError, match="differs from the options given"):
+        tas.compress(fresh(), tiny_source(), budget="40%", config=tiny_config(), output=tmp_path / "run", resume=True)
+
+
+def test_fresh_weights_are_the_papers_way(tmp_path):
+    result = tas.compress(fresh(), tiny_source(), config=tiny_config(init="fresh"))
+    assert result.graph.macs(result.architecture) <= 0.5 * result.graph.macs()
+
+
+def test_one_seed_rules_all_stages():
+    config = tiny_config(seed=7)
+    assert (config.search.seed, config.train.seed, config.teacher.seed) == (7, 7, 7)
+
+
+def test_other_tasks_bring_their_own_loss_and_metric():
+    def loss(outputs, targets):
+        return torch.nn.functional.mse_loss(outputs[:, 0], targets.float())
+
+    def metric(outputs, targets):
+        return -loss(outputs, targets)
+
+    result = tas.compress(fresh(), tiny_source(), config=tiny_config(), loss=loss, metric=metric)
+    assert result.pruned.accuracy < 0

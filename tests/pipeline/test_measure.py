@@ -1,0 +1,64 @@
+"""Measured facts are facts."""
+
+import pytest
+import torch
+from torch import nn
+from toys import TinyNet, tiny_source
+
+import tas
+from tas.pipeline.measure import count_macs, evaluate, measure_latency
+
+
+def test_multiply_adds_are_counted_by_hand():
+    model = nn.Sequential(nn.Conv2d(3, 5, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(5 * 4 * 4, 7))
+    assert count_macs(model, torch.zeros(2, 3, 8, 8)) == 5 * 3 * 9 * 16 + 80 * 7
+
+
+def test_accuracy_is_the_percentage_of_right_classes():
+    class Oracle(nn.Module):
+        """Right for classes 0 and 1, says 0 otherwise."""
+
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, images):
+            quarters = images.mean(1).unfold(1, 4, 4).unfold(2, 4, 4).mean((3, 4)).flatten(1) * self.scale
+            found = quarters.argmax(1)
+            return nn.functional.one_hot(torch.where(found < 2, found, 0), 4).float()
+
+    source = tiny_source()
+    labels = torch.cat([targets for _, targets in source.test_batches(16)])
+    wanted = 100 * float((labels < 2).float().mean())
+    assert evaluate(Oracle(), source, batch_size=7) == pytest.approx(wanted, abs=1e-3)
+
+
+def test_a_metric_of_ones_own_is_averaged_over_samples():
+    source = tiny_source()
+    count = sum(len(targets) for _, targets in source.test_batches(16))
+    found = evaluate(TinyNet(), source, metric=lambda outputs, targets: targets.float().mean(), batch_size=5)
+    labels = torch.cat([targets for _, targets in source.test_batches(16)])
+    assert len(labels) == count
+    assert found == pytest.approx(float(labels.float().mean()), abs=1e-3)
+
+
+def test_a_larger_network_takes_longer():
+    small, large = nn.Conv2d(3, 4, 3), nn.Sequential(*[nn.Conv2d(3, 3, 7, padding=3) for _ in range(40)])
+    (fast, spread), (slow, _) = measure_latency([small, large], torch.zeros(1, 3, 32, 32), seconds=0.1)
+    assert 0 < fast < slow
+    assert spread >= 0
+
+
+def test_a_profile_holds_everything():
+    model = TinyNet()
+    profile = tas.measure(model, tiny_source(), seconds=0.05)
+    assert profile.params == sum(parameter.numel() for parameter in model.parameters())
+    assert profile.macs == tas.trace(model, torch.zeros(1, 3, 8, 8)).macs()
+    assert 0 <= profile.accuracy <= 100
+    assert profile.to_dict().keys() >= {"macs", "params", "accuracy", "latency_ms"}
+
+
+def test_without_data_there_is_no_accuracy_and_without_both_there_is_an_error():
+    assert tas.measure(TinyNet(), example=torch.zeros(1, 3, 8, 8), seconds=0.01).accuracy is None
+    with pytest.raises(tas.DataError, match="needs data or an example"):
+        tas.measure(TinyNet())

@@ -1,0 +1,182 @@
+"""One loop trains teachers and students, repeats itself, and can be interrupted."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from toys import TinyNet, build_nan, tiny_source
+
+import tas
+from tas.nn.transfer import distillation_loss, imitation_loss
+from tas.pipeline.measure import evaluate
+from tas.pipeline.train import TrainConfig, learning_rate_factor
+
+
+def quick(**options) -> TrainConfig:
+    return TrainConfig(**{"epochs": 4, "warmup_epochs": 1, "batch_size": 16, "learning_rate": 0.1, **options})
+
+
+def fresh(seed: int = 0) -> TinyNet:
+    torch.manual_seed(seed)
+    return TinyNet()
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_training_learns_the_toy_task():
+    model = tas.train(fresh(), tiny_source(), config=quick(epochs=15))
+    assert evaluate(model, tiny_source()) > 90
+    assert not model.training
+
+
+def test_the_model_given_is_trained_in_place_and_returned():
+    model = fresh()
+    assert tas.train(model, tiny_source(), config=quick(epochs=1)) is model
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not():
+    runs = [tas.train(fresh(), tiny_source(), config=quick(seed=seed)) for seed in (1, 1, 2)]
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(tmp_path):
+    class Interrupts(tas.Record):
+        def add(self, stage, **values):
+            super().add(stage, **values)
+            if values["epoch"] == 2:
+                raise KeyboardInterrupt
+
+    whole = tas.train(fresh(), tiny_source(), config=quick())
+    file = tmp_path / "train.pt"
+    with pytest.raises(KeyboardInterrupt):
+        tas.train(fresh(), tiny_source(), config=quick(), record=Interrupts(), checkpoint=file)
+    assert same(tas.train(fresh(seed=9), tiny_source(), config=quick(), checkpoint=file), whole)
+
+
+def test_a_finished_checkpoint_trains_no_further(tmp_path):
+    file, record = tmp_path / "train.pt", tas.Record()
+    whole = tas.train(fresh(), tiny_source(), config=quick(), checkpoint=file)
+    again = tas.train(fresh(seed=9), tiny_source(), config=quick(), checkpoint=file, record=record)
+    assert same(whole, again)
+    assert record.rows == []
+
+
+def test_a_checkpoint_of_other_options_or_a_damaged_one_is_refused(tmp_path):
+    file = tmp_path / "train.pt"
+    tas.train(fresh(), tiny_source(), config=quick(epochs=1), checkpoint=file)
+    with pytest.raises(tas.RunError, match="other options"):
+        tas.train(fresh(), tiny_source(), config=quick(epochs=2), checkpoint=file)
+    file.write_bytes(b"not a checkpoint")
+    with pytest.raises(tas.RunError, match="not a readable checkpoint"):
+        tas.train(fresh(), tiny_source(), config=quick(epochs=1), checkpoint=file)
+
+
+def test_a_student_follows_its_teacher_and_leaves_it_unchanged():
+    teacher = fresh(3)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+
+    def distance(model):
+        inputs = torch.cat([batch for batch, _ in tiny_source().test_batches(16)])
+        with torch.no_grad():
+            return float(F.kl_div(model(inputs).log_softmax(1), teacher(inputs).log_softmax(1), log_target=True, reduction="batchmean"))
+
+    config = quick(epochs=10, teacher_weight=1.0, temperature=1.0)
+    student = tas.train(fresh(4), tiny_source(), teacher=teacher, config=config)
+    assert distance(student) < 0.5 * distance(fresh(4).eval())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_no_weight_for_the_teacher_is_no_teacher():
+    with_teacher = tas.train(fresh(), tiny_source(), teacher=fresh(3), config=quick(teacher_weight=0.0))
+    assert same(with_teacher, tas.train(fresh(), tiny_source(), config=quick()))
+
+
+def test_the_learning_rate_warms_up_and_then_follows_a_cosine():
+    values = [learning_rate_factor(step, warmup=10, total=110) for step in range(110)]
+    assert values[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert values[10] == pytest.approx(1.0)
+    assert values[60] == pytest.approx(0.5)
+    assert values[109] == pytest.approx(0.5 * (1 + math.cos(math.pi * 99 / 100)))
+
+
+def test_the_record_has_a_row_per_epoch():
+    record = tas.Record()
+    tas.train(fresh(), tiny_source(), config=quick(), record=record, stage="teacher")
+    rows = record.epochs("teacher")
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    assert all(row["seconds"] > 0 and 0 <= row["accuracy"] <= 100 for row in rows)
+
+
+def test_a_nan_loss_is_an_error_and_leaves_no_checkpoint(tmp_path):
+    file = tmp_path / "train.pt"
+    with pytest.raises(tas.TrainingError, match="became nan; lower its learning_rate"):
+        tas.train(build_nan(), tiny_source(), config=quick(), checkpoint=file)
+    assert not file.exists()
+
+
+def test_a_label_beyond_the_models_classes_is_an_error():
+    with pytest.raises(tas.DataError, match="only 2 classes"):
+        tas.train(TinyNet(2), tiny_source(), config=quick())
+
+
+def test_grey_images_for_a_colour_model_are_an_error():
+    source = tiny_source()
+    grey = tas.data.TensorSource(source._train[0][:, :1], source._train[1], source._test[0][:, :1], source._test[1])
+    with pytest.raises(tas.ModelError, match=r"does not accept inputs of shape \(16, 1, 8, 8\).*grey images"):
+        tas.train(fresh(), grey, config=quick())
+
+
+def test_a_loss_of_ones_own_opens_other_tasks_with_and_without_a_teacher():
+    def regression(outputs, targets):
+        return F.mse_loss(outputs[:, 0], targets.float())
+
+    for teacher in (None, fresh(3)):
+        record = tas.Record()
+        tas.train(fresh(), tiny_source(), config=quick(epochs=6, learning_rate=0.02), teacher=teacher, loss=regression, record=record)
+        assert record.rows[-1]["loss"] < record.rows[0]["loss"]
+
+
+def test_a_pair_of_loaders_is_data_too():
+    source = tiny_source()
+    loaders = [
+        torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=16, shuffle=index == 0)
+        for index, (images, labels) in enumerate([source._train, source._test])
+    ]
+    model = tas.train(fresh(), tuple(loaders), config=quick(epochs=15))
+    assert evaluate(model, tuple(loaders)) > 80
+
+
+@pytest.mark.parametrize(("option", "value"), [("epochs", 0), ("batch_size", -1), ("learning_rate", 0.0), ("teacher_weight", 1.5)])
+def test_options_out_of_range_are_refused_by_name(option, value):
+    with pytest.raises(tas.ConfigError, match=option):
+        TrainConfig(**{option: value})
+
+
+def test_the_distillation_loss_is_the_formula_in_float64():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 6, 5, generator=generator, dtype=torch.double)
+    labels = torch.tensor([0, 1, 2, 3, 4, 0])
+    temperature, share = 3.0, 0.7
+    p, q = (teacher / temperature).softmax(1), (student / temperature).softmax(1)
+    divergence = (p * (p.log() - q.log())).sum(1).mean()
+    wanted = (1 - share) * -student.softmax(1)[range(6), labels].log().mean() + share * temperature**2 * divergence
+    found = distillation_loss(student, teacher, labels, temperature=temperature, teacher_weight=share)
+    assert float(found) == pytest.approx(float(wanted), rel=1e-12)
+
+
+def test_no_gradient_reaches_the_teacher():
+    both = torch.randn(4, 3, requires_grad=True)
+    distillation_loss(torch.randn(4, 3, requires_grad=True), both, torch.zeros(4, dtype=torch.long)).backward()
+    imitation_loss(torch.randn(4, 3, requires_grad=True), both).backward()
+    assert both.grad is None
+
+
+@pytest.mark.parametrize(("temperature", "share"), [(0.0, 0.5), (4.0, 1.5), (4.0, -0.1)])
+def test_distillation_out_of_range_is_refused(temperature, share):
+    with pytest.raises(tas.ConfigError, match="must be above 0"):
+        distillation_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), temperature=temperature, teacher_weight=share)
