@@ -60,11 +60,14 @@ class Budget:
     params: Amount | None = None
 
     def __post_init__(self):
-        if all(getattr(self, name) is None for name in QUANTITIES):
-            object.__setattr__(self, "macs", DEFAULT)
-        for name in QUANTITIES:
-            if getattr(self, name) is not None:
-                _amount(getattr(self, name), name)
+        for name, value in self.amounts.items():
+            _amount(value, name)
+
+    @property
+    def amounts(self) -> dict[str, Amount]:
+        """The bounds as given, by quantity; the default where none is."""
+        given = {name: getattr(self, name) for name in QUANTITIES}
+        return {name: value for name, value in given.items() if value is not None} or {"macs": DEFAULT}
 
     @classmethod
     def of(cls, value: Budget | Amount | Mapping[str, Amount]) -> Budget:
@@ -84,10 +87,8 @@ class Budget:
             BudgetError: an absolute bound lies over the full model's cost.
         """
         bounds = {}
-        for quantity in QUANTITIES:
-            if getattr(self, quantity) is None:
-                continue
-            number, is_share = _amount(getattr(self, quantity), quantity)
+        for quantity, value in self.amounts.items():
+            number, is_share = _amount(value, quantity)
             full = graph.cost(quantity).exact(graph.full)
             # 1e-9: 0.3 * full must not lose one to rounding
             bounds[quantity] = math.floor(number * full + 1e-9) if is_share else math.floor(number)

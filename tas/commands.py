@@ -397,8 +397,8 @@ def _write_summary(run: Path, profiles: dict[str, Any]) -> None:
     known = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) if (run / "config.yaml").is_file() else {}
     record = folder.record()
     seconds = {stage: round(record.seconds(stage), 1) for stage in ("teacher", "search", "train")}
-    budget = {name: value for name, value in known.get("budget", {}).items() if value is not None}
-    summary = {**profiles, "budget": budget, "seconds": {**seconds, "total": round(sum(seconds.values()), 1)}}
+    budget = Budget(**known.get("budget", {}))
+    summary = {**profiles, "budget": budget.amounts, "seconds": {**seconds, "total": round(sum(seconds.values()), 1)}}
     folder.write_json(SUMMARY, {**summary, "seed": known.get("seed", 0), "versions": versions()})
 
 

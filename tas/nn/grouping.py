@@ -30,7 +30,8 @@ def build_graph(
     )
     members = _members(layers)
     found = tuple(Width(name, size, tuple(members[name])) for name, size in widths.items())
-    return Graph(found, depths, layers, _frozen(captured, roots, reasons, places), input_shapes)
+    frozen = (*_frozen(captured, roots, reasons, places), *_unseen(model, captured))
+    return Graph(found, depths, layers, frozen, input_shapes)
 
 
 def _frozen_roots(captured: Captured, roots: np.ndarray) -> dict[int, tuple[str, str]]:
@@ -191,3 +192,13 @@ def _frozen(
         for reason, module in dict.fromkeys(reasons.get(root, lonely) for root in mine):
             found.append(Frozen(f"{parameter}[{dim}]", reason, module))
     return tuple(found)
+
+
+def _unseen(model: nn.Module, captured: Captured) -> list[Frozen]:
+    """Layers that were never met: those are not counted either."""
+    reason = "is not in the captured graph, and not counted: it runs in training only, or in a region export hides"
+    return [
+        Frozen(f"{name}.weight[0]", reason, name)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and (f"{name}.weight", 0) not in captured.labels.axes
+    ]

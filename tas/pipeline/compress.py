@@ -171,7 +171,7 @@ def compress(
     summary = {
         "full": full.to_dict(),
         "pruned": pruned.to_dict(),
-        "budget": {name: value for name, value in asdict(budget).items() if value is not None},
+        "budget": budget.amounts,
         "seconds": {**stages, "total": round(time.perf_counter() - started, 1)},
         "seed": config.seed,
         "versions": versions(),

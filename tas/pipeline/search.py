@@ -232,6 +232,8 @@ class _Steps:
         value = self._task_loss(inputs, targets)
         self.weights.zero_grad()
         value.backward()
+        for weight in self.supernet.weights():  # blocks that did not run decay too, as in dense execution
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
         self.weights.step()
         return value
 

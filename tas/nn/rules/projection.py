@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -140,7 +141,7 @@ class CompactProjection(nn.Module):
         tensors = {name: self._makes.take(value, 0) for name, value in self.module.named_parameters()}
         tensors["weight"] = self._reads.take(tensors["weight"], 1)
         if self._mixed is not None and self._mixed.weights is not None:
-            tensors = _fold(tensors, self._mixed)
+            return _mixed_call(self.module, tensors, inputs, self._mixed)
         if not self._is_depthwise:
             return functional_call(self.module, tensors, (inputs,))
         full = self.module.groups
@@ -166,7 +167,7 @@ class DenseProjection(nn.Module):
         tensors = {name: self._makes.mask(value, 0) for name, value in self.module.named_parameters()}
         tensors["weight"] = self._reads.mask(tensors["weight"], 1)
         if self._mixed is not None:
-            tensors = _fold(tensors, self._mixed)
+            return _mixed_call(self.module, tensors, inputs, self._mixed)
         return functional_call(self.module, tensors, (inputs,))
 
 
@@ -175,13 +176,16 @@ def _mixed_width(layer: Layer, widths: dict[str, Any]) -> Any:
     return widths[name] if layer.mixed_by == layer.name and name is not None else None
 
 
-def _fold(tensors: dict[str, Tensor], width: CompactWidth | DenseWidth) -> dict[str, Tensor]:
+def _mixed_call(module: nn.Module, tensors: dict[str, Tensor], inputs: Tensor, width: CompactWidth | DenseWidth) -> Tensor:
+    """Mix the fragments in the weight, or behind a linear layer in its outputs where those are fewer."""
     weight = tensors["weight"]
     matrix, _ = width.mixture(None, None, weight)
+    if isinstance(module, nn.Linear) and inputs.numel() < weight.shape[1] ** 2:
+        return F.linear(functional_call(module, tensors, (inputs,)), matrix)
     folded = {"weight": (matrix @ weight.flatten(1)).view(weight.shape)}
     if "bias" in tensors:
         folded["bias"] = matrix @ tensors["bias"]
-    return folded
+    return functional_call(module, folded, (inputs,))
 
 
 LABELS = {

@@ -1,0 +1,307 @@
+"""The command line: commands chain through files, every mistake is one line that names the way out."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from toys import TinyNet
+
+import tas
+from tas.cli import COMMANDS, EXAMPLES, main
+
+TOYS = f"{Path(__file__).parent / 'toys.py'}:build"
+QUICK = ["--search.epochs", "1", "--search.batch_size", "8", "--train.epochs", "1", "--train.batch_size", "8"]
+QUICK_TEACHER = ["--teacher.epochs", "1", "--teacher.batch_size", "8"]
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    """A real image folder: 4 classes, 8x8 pixels, one bright quarter."""
+    root = tmp_path_factory.mktemp("images")
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 4)):
+        for label in range(4):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = draw.integers(0, 100, (8, 8, 3), dtype=np.uint8)
+                row, column = divmod(label, 2)
+                pixels[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 120
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "full.safetensors"
+    save_file(TinyNet().state_dict(), path)
+    return path
+
+
+def run(*words) -> int:
+    return main([str(word) for word in words])
+
+
+def fails(capsys, *words) -> str:
+    """Run a command that must fail with 1 and one line on stderr."""
+    assert run(*words) == 1
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    message = streams.err.strip()
+    assert len(message.splitlines()) == 1, message
+    assert "Traceback" not in message
+    return message
+
+
+def test_compress_makes_a_run_that_reloads(images, weights, tmp_path, capsys):
+    folder = tmp_path / "run"
+    code = run("compress", "--model", TOYS, "--data", f"folder:{images}", "--weights", weights, "--budget.macs", "50%",
+               "--output", folder, "--seed", 1, *QUICK)  # fmt: skip
+    assert code == 0
+    out = capsys.readouterr().out
+    assert "accuracy" in out
+    assert f"{folder}/report.md" in out
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["seed"] == 1
+    assert summary["pruned"]["macs"] <= 0.5 * summary["full"]["macs"]
+    assert summary["seconds"]["teacher"] == 0
+    assert sum(p.numel() for p in tas.load(folder, TinyNet()).parameters()) == summary["pruned"]["params"]
+
+
+def test_a_run_repeats_from_its_own_config(images, weights, tmp_path, capsys):
+    options = ["compress", "--model", TOYS, "--data", f"folder:{images}", "--weights", weights, *QUICK]
+    assert run(*options, "--output", tmp_path / "one", "--budget.params", "40%", "--json") == 0
+    first = json.loads(capsys.readouterr().out)
+    assert run("compress", "--config", tmp_path / "one" / "config.yaml", "--output", tmp_path / "two", "--json") == 0
+    second = json.loads(capsys.readouterr().out)
+    for name in ("full", "pruned"):
+        assert all(first[name][key] == second[name][key] for key in ("macs", "params", "accuracy"))
+    assert first["budget"] == second["budget"] == {"params": "40%"}
+    assert (tmp_path / "one" / "config.yaml").read_text() == (tmp_path / "two" / "config.yaml").read_text()
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_does(images, weights, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+    options = ["compress", "--model", TOYS, "--data", f"folder:{images}", "--weights", weights, *QUICK]
+    add = tas.Record.add
+
+    def interrupt(self, stage, **values):
+        add(self, stage, **values)
+        if stage == "train":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tas.Record, "add", interrupt)
+    assert run(*options, "--output", folder) == 130
+    assert "--resume" in capsys.readouterr().err
+    monkeypatch.setattr(tas.Record, "add", add)
+    assert run("compress", "--resume", "--output", folder) == 0  # the options come from the run's own config
+    assert (folder / "summary.json").is_file()
+
+
+def test_the_single_commands_chain_through_files(images, tmp_path, capsys):
+    data = ["--model", TOYS, "--data", f"folder:{images}"]
+    teacher, found = tmp_path / "teacher", tmp_path / "found"
+    known = ["--weights", teacher / "model.safetensors"]
+    assert run("train", *data, *QUICK[4:], "--output", teacher) == 0
+    assert run("search", *data, *known, *QUICK[:4], "--budget.macs", "60%", "--output", found) == 0
+    assert run("derive", *data, *known, "--run", found) == 0
+    assert run("train", *data, *known, "--run", found, *QUICK[4:]) == 0
+    capsys.readouterr()
+    assert run("measure", *data, *known, "--run", found, "--json") == 0
+    profiles = json.loads(capsys.readouterr().out)
+    assert profiles["pruned"]["macs"] <= 0.6 * profiles["full"]["macs"]
+    assert run("report", "--run", found, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["budget"] == {"macs": "60%"}
+    assert (found / "report.md").is_file()
+
+
+def test_trace_shows_widths_depths_frozen_axes_and_costs(tmp_path, capsys):
+    size = "[3,8,8]"
+    assert run("trace", "--model", TOYS, "--input-size", size, "--output", tmp_path / "graph.json") == 0
+    out = capsys.readouterr().out
+    for word in ("stem.0", "blocks", "head.weight[0]", "output of the model", "smallest"):
+        assert word in out
+    assert run("trace", "--model", TOYS, "--input-size", size, "--json") == 0
+    graph = tas.Graph.from_json(capsys.readouterr().out)
+    assert graph == tas.trace(TinyNet(), torch.zeros(1, 3, 8, 8))
+    assert graph == tas.Graph.from_json((tmp_path / "graph.json").read_text())
+
+
+def test_the_printed_config_is_complete_and_can_be_read_back(capsys, tmp_path, images, weights):
+    with pytest.raises(SystemExit) as ended:
+        run("compress", "--search.epochs", "7", "--print_config")
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^search:\n  epochs: 7$", text, re.M)
+    assert text.count("seed") == 1
+    file = tmp_path / "options.yaml"
+    file.write_text(text)
+    with pytest.raises(SystemExit):
+        run("compress", "--config", file, "--print_config")
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize("amount", ["0", "200%", "-3", "1.5e99", "half", "3ms"])
+def test_a_senseless_budget_is_an_error(capsys, tmp_path, images, weights, amount):
+    folder = tmp_path / "run"
+    message = fails(capsys, "compress", "--model", TOYS, "--data", f"folder:{images}", "--weights", weights,
+                    f"--budget.macs={amount}", "--output", folder, *QUICK)  # fmt: skip
+    assert "budget" in message
+    assert not folder.exists()
+
+
+def test_a_budget_that_cannot_be_reached_names_the_smallest_cost(capsys, tmp_path, images, weights):
+    folder = tmp_path / "run"
+    message = fails(capsys, "compress", "--model", TOYS, "--data", f"folder:{images}", "--weights", weights,
+                    "--budget.macs", "0.1%", "--output", folder, *QUICK)  # fmt: skip
+    graph = tas.trace(TinyNet(), torch.zeros(1, 3, 8, 8))
+    assert f"the smallest has {graph.macs(tas.SearchSpace.of(graph).smallest):,}" in message
+    assert "raise the budget" in message
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "hint"),
+    [("cifar_resnet:21", "choose one of 20, 32"), ("torchvision:resnet19", "resnet18"), ("resnet18", "write it as one of"),
+     ("no_such_file.py:build", "no_such_file.py"), ("tests/toys.py:nothing", "nothing")],
+)  # fmt: skip
+def test_an_unknown_model_is_an_error(capsys, tmp_path, images, model, hint):
+    assert hint in fails(capsys, "compress", "--model", model, "--data", f"folder:{images}", "--output", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_folder_or_an_empty_one_is_an_error(capsys, tmp_path):
+    options = ["compress", "--model", TOYS, "--output", tmp_path / "run"]
+    assert "pass one that holds train/" in fails(capsys, *options, "--data", f"folder:{tmp_path / 'nowhere'}")
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    (tmp_path / "empty" / "test").mkdir()
+    assert str(tmp_path / "empty") in fails(capsys, *options, "--data", f"folder:{tmp_path / 'empty'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unreadable_image_is_named(capsys, tmp_path, images):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(images, broken)
+    victim = broken / "train" / "class1" / "3.png"
+    victim.write_bytes(victim.read_bytes()[:40])
+    message = fails(capsys, "compress", "--model", TOYS, "--data", f"folder:{broken}", "--output", tmp_path / "run")
+    assert str(victim) in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_do_not_fit_are_an_error(capsys, tmp_path, images, weights):
+    other = tmp_path / "ten.safetensors"
+    save_file(TinyNet(10).state_dict(), other)
+    options = ["compress", "--model", TOYS, "--data", f"folder:{images}", "--output", tmp_path / "run", "--weights"]
+    assert "num_classes" in fails(capsys, *options, other)  # the wrong class count
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    assert "junk.safetensors" in fails(capsys, *options, tmp_path / "junk.safetensors")
+    assert "check the path" in fails(capsys, *options, tmp_path / "absent.safetensors")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_with_too_few_classes_is_an_error(capsys, tmp_path, images):
+    file = tmp_path / "two.py"
+    file.write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom toys import TinyNet\ndef build(): return TinyNet(2)\n")
+    options = ["--data", f"folder:{images}", "--output", tmp_path / "run"]
+    message = fails(capsys, "compress", "--model", f"{file}:build", *options, *QUICK, *QUICK_TEACHER)
+    assert "only 2 classes" in message
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_nan_loss_is_an_error(capsys, tmp_path, images):
+    model = f"{Path(__file__).parent / 'toys.py'}:build_nan"
+    message = fails(capsys, "train", "--model", model, "--data", f"folder:{images}", "--output", tmp_path / "run", *QUICK[4:])
+    assert "lower its learning_rate" in message
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_an_output_folder_in_use_is_left_alone(capsys, tmp_path, images, weights):
+    (tmp_path / "precious.txt").write_text("mine")
+    message = fails(capsys, "compress", "--model", TOYS, "--data", f"folder:{images}", "--weights", weights, "--output", tmp_path)
+    assert "choose another folder" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_grey_images_are_read_in_colour(tmp_path, images, weights):
+    for path in images.rglob("*.png"):
+        target = tmp_path / "grey" / path.relative_to(images)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).convert("L").save(target)
+    data = f"folder:{tmp_path / 'grey'}"
+    assert run("compress", "--model", TOYS, "--data", data, "--weights", weights, "--output", tmp_path / "run", *QUICK) == 0
+
+
+def test_searching_without_weights_asks_for_them(capsys, tmp_path, images):
+    assert "--search.start scratch" in fails(capsys, "search", "--model", TOYS, "--data", f"folder:{images}")
+    assert "--init fresh" in fails(capsys, "derive", "--model", TOYS, "--run", tmp_path)
+    assert "resume needs the folder" in fails(capsys, "compress", "--resume")
+    assert "give the output folder" in fails(capsys, "train", "--model", TOYS, "--data", f"folder:{images}", "--run", tmp_path)
+    assert "finish it with --resume" in fails(capsys, "report", "--run", tmp_path)
+
+
+@pytest.mark.parametrize("words", [["compress", "--nonsense", "3"], ["compress", "--seed", "many"], ["dance"], ["compress", "--search.start", "magic"]])
+def test_wrong_usage_exits_with_2(capsys, words):
+    assert main(words) == 2
+    assert "help" in capsys.readouterr().err
+
+
+def test_every_command_has_help_examples_and_a_place_in_the_readme(capsys):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert COMMANDS.keys() == EXAMPLES.keys()
+    for name, line in COMMANDS.items():
+        with pytest.raises(SystemExit) as ended:
+            main([name, "--help"])
+        assert ended.value.code == 0
+        out = capsys.readouterr().out
+        assert line in out.replace("\n", " ")
+        assert EXAMPLES[name][0] in out
+        assert f"tas {name}" in readme
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_parse(name, monkeypatch):
+    """Every option named in an example exists."""
+    from tas import commands
+
+    called = []
+    monkeypatch.setattr(commands, name, _recorder(getattr(commands, name), called))
+    for line in EXAMPLES[name]:
+        words = line.split()[1:]
+        if "--config" in words:
+            continue  # needs the file of a run
+        assert main(words) == 0, line
+    assert called
+
+
+def _recorder(function, called):
+    import functools
+
+    @functools.wraps(function)
+    def record(**options):
+        called.append(options)
+
+    return record
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from tas.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert re.match(r"\d+\.\d+", capsys.readouterr().out)
