@@ -59,10 +59,40 @@ _HOMES = {
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [  # noqa: PLE0604
-    *sorted(_HOME),
+__all__ = [
+    "Architecture",
+    "ArchitectureError",
+    "Budget",
+    "BudgetError",
+    "CompressConfig",
+    "CompressResult",
+    "ConfigError",
+    "DataError",
+    "Graph",
+    "ModelError",
+    "Profile",
+    "Record",
+    "RunError",
+    "SearchConfig",
+    "SearchResult",
+    "SearchSpace",
+    "Supernet",
+    "TasError",
+    "TrainConfig",
+    "TrainingError",
+    "compress",
     "data",
+    "derive",
+    "load",
+    "measure",
     "models",
+    "rank",
+    "recalibrate",
+    "report",
+    "save",
+    "search",
+    "trace",
+    "train",
 ]
 
 

@@ -52,5 +52,7 @@ class Architecture:
         except json.JSONDecodeError as error:
             raise ArchitectureError(f"this is not JSON ({error}); give the architecture.json of a run") from None
         if not isinstance(value, dict) or "widths" not in value:
-            raise ArchitectureError('an architecture is {"widths": {…}, "depths": {…}}; give the architecture.json of a run')
+            raise ArchitectureError(
+                'an architecture is {"widths": {…}, "depths": {…}}; give the architecture.json of a run'
+            )
         return cls(value["widths"], value.get("depths", {}))

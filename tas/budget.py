@@ -36,9 +36,12 @@ def _amount(value: Any, quantity: str) -> tuple[float, bool]:
         is_share = match[2] == "%" or (match[2] == "" and number <= 1)
         number *= _UNITS[match[2]]
     else:
-        number, is_share = float(value), value <= 1
+        is_share = value <= 1
+        number = float(value) if abs(value) < 1e300 else math.inf  # a larger integer has no float
     if not 0 < number < math.inf or (is_share and number > 1):
-        raise BudgetError(f"budget {quantity} {value!r} is out of range; it must be above 0 and at most 100% of the model")
+        raise BudgetError(
+            f"budget {quantity} {value!r} is out of range; it must be above 0 and at most 100% of the model"
+        )
     return number, is_share
 
 

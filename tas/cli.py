@@ -27,8 +27,13 @@ EXAMPLES = {
         "tas compress --config runs/r20/config.yaml --output runs/again",
         "tas compress --resume --output runs/r20",
     ],
-    "trace": ["tas trace --model torchvision:resnet18", "tas trace --model my_model.py:build --input_size [3,64,64] --json"],
-    "search": ["tas search --model cifar_resnet:20 --weights teacher.safetensors --budget.macs 50% --output runs/found"],
+    "trace": [
+        "tas trace --model torchvision:resnet18",
+        "tas trace --model my_model.py:build --input_size [3,64,64] --json",
+    ],
+    "search": [
+        "tas search --model cifar_resnet:20 --weights teacher.safetensors --budget.macs 50% --output runs/found"
+    ],
     "derive": ["tas derive --model cifar_resnet:20 --weights teacher.safetensors --run runs/found"],
     "train": [
         "tas train --model cifar_resnet:20 --data cifar10 --data-dir data --output runs/teacher",
@@ -67,7 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tas {name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\ntas {name}: interrupted; what was finished is kept, go on with --resume and the same --output", file=sys.stderr)
+        print(
+            f"\ntas {name}: interrupted; what was finished is kept, go on with --resume and the same --output",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -75,7 +83,11 @@ def overview() -> str:
     """What `tas --help` prints."""
     lines = ["usage: tas COMMAND [options]", "", "Shrink a trained PyTorch vision model and keep its accuracy.", ""]
     lines += [f"  {name:10} {text}" for name, text in COMMANDS.items()]
-    lines += ["", "Options and examples of a command: tas COMMAND --help", "The whole job on a small data set: tas compress"]
+    lines += [
+        "",
+        "Options and examples of a command: tas COMMAND --help",
+        "The whole job on a small data set: tas compress",
+    ]
     return "\n".join(lines)
 
 
@@ -86,7 +98,9 @@ def _underscored(word: str) -> str:
 
 def _flags(words: list[str], function: Callable) -> list[str]:
     """Let --resume stand for --resume true."""
-    switches = {f"--{name}" for name, p in inspect.signature(function).parameters.items() if isinstance(p.default, bool)}
+    switches = {
+        f"--{name}" for name, p in inspect.signature(function).parameters.items() if isinstance(p.default, bool)
+    }
     following = [*words[1:], ""]
     return [
         f"{word}=true" if word in switches and after.lower() not in ("true", "false") else word
@@ -97,7 +111,7 @@ def _flags(words: list[str], function: Callable) -> list[str]:
 def _call(name: str, words: list[str]) -> int:
     from argparse import ArgumentError
 
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from jsonargparse import ArgumentParser
 
     from tas import commands
 
@@ -106,7 +120,7 @@ def _call(name: str, words: list[str]) -> int:
         prog=f"tas {name}", description=COMMANDS[name], epilog=f"examples:\n{examples}", exit_on_error=False,
         formatter_class=commands.HelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options")
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
     function = getattr(commands, name)
     words = _flags(words, function)
     parser.add_function_arguments(function, as_group=False)

@@ -66,6 +66,8 @@ def compress(
     search: SearchConfig = short_search(),  # noqa: B008
     train: TrainConfig = short_train(),  # noqa: B008
     teacher: TrainConfig = short_teacher(),  # noqa: B008
+    choose: Literal["both", "width", "depth"] = "both",
+    execution: Literal["compact", "dense"] = "compact",
     init: Literal["inherit", "fresh"] = "inherit",
     latency_batch: int = 1,
     seed: int = 0,
@@ -87,6 +89,8 @@ def compress(
         search: how the architecture is searched
         train: how the small model is trained, with the full one as its teacher
         teacher: how the full model is trained when it comes without weights
+        choose: search widths, depths, or both
+        execution: of the supernet; both compute the same, compact is faster on a CPU
         init: the small model inherits weights, or starts fresh as in the paper
         latency_batch: images in the timed forward pass
         seed: of everything random
@@ -104,8 +108,9 @@ def compress(
         "image_size": image_size,
     }  # fmt: skip
     config = CompressConfig(
-        search=search, train=train, teacher=teacher, init=init, latency_batch=latency_batch, seed=seed
-    )
+        search=search, train=train, teacher=teacher, choose=choose, execution=execution, init=init,
+        latency_batch=latency_batch, seed=seed,
+    )  # fmt: skip
     result = compress_model(
         full, source, budget=budget, config=config, output=output, resume=resume,
         train_teacher=weights is None and not pretrained, origin=origin,
@@ -155,6 +160,8 @@ def search(
     image_size: int | None = None,
     budget: Budget = Budget(),  # noqa: B008
     search: SearchConfig = short_search(),  # noqa: B008
+    choose: Literal["both", "width", "depth"] = "both",
+    execution: Literal["compact", "dense"] = "compact",
     seed: int = 0,
     output: str = "runs/search",
     resume: bool = False,
@@ -172,34 +179,38 @@ def search(
         image_size: resize images to this many pixels a side
         budget: upper bounds of the small model, 50% of the macs by default
         search: how the architecture is searched
+        choose: search widths, depths, or both
+        execution: of the supernet; both compute the same, compact is faster on a CPU
         seed: of everything random
         output: folder of the results
         resume: go on with the interrupted search in the output folder
         json: print the architecture and its cost as JSON
     """
     if search.start == "trained" and weights is None and not pretrained:
-        raise ConfigError("a search from a trained start needs --weights or --pretrained; or add --search.start scratch")
-    config = search
+        raise ConfigError(
+            "a search from a trained start needs --weights or --pretrained; or add --search.start scratch"
+        )
     source = data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size)
     full = _model(model, source.num_classes, weights, pretrained, seed)
     graph = trace_model(full, torch.zeros(1, *source.input_shape))
-    space = SearchSpace.of(graph, choose=config.choose)
+    space = SearchSpace.of(graph, choose=choose)
     budget.require_reachable(graph, space.smallest)
     settings = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
-    settings |= {"image_size": image_size, "budget": asdict(budget), "search": _plain(config), "seed": seed}
+    settings |= {"image_size": image_size, "budget": asdict(budget), "search": _plain(search), "choose": choose}
+    settings |= {"execution": execution, "seed": seed}
     run = RunFolder.open(output, _yaml(settings), resume=resume)
     run.write_json(GRAPH, graph.to_dict())
-    supernet = Supernet(
-        rank(full, graph) if config.start == "trained" else full, graph, space,
-        execution=config.execution, fragments=config.fragments, depth_samples=config.depth_samples,
-    )  # fmt: skip
+    supernet = Supernet(rank(full, graph) if search.start == "trained" else full, graph, space, execution=execution)
     found = search_model(
-        supernet, source, budget=budget, config=config, teacher=full if config.teacher_weight else None,
+        supernet, source, budget=budget, config=search, teacher=full if search.teacher_weight else None,
         record=run.record(), checkpoint=run.checkpoint("search"),
     ).architecture  # fmt: skip
     write_text(Path(output) / "architecture.json", found.to_json())
     run.drop_checkpoints()
-    cost = {name: {"full": graph.cost(name).exact(graph.full), "pruned": graph.cost(name).exact(found)} for name in ("macs", "params")}
+    cost = {
+        name: {"full": graph.cost(name).exact(graph.full), "pruned": graph.cost(name).exact(found)}
+        for name in ("macs", "params")
+    }
     if json:
         print(json_module.dumps({"architecture": json_module.loads(found.to_json()), **cost}))
     else:
@@ -244,7 +255,11 @@ def derive(
         small = recalibrate(small, data_sets.load(data, data_dir=data_dir, image_size=image_size), seed=seed)
     save(run, small, graph, architecture)
     cost = {"macs": graph.macs(architecture), "params": graph.params(architecture)}
-    print(json_module.dumps(cost) if json else f"{run}/model.safetensors: {cost['macs']:,} macs, {cost['params']:,} params")
+    print(
+        json_module.dumps(cost)
+        if json
+        else f"{run}/model.safetensors: {cost['macs']:,} macs, {cost['params']:,} params"
+    )
 
 
 def train(
@@ -288,7 +303,12 @@ def train(
         folder = RunFolder(Path(run))
         teacher = full if weights or pretrained else None
         small = train_model(
-            load(run, full), source, teacher=teacher, config=config, record=folder.record(), checkpoint=folder.checkpoint("train")
+            load(run, full),
+            source,
+            teacher=teacher,
+            config=config,
+            record=folder.record(),
+            checkpoint=folder.checkpoint("train"),
         )
         save(run, small, graph, architecture)
         folder.drop_checkpoints()
@@ -298,7 +318,9 @@ def train(
         settings |= {"image_size": image_size, "train": _plain(config), "seed": seed}
         folder = RunFolder.open(output, _yaml(settings), resume=resume)
         place = Path(output) / "model.safetensors"
-        trained = train_model(full, source, config=config, record=folder.record(), checkpoint=folder.checkpoint("train"))
+        trained = train_model(
+            full, source, config=config, record=folder.record(), checkpoint=folder.checkpoint("train")
+        )
         _save_full(trained, place)
         folder.drop_checkpoints()
     profile = measure_model(trained, source)
@@ -412,4 +434,3 @@ def _yaml(settings: dict[str, Any]) -> str:
     import yaml
 
     return yaml.safe_dump(settings, sort_keys=False)
-

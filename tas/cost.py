@@ -153,8 +153,12 @@ class CostTable:
 
         key = (probabilities.device, probabilities.dtype)
         if key not in self._tensors:
-            floats = [torch.as_tensor(a, dtype=key[1], device=key[0]) for a in (self._powers, self._open, self._coefficients)]
-            self._tensors[key] = floats + [torch.as_tensor(a, device=key[0]) for a in (self._gate, self._width, self._power)]
+            floats = [
+                torch.as_tensor(a, dtype=key[1], device=key[0]) for a in (self._powers, self._open, self._coefficients)
+            ]
+            self._tensors[key] = floats + [
+                torch.as_tensor(a, device=key[0]) for a in (self._gate, self._width, self._power)
+            ]
         powers, opens, coefficients, gate, width, power = self._tensors[key]
         moments = (probabilities[: self.num_widths, :, None] * powers).sum(1)
         chosen = (probabilities[self.num_widths :] * opens).sum((1, 2))

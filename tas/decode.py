@@ -15,6 +15,7 @@ import numpy as np
 from tas.architecture import Architecture
 from tas.budget import Budget
 from tas.cost import CostTable
+from tas.errors import ConfigError
 from tas.graph import Graph
 from tas.space import SearchSpace
 
@@ -30,7 +31,11 @@ def decode(scores: Mapping[str, Sequence[float]], graph: Graph, space: SearchSpa
 
     Raises:
         BudgetError: no architecture of the space fits.
+        ConfigError: the scores do not fit the space.
     """
+    for name, sizes in (*space.widths.items(), *space.depths.items()):
+        if len(scores.get(name, ())) != len(sizes):
+            raise ConfigError(f"scores of {name!r} must be one number for each of its {len(sizes)} candidates")
     budget.require_reachable(graph, space.smallest)
     return _Problem(scores, graph, space, budget).solve()
 
@@ -73,7 +78,9 @@ class _Problem:
         """All single changes: their architectures, their loads, their gains in score."""
         moves = [(row, column) for row, count in enumerate(self.counts) for column in range(count)]
         moves = [(row, column) for row, column in moves if choice[row] != column]
-        rows, columns = (np.array(part, dtype=int) for part in zip(*moves, strict=True)) if moves else (np.zeros(0, int),) * 2
+        rows, columns = (
+            (np.array(part, dtype=int) for part in zip(*moves, strict=True)) if moves else (np.zeros(0, int),) * 2
+        )
         changed = np.repeat(choice[None], len(moves), axis=0)
         changed[np.arange(len(moves)), rows] = columns
         gains = self.scores[rows, columns] - self.scores[rows, choice[rows]]
@@ -85,7 +92,9 @@ class _Problem:
             changed, loads, gains = self.changes(choice)
             saved = now - loads
             # a change that saves more than is needed is worth no more than the need
-            worth = np.where(saved > 0, np.minimum(gains, 0) / np.minimum(np.maximum(saved, 1e-12), now - 1 + 1e-12), -np.inf)
+            worth = np.where(
+                saved > 0, np.minimum(gains, 0) / np.minimum(np.maximum(saved, 1e-12), now - 1 + 1e-12), -np.inf
+            )
             choice = changed[int(worth.argmax())] if worth.max() > -np.inf else np.zeros_like(choice)
         return choice
 

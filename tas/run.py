@@ -43,8 +43,8 @@ class RunFolder:
                 raise RunError(f"{folder} holds no run to resume (it has no {CONFIG}); start it without resume")
             if known.read_text(encoding="utf-8") != config:
                 raise RunError(
-                    f"{known} differs from the options given; resume with the same options (--config {known}) or choose "
-                    f"another folder"
+                    f"{known} differs from the options given; resume with the same options (--config {known}) or "
+                    f"choose another folder"
                 )
         elif folder.exists() and any(folder.iterdir()):
             raise RunError(f"{folder} is in use; choose another folder, or resume the run that is there (--resume)")

@@ -38,7 +38,9 @@ def print_graph(graph: Graph, smallest: Architecture, chosen: Architecture | Non
     table = Table(*columns)
     for width in graph.widths:
         members = [layer for layer in graph.layers if layer.name in set(width.layers)]
-        share = sum(times * _product(factors, graph.full) for layer in members for times, factors in layer.products) / full
+        share = (
+            sum(times * _product(factors, graph.full) for layer in members for times, factors in layer.products) / full
+        )
         kept = [str(chosen.widths[width.name])] if chosen else []
         table.add_row(width.name, str(width.size), *kept, str(len(width.layers)), f"{100 * share:.1f} %")
     console.print(table if graph.widths else "no width can be changed")
@@ -53,7 +55,9 @@ def print_graph(graph: Graph, smallest: Architecture, chosen: Architecture | Non
             table.add_row(item.axis, item.reason, item.module)
         console.print(table)
     least = graph.macs(smallest)
-    print(f"full model: {full:,} macs, {graph.params():,} params; smallest: {least:,} macs ({100 * least / full:.1f} %)")
+    print(
+        f"full model: {full:,} macs, {graph.params():,} params; smallest: {least:,} macs ({100 * least / full:.1f} %)"
+    )
     if chosen:
         macs, params = graph.macs(chosen), graph.params(chosen)
         print(f"chosen: {macs:,} macs ({100 * macs / full:.1f} %), {params:,} params")

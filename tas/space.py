@@ -52,7 +52,9 @@ class SearchSpace:
     def __post_init__(self):
         for name, sizes in (*self.widths.items(), *self.depths.items()):
             if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
-                raise ConfigError(f"candidates of {name!r} are {tuple(sizes)}; give ascending whole numbers of at least 1")
+                raise ConfigError(
+                    f"candidates of {name!r} are {tuple(sizes)}; give ascending whole numbers of at least 1"
+                )
 
     @classmethod
     def of(

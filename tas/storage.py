@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
         reason = getattr(error, "strerror", None) or error
         raise RunError(f"cannot write {path} ({reason}); choose another folder or free some space") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be what is wrong
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,4 +53,6 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has no common root for what a broken file can raise
-        raise RunError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start this stage anew") from error
+        raise RunError(
+            f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start this stage anew"
+        ) from error

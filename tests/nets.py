@@ -152,10 +152,11 @@ class FlattenToLinear(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.hidden, self.last = conv_bn(3, 6), nn.Linear(6 * 16, 10), nn.Linear(10, 5)
+        self.dropout = nn.Dropout(0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(self.conv(x).relu(), 2).flatten(1)
-        return self.last(F.dropout(self.hidden(x).relu(), 0.5, self.training))
+        return self.last(self.dropout(self.hidden(x).relu()))
 
 
 class PaddedShortcut(nn.Module):

@@ -26,7 +26,9 @@ def test_equality_hash_and_text_do_not_depend_on_the_order_of_names(widths):
 
 
 def test_architectures_of_different_sizes_differ():
-    assert len({Architecture({"a": 1}), Architecture({"a": 2}), Architecture({}, {"a": 1}), Architecture({"a": 1})}) == 3
+    assert (
+        len({Architecture({"a": 1}), Architecture({"a": 2}), Architecture({}, {"a": 1}), Architecture({"a": 1})}) == 3
+    )
 
 
 def test_the_mapping_given_is_copied():
@@ -42,7 +44,9 @@ def test_depths_may_be_left_out_of_the_file():
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, "4", None, True])
 def test_a_size_that_is_no_whole_number_from_one_on_is_refused_by_name(size):
-    with pytest.raises(ArchitectureError, match=r"widths\['conv'\] is .*; an architecture keeps a whole number of at least 1"):
+    with pytest.raises(
+        ArchitectureError, match=r"widths\['conv'\] is .*; an architecture keeps a whole number of at least 1"
+    ):
         Architecture({"conv": size})
     with pytest.raises(ArchitectureError, match=r"depths\['stage'\]"):
         Architecture.from_json(json.dumps({"widths": {}, "depths": {"stage": size}}))
@@ -50,7 +54,9 @@ def test_a_size_that_is_no_whole_number_from_one_on_is_refused_by_name(size):
 
 @pytest.mark.parametrize("value", [None, [], 3, "text"])
 def test_sizes_that_are_no_mapping_are_refused(value):
-    with pytest.raises(ArchitectureError, match=f"widths of an architecture must map names to sizes, not be {type(value).__name__}"):
+    with pytest.raises(
+        ArchitectureError, match=f"widths of an architecture must map names to sizes, not be {type(value).__name__}"
+    ):
         Architecture(value)
 
 

@@ -174,7 +174,9 @@ def test_a_budget_that_cannot_be_reached_names_the_smallest_cost(capsys, tmp_pat
      ("no_such_file.py:build", "no_such_file.py"), ("tests/toys.py:nothing", "nothing")],
 )  # fmt: skip
 def test_an_unknown_model_is_an_error(capsys, tmp_path, images, model, hint):
-    assert hint in fails(capsys, "compress", "--model", model, "--data", f"folder:{images}", "--output", tmp_path / "run")
+    assert hint in fails(
+        capsys, "compress", "--model", model, "--data", f"folder:{images}", "--output", tmp_path / "run"
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -212,23 +214,36 @@ def test_weights_that_do_not_fit_are_an_error(capsys, tmp_path, images, weights)
 
 def test_a_model_with_too_few_classes_is_an_error(capsys, tmp_path, images):
     file = tmp_path / "two.py"
-    file.write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom toys import TinyNet\ndef build(): return TinyNet(2)\n")
+    file.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom toys import TinyNet\ndef build(): return TinyNet(2)\n"
+    )
     options = ["--data", f"folder:{images}", "--output", tmp_path / "run"]
     message = fails(capsys, "compress", "--model", f"{file}:build", *options, *QUICK, *QUICK_TEACHER)
     assert "only 2 classes" in message
-    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_nan_loss_is_an_error(capsys, tmp_path, images):
     model = f"{Path(__file__).parent / 'toys.py'}:build_nan"
-    message = fails(capsys, "train", "--model", model, "--data", f"folder:{images}", "--output", tmp_path / "run", *QUICK[4:])
+    message = fails(
+        capsys, "train", "--model", model, "--data", f"folder:{images}", "--output", tmp_path / "run", *QUICK[4:]
+    )
     assert "lower its learning_rate" in message
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+def test_a_model_of_nan_is_refused_before_anything_is_written(capsys, tmp_path, images):
+    model = f"{Path(__file__).parent / 'toys.py'}:build_nan"
+    message = fails(capsys, "compress", "--model", model, "--data", f"folder:{images}", "--output", tmp_path / "run")
+    assert "check its weights for NaN" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_output_folder_in_use_is_left_alone(capsys, tmp_path, images, weights):
     (tmp_path / "precious.txt").write_text("mine")
-    message = fails(capsys, "compress", "--model", TOYS, "--data", f"folder:{images}", "--weights", weights, "--output", tmp_path)
+    message = fails(
+        capsys, "compress", "--model", TOYS, "--data", f"folder:{images}", "--weights", weights, "--output", tmp_path
+    )
     assert "choose another folder" in message
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
@@ -239,18 +254,31 @@ def test_grey_images_are_read_in_colour(tmp_path, images, weights):
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.open(path).convert("L").save(target)
     data = f"folder:{tmp_path / 'grey'}"
-    assert run("compress", "--model", TOYS, "--data", data, "--weights", weights, "--output", tmp_path / "run", *QUICK) == 0
+    assert (
+        run("compress", "--model", TOYS, "--data", data, "--weights", weights, "--output", tmp_path / "run", *QUICK)
+        == 0
+    )
 
 
 def test_searching_without_weights_asks_for_them(capsys, tmp_path, images):
     assert "--search.start scratch" in fails(capsys, "search", "--model", TOYS, "--data", f"folder:{images}")
     assert "--init fresh" in fails(capsys, "derive", "--model", TOYS, "--run", tmp_path)
     assert "resume needs the folder" in fails(capsys, "compress", "--resume")
-    assert "give the output folder" in fails(capsys, "train", "--model", TOYS, "--data", f"folder:{images}", "--run", tmp_path)
+    assert "give the output folder" in fails(
+        capsys, "train", "--model", TOYS, "--data", f"folder:{images}", "--run", tmp_path
+    )
     assert "finish it with --resume" in fails(capsys, "report", "--run", tmp_path)
 
 
-@pytest.mark.parametrize("words", [["compress", "--nonsense", "3"], ["compress", "--seed", "many"], ["dance"], ["compress", "--search.start", "magic"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compress", "--nonsense", "3"],
+        ["compress", "--seed", "many"],
+        ["dance"],
+        ["compress", "--search.start", "magic"],
+    ],
+)
 def test_wrong_usage_exits_with_2(capsys, words):
     assert main(words) == 2
     assert "help" in capsys.readouterr().err

@@ -15,7 +15,9 @@ DEPTHS = {"d": (1, 2, 3), "e": (1, 3)}
 counts = st.builds(
     Count,
     st.integers(0, 9),
-    st.lists(st.tuples(st.sampled_from(list(WIDTHS)), st.integers(1, 5)), max_size=3, unique_by=lambda pair: pair[0]).map(tuple),
+    st.lists(
+        st.tuples(st.sampled_from(list(WIDTHS)), st.integers(1, 5)), max_size=3, unique_by=lambda pair: pair[0]
+    ).map(tuple),
 )
 gates = st.one_of(st.none(), st.tuples(st.sampled_from(list(DEPTHS)), st.integers(1, 2)))
 terms = st.builds(Term, st.integers(1, 1000), st.lists(counts, max_size=3).map(tuple), gates)
@@ -29,7 +31,10 @@ def enumerated() -> list[tuple[tuple[int, ...], Architecture]]:
     for choice in product(*[range(len(sizes)) for sizes in every]):
         chosen = [sizes[index] for sizes, index in zip(every, choice, strict=True)]
         found.append(
-            (choice, Architecture(dict(zip(WIDTHS, chosen[:3], strict=True)), dict(zip(DEPTHS, chosen[3:], strict=True))))
+            (
+                choice,
+                Architecture(dict(zip(WIDTHS, chosen[:3], strict=True)), dict(zip(DEPTHS, chosen[3:], strict=True))),
+            )
         )
     return found
 
@@ -96,11 +101,15 @@ def test_a_certain_choice_has_its_exact_cost_as_expectation_in_single_precision(
     for choice, architecture in SPACE[::7]:
         rows = torch.zeros(5, 4)
         rows[torch.arange(5), torch.tensor(choice)] = 1
-        assert CostTable(cost, WIDTHS, DEPTHS).expected(rows).item() == pytest.approx(cost.exact(architecture), rel=1e-6)
+        assert CostTable(cost, WIDTHS, DEPTHS).expected(rows).item() == pytest.approx(
+            cost.exact(architecture), rel=1e-6
+        )
 
 
 def test_the_gradient_of_the_expected_cost_is_its_slope():
-    cost = Cost((Term(5, (Count(0, (("a", 1),)), Count(2, (("a", 1), ("b", 3))))), Term(4, (Count(0, (("c", 1),)),), ("e", 2))))
+    cost = Cost(
+        (Term(5, (Count(0, (("a", 1),)), Count(2, (("a", 1), ("b", 3))))), Term(4, (Count(0, (("c", 1),)),), ("e", 2)))
+    )
     table, rows = CostTable(cost, WIDTHS, DEPTHS), probabilities(3).requires_grad_()
     assert torch.autograd.gradcheck(table.expected, (rows,))
 

@@ -82,7 +82,9 @@ def test_a_parameter_counts_frozen_axes_in_full():
 def toy() -> Graph:
     weight = Parameter("conv.weight", (8, 3), ((Run("conv", 0, 8),), None))
     statistics = Parameter("conv.mean", (8,), ((Run("conv", 0, 8),),), is_buffer=True)
-    inner = Layer("stage.1.conv", "linear", (Parameter("stage.1.conv.weight", (2, 5), (None, None)),), ((7, ()),), ("stage", 1))
+    inner = Layer(
+        "stage.1.conv", "linear", (Parameter("stage.1.conv.weight", (2, 5), (None, None)),), ((7, ()),), ("stage", 1)
+    )
     conv = Layer("conv", "convolution", (weight, statistics), ((64, (Count(0, (("conv", 1),)), Count(3))),))
     return Graph((Width("conv", 8, ("conv",)),), (Depth("stage", ("stage.0", "stage.1", "stage.2")),), (conv, inner))
 

@@ -9,8 +9,8 @@ import tas
 
 NAMES = """
     Architecture ArchitectureError Budget BudgetError CompressConfig CompressResult ConfigError DataError Graph ModelError
-    Profile Record RunError SearchConfig SearchResult SearchSpace Supernet TasError TrainConfig TrainingError compress data
-    derive load measure models rank recalibrate report save search trace train
+    Profile Record RunError SearchConfig SearchResult SearchSpace Supernet TasError TrainConfig TrainingError compress
+    data derive load measure models rank recalibrate report save search trace train
 """.split()
 
 

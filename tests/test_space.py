@@ -25,7 +25,15 @@ def test_widths_get_the_candidates_of_the_paper(size, wanted):
 
 @pytest.mark.parametrize(
     ("blocks", "wanted"),
-    [(1, (1,)), (2, (1, 2)), (3, (1, 2, 3)), (5, (1, 3, 5)), (6, (1, 3, 5, 6)), (9, (1, 3, 5, 7, 9)), (18, (*range(1, 19, 2), 18))],
+    [
+        (1, (1,)),
+        (2, (1, 2)),
+        (3, (1, 2, 3)),
+        (5, (1, 3, 5)),
+        (6, (1, 3, 5, 6)),
+        (9, (1, 3, 5, 7, 9)),
+        (18, (*range(1, 19, 2), 18)),
+    ],
 )
 def test_depths_get_the_candidates_of_the_paper(blocks, wanted):
     assert depth_candidates(blocks) == wanted
@@ -55,7 +63,10 @@ def test_samples_are_candidates_uniform_and_repeatable():
     first = [space.sample(one) for _ in range(draws)]
     assert first == [space.sample(other) for _ in range(draws)]
     assert all(architecture in space for architecture in first)
-    for candidates, sizes in ((space.widths["a"], [a.widths["a"] for a in first]), (space.depths["d"], [a.depths["d"] for a in first])):
+    for candidates, sizes in (
+        (space.widths["a"], [a.widths["a"] for a in first]),
+        (space.depths["d"], [a.depths["d"] for a in first]),
+    ):
         expected = draws / len(candidates)
         chi_square = sum((sizes.count(size) - expected) ** 2 / expected for size in candidates)
         assert chi_square < 30  # 7 degrees of freedom: one in ten thousand is above

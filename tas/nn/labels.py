@@ -57,7 +57,11 @@ class Labels:
         pairs = torch.stack([one.flatten()[different], other.flatten()[different]], 1).unique(dim=0)
         fixed = pairs[(pairs == FIXED).any(1)]
         if len(fixed):
-            self.freeze(fixed, "is combined with values that are not channels (the input, padding, or what a refused layer gives)", module)
+            self.freeze(
+                fixed,
+                "is combined with values that are not channels (the input, padding, or what a refused layer gives)",
+                module,
+            )
         for first, second in pairs[(pairs != FIXED).all(1)].tolist():
             low, high = sorted((self._find(first), self._find(second)))
             self._parent[high] = low  # the smallest label names the class: the order of channels is the maker's

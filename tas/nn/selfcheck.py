@@ -83,7 +83,9 @@ def _trials(graph: Graph, seed: int) -> list[Architecture]:
         {name: draw.randint(1, size) for name, size in full.widths.items()},
         {name: draw.randint(1, size) for name, size in full.depths.items()},
     )
-    third = Architecture({name: max(1, size * 3 // 10) for name, size in full.widths.items()}, dict.fromkeys(full.depths, 1))
+    third = Architecture(
+        {name: max(1, size * 3 // 10) for name, size in full.widths.items()}, dict.fromkeys(full.depths, 1)
+    )
     return [third, some]
 
 
@@ -244,7 +246,9 @@ def without(graph: Graph, name: str, reason: str) -> Graph:
     """The graph with one width or depth frozen."""
     if any(depth.name == name for depth in graph.depths):
         depths: tuple[Depth, ...] = tuple(depth for depth in graph.depths if depth.name != name)
-        layers = tuple(replace(item, gate=None if item.gate and item.gate[0] == name else item.gate) for item in graph.layers)
+        layers = tuple(
+            replace(item, gate=None if item.gate and item.gate[0] == name else item.gate) for item in graph.layers
+        )
         frozen = (*graph.frozen, Frozen(name, reason, name))
         return replace(graph, depths=depths, layers=layers, frozen=frozen)
     layers = tuple(_without_width(layer, name, graph) for layer in graph.layers)

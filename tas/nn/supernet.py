@@ -71,9 +71,7 @@ class Supernet(nn.Module):
         self.execution, self.fragments, self.depth_samples = execution, fragments, depth_samples
         kind = CompactWidth if execution == "compact" else DenseWidth
         self._widths: dict[str, Any] = {name: kind(sizes) for name, sizes in space.widths.items()}
-        self._depths = {
-            depth.name: DepthState(space.depths[depth.name], len(depth.blocks)) for depth in graph.depths
-        }
+        self._depths = {depth.name: DepthState(space.depths[depth.name], len(depth.blocks)) for depth in graph.depths}
         self.model = _opened(model, graph, self._widths, self._depths, execution)
         choices = [*space.widths.values(), *space.depths.values()]
         columns = max(map(len, choices), default=1)
@@ -110,7 +108,9 @@ class Supernet(nn.Module):
             {name: sizes[best[name]] for name, sizes in space.depths.items()},
         )
 
-    def draw(self, temperature: float, generator: torch.Generator | None = None, *, differentiable: bool = True) -> None:
+    def draw(
+        self, temperature: float, generator: torch.Generator | None = None, *, differentiable: bool = True
+    ) -> None:
         """Open `fragments` candidates of every choice at random; they stay open until the next draw.
 
         Args:
@@ -208,7 +208,9 @@ def _require_space(graph: Graph, space: SearchSpace) -> None:
                 raise ArchitectureError(f"{what} {name!r} has a candidate {sizes[-1]}; the model has only {full[name]}")
 
 
-def _opened(model: nn.Module, graph: Graph, widths: dict[str, Any], depths: dict[str, DepthState], execution: str) -> nn.Module:
+def _opened(
+    model: nn.Module, graph: Graph, widths: dict[str, Any], depths: dict[str, DepthState], execution: str
+) -> nn.Module:
     opened = copy.deepcopy(model)
     for layer in graph.layers:
         if layer.kind not in KINDS or not any(any(parameter.layouts) for parameter in layer.parameters):

@@ -25,7 +25,7 @@ from tas.pipeline.report import report
 from tas.pipeline.search import SearchConfig, search
 from tas.pipeline.store import save
 from tas.pipeline.trace import trace
-from tas.pipeline.train import Loss, TrainConfig, train
+from tas.pipeline.train import Loss, TrainConfig, require_fit_for_data, train
 from tas.profile import Profile
 from tas.record import versions
 from tas.run import GRAPH, SUMMARY, RunFolder
@@ -58,6 +58,8 @@ class CompressConfig:
         search: see `SearchConfig`.
         train: see `TrainConfig`; of the small network.
         teacher: see `TrainConfig`; of the full model, when it has to be trained first.
+        choose: search widths, depths, or both.
+        execution: of the supernet; both compute the same, compact is faster on a CPU.
         init: the small network inherits the ranked channels of the full one, or starts fresh as in the paper.
         latency_batch: samples in the timed forward pass.
         seed: takes the place of every stage's own seed.
@@ -66,6 +68,8 @@ class CompressConfig:
     search: SearchConfig = field(default_factory=short_search)
     train: TrainConfig = field(default_factory=short_train)
     teacher: TrainConfig = field(default_factory=short_teacher)
+    choose: Literal["both", "width", "depth"] = "both"
+    execution: Literal["compact", "dense"] = "compact"
     init: Literal["inherit", "fresh"] = "inherit"
     latency_batch: int = 1
     seed: int = 0
@@ -141,7 +145,8 @@ def compress(
     example = torch.zeros(1, *source.input_shape) if example is None else example
     teacher = copy.deepcopy(model)
     graph = trace(teacher, example)
-    space = SearchSpace.of(graph, choose=config.search.choose)
+    require_fit_for_data(teacher, source, classifies=loss is None)
+    space = SearchSpace.of(graph, choose=config.choose)
     budget.require_reachable(graph, space.smallest)
     run = RunFolder.open(output, _settings(config, budget, origin), resume=resume)
     record = run.record()
@@ -154,17 +159,20 @@ def compress(
             stage="teacher",
         )  # fmt: skip
     ranked = rank(teacher, graph) if config.init == "inherit" else teacher
-    options = config.search
-    supernet = Supernet(
-        ranked, graph, space, execution=options.execution, fragments=options.fragments, depth_samples=options.depth_samples
-    )
+    supernet = Supernet(ranked, graph, space, execution=config.execution)
     found = search(
-        supernet, source, budget=budget, config=options, teacher=teacher, loss=loss, record=record,
+        supernet, source, budget=budget, config=config.search, teacher=teacher, loss=loss, record=record,
         checkpoint=run.checkpoint("search"),
     )  # fmt: skip
     small = derive(ranked, graph, found.architecture, weights=config.init, seed=config.seed)
     small = train(
-        small, source, teacher=teacher, config=config.train, loss=loss, record=record, checkpoint=run.checkpoint("train")
+        small,
+        source,
+        teacher=teacher,
+        config=config.train,
+        loss=loss,
+        record=record,
+        checkpoint=run.checkpoint("train"),
     )
     full, pruned = _profiles(teacher, small, source, example, config, metric)
     stages = {stage: round(record.seconds(stage), 1) for stage in ("teacher", "search", "train")}

@@ -104,7 +104,9 @@ def measure_latency(
     for model in models:
         inputs = example[:1].to(next(model.parameters()).device).expand(batch, *example.shape[1:]).contiguous()
         timers.append(
-            Timer("model(inputs)", globals={"model": model.eval(), "inputs": inputs}, num_threads=torch.get_num_threads())
+            Timer(
+                "model(inputs)", globals={"model": model.eval(), "inputs": inputs}, num_threads=torch.get_num_threads()
+            )
         )
     times: list[list[float]] = [[] for _ in models]
     for _ in range(rounds):
@@ -112,6 +114,8 @@ def measure_latency(
             found += timer.adaptive_autorange(min_run_time=seconds / rounds / 2, max_run_time=seconds / rounds).times
     results = []
     for found in times:
-        low, middle, high = torch.tensor(found, dtype=torch.double).quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist()
+        low, middle, high = (
+            torch.tensor(found, dtype=torch.double).quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist()
+        )
         results.append((round(middle * 1e3, 4), round((high - low) * 1e3, 4)))
     return results

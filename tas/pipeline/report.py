@@ -49,7 +49,9 @@ def result_table(summary: dict[str, Any]) -> str:
 
 def _head(summary: dict[str, Any]) -> str:
     full, pruned = summary["full"], summary["pruned"]
-    budget = ", ".join(f"{value} of {name}" if "%" in str(value) else f"{value} {name}" for name, value in summary["budget"].items())
+    budget = ", ".join(
+        f"{value} of {name}" if "%" in str(value) else f"{value} {name}" for name, value in summary["budget"].items()
+    )
     share = 100 * pruned["macs"] / full["macs"]
     accuracy = ""
     if full["accuracy"] is not None:
@@ -88,10 +90,17 @@ def _search_rows(record: Record) -> str:
     rows = record.epochs("search")
     if not rows:
         return ""
-    lines = ["## Search", "", "| epoch | loss | held-out loss | temperature | expected | most probable |", "|---:|---:|---:|---:|---|---|"]
+    lines = [
+        "## Search",
+        "",
+        "| epoch | loss | held-out loss | temperature | expected | most probable |",
+        "|---:|---:|---:|---:|---|---|",
+    ]
     step = max(1, len(rows) // 20)
     for row in rows[::step] + ([rows[-1]] if (len(rows) - 1) % step else []):
-        costs = [", ".join(f"{value:,} {name}" for name, value in row[key].items()) for key in ("expected", "most_probable")]
+        costs = [
+            ", ".join(f"{value:,} {name}" for name, value in row[key].items()) for key in ("expected", "most_probable")
+        ]
         numbers = f"{row['loss']:.3f} | {row['held_out_loss']:.3f} | {row['temperature']:.2f}"
         lines.append(f"| {row['epoch'] + 1} | {numbers} | {costs[0]} | {costs[1]} |")
     return "\n".join(lines)

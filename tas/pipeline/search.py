@@ -38,10 +38,8 @@ class SearchConfig:
         epochs: passes over the halves of the training set.
         batch_size: samples of each half a step.
         start: scratch resets the weights first, as the paper does; trained keeps those of the model.
-        choose: search widths, depths, or both.
         fragments: candidates drawn per width, I.
         depth_samples: depths mixed per forward: as many as fragments (drawn), or all.
-        execution: compact or dense supernet.
         learning_rate: of the weights, SGD with Nesterov momentum, cosine to 0.
         momentum: of the weights.
         weight_decay: of the weights.
@@ -62,10 +60,8 @@ class SearchConfig:
     epochs: int = 600
     batch_size: int = 256
     start: Literal["scratch", "trained"] = "scratch"
-    choose: Literal["both", "width", "depth"] = "both"
     fragments: int = 2
     depth_samples: Literal["drawn", "all"] = "all"
-    execution: Literal["compact", "dense"] = "compact"
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -128,10 +124,10 @@ def search(
     """Train the supernet's weights on one half of the training set and its logits on the other, in turn.
 
     Args:
-        supernet: changed in place.
+        supernet: changed in place; its space says what is searched.
         data: a source, or a pair of loaders (training, test); the test set is not touched.
         budget: upper bounds the result holds.
-        config: see `SearchConfig`; `choose`, `fragments`, `depth_samples` and `execution` are the supernet's own.
+        config: see `SearchConfig`; its fragments and depth samples take the place of the supernet's.
         teacher: gives soft labels when `config.teacher_weight` is above 0.
         loss: (outputs, targets) to a scalar; cross-entropy by default.
         record: receives one row per epoch.
@@ -147,15 +143,17 @@ def search(
     config, record = config or SearchConfig(), record if record is not None else Record()
     budget, source = Budget.of(budget), as_source(data)
     budget.require_reachable(supernet.graph, supernet.space.smallest)
-    device = str(Accelerator(cpu=not torch.cuda.is_available()).device)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    device, devices = str(accelerator.device), [accelerator.device] if accelerator.device.type == "cuda" else []
     if config.start == "scratch":
         supernet.reset_weights(config.seed)
     _start_logits(supernet, config.seed)
+    supernet.fragments, supernet.depth_samples = config.fragments, config.depth_samples
     supernet.to(device)
     steps = _Steps(supernet, budget, config, teacher.to(device).eval() if teacher is not None else None, loss)
     first = _restore(checkpoint, steps, config) if checkpoint and checkpoint.exists() else 0
     pairs = _halves(source, config, first, device)[2]
-    with progress_bar("search", pairs * config.epochs, pairs * first) as bar, torch.random.fork_rng():
+    with progress_bar("search", pairs * config.epochs, pairs * first) as bar, torch.random.fork_rng(devices=devices):
         for epoch in range(first, config.epochs):
             started = time.perf_counter()
             row = _epoch(steps, source, epoch, device, bar)
@@ -176,7 +174,8 @@ def _start_logits(supernet: Supernet, seed: int) -> None:
 def _halves(source: Source, config: SearchConfig, epoch: int, device: str) -> tuple[Batches, Batches, int]:
     """Batches for the weights, batches for the logits, and how many pairs they make."""
     first, second = (
-        source.train_batches(config.batch_size, seed=config.seed, epoch=epoch, half=half, device=device) for half in (0, 1)
+        source.train_batches(config.batch_size, seed=config.seed, epoch=epoch, half=half, device=device)
+        for half in (0, 1)
     )
     count = min(len(first), len(second))
     if count == 0:
@@ -198,16 +197,24 @@ def _epoch(steps: _Steps, source: Source, epoch: int, device: str, bar: Any) -> 
         task = steps.weight_step(*batch, temperature, generator)
         held_out = steps.logits_step(*other, temperature, generator)
         losses += torch.stack([task.detach(), held_out.detach()]).cpu() / count
-        bar.advance(f"epoch {epoch + 1}/{config.epochs}  loss {losses[0] * count / (step + 1):.3f}" if step % 10 == 0 else "")
+        bar.advance(
+            f"epoch {epoch + 1}/{config.epochs}  loss {losses[0] * count / (step + 1):.3f}" if step % 10 == 0 else ""
+        )
     if not bool(torch.isfinite(losses).all()):
         raise TrainingError(f"the loss of the search became {losses.tolist()}; lower search.learning_rate")
-    return {"loss": round(float(losses[0]), 5), "held_out_loss": round(float(losses[1]), 5), **steps.describe(temperature)}
+    return {
+        "loss": round(float(losses[0]), 5),
+        "held_out_loss": round(float(losses[1]), 5),
+        **steps.describe(temperature),
+    }
 
 
 class _Steps:
     """The two alternating steps and what they need."""
 
-    def __init__(self, supernet: Supernet, budget: Budget, config: SearchConfig, teacher: nn.Module | None, loss: Loss | None):
+    def __init__(
+        self, supernet: Supernet, budget: Budget, config: SearchConfig, teacher: nn.Module | None, loss: Loss | None
+    ):
         self.supernet, self.config, self.teacher, self.loss = supernet, config, teacher, loss
         graph, space = supernet.graph, supernet.space
         self.limits = budget.limits(graph)
@@ -301,7 +308,9 @@ class _Steps:
 def _restore(path: Path, steps: _Steps, config: SearchConfig) -> int:
     state = load_state(path)
     if state.get("config") != json.dumps(asdict(config)):
-        raise RunError(f"{path} was written with other options; give the same ones, or delete it to start this stage anew")
+        raise RunError(
+            f"{path} was written with other options; give the same ones, or delete it to start this stage anew"
+        )
     steps.supernet.load_state_dict(state["supernet"])
     steps.weights.load_state_dict(state["weights"])
     steps.logits.load_state_dict(state["logits"])

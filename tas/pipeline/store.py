@@ -35,8 +35,8 @@ def save(folder: str | Path, small: nn.Module, graph: Graph, architecture: Archi
     found = sum(parameter.numel() for parameter in small.parameters())
     if found != graph.params(architecture):
         raise ArchitectureError(
-            f"the model has {found:,} parameters, this architecture {graph.params(architecture):,}; save the model that "
-            f"was derived with it"
+            f"the model has {found:,} parameters, this architecture {graph.params(architecture):,}; save the model "
+            f"that was derived with it"
         )
     metadata = {_KEY: graph.to_json()}
     write_with(folder / WEIGHTS, lambda path: save_model(small, str(path), metadata=metadata))
@@ -66,7 +66,9 @@ def load(folder: str | Path, fresh_model: nn.Module) -> nn.Module:
         load_model(small, str(Path(folder) / WEIGHTS))
     except (RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ModelError(f"the weights in {folder} do not fit: {first}. Give the constructor of the model that was pruned") from error
+        raise ModelError(
+            f"the weights in {folder} do not fit: {first}. Give the constructor of the model that was pruned"
+        ) from error
     return small.eval()
 
 
@@ -86,11 +88,15 @@ def load_graph(folder: str | Path) -> tuple[Graph, Architecture]:
         with safe_open(folder / WEIGHTS, "pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ArchitectureError(f"{folder / WEIGHTS} cannot be read ({error}); copy it anew or repeat the run") from error
+        raise ArchitectureError(
+            f"{folder / WEIGHTS} cannot be read ({error}); copy it anew or repeat the run"
+        ) from error
     if _KEY not in metadata:
         raise ArchitectureError(f"{folder / WEIGHTS} was not saved by tas; its header has no graph")
     try:
         text = (folder / ARCHITECTURE).read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as error:
-        raise ArchitectureError(f"{folder / ARCHITECTURE} cannot be read ({error}); copy it anew or repeat the run") from error
+        raise ArchitectureError(
+            f"{folder / ARCHITECTURE} cannot be read ({error}); copy it anew or repeat the run"
+        ) from error
     return Graph.from_json(metadata[_KEY]), Architecture.from_json(text)

@@ -19,9 +19,9 @@ from tas.nn.selfcheck import self_check
 def trace(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
     """Find the widths and depths of a model, what they cost, and what stays frozen.
 
-    Every output channel of a convolution or linear layer gets a label; labels flow through the graph that `torch.export`
-    captures and merge where channels must be cut together. Some architectures are then cut for real and compared with
-    the masked full model; what fails is frozen, with the reason.
+    Every output channel of a convolution or linear layer gets a label; labels flow through the graph that
+    `torch.export` captures and merge where channels must be cut together. Some architectures are then cut for real and
+    compared with the masked full model; what fails is frozen, with the reason.
 
     Args:
         model: any module `torch.export` can capture; not changed, and traced in evaluation mode.

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tas.data import as_source
+from tas.data import Source, as_source
 from tas.data.augment import epoch_seed
 from tas.errors import ConfigError, DataError, ModelError, RunError, TrainingError
 from tas.nn.transfer import distillation_loss, imitation_loss
@@ -157,9 +157,7 @@ class _Objective:
         share = self.config.teacher_weight
         if self.loss is not None:
             return (1 - share) * self.loss(outputs, targets) + share * imitation_loss(outputs, wanted)
-        return distillation_loss(
-            outputs, wanted, targets, temperature=self.config.temperature, teacher_weight=share
-        )
+        return distillation_loss(outputs, wanted, targets, temperature=self.config.temperature, teacher_weight=share)
 
 
 class _Meter:
@@ -202,6 +200,28 @@ def _forward(model: nn.Module, inputs: Tensor) -> Any:
         ) from error
 
 
+@torch.no_grad()
+def require_fit_for_data(model: nn.Module, source: Source, *, classifies: bool) -> None:
+    """Try a model on two training images, before anything long begins.
+
+    Raises:
+        ModelError: it does not accept them, or answers with NaN.
+        DataError: the labels are not those of its classes.
+    """
+    device = str(next(model.parameters()).device)
+    inputs, targets = next(iter(source.train_batches(2, device=device)))
+    outputs = _forward(model.eval(), inputs)
+    if isinstance(outputs, Tensor) and not bool(torch.isfinite(outputs).all()):
+        raise ModelError("the model's outputs are not finite on training images; check its weights for NaN")
+    if classifies:
+        require_logits(outputs, targets)
+        if source.num_classes is not None and source.num_classes > outputs.shape[1]:
+            raise DataError(
+                f"{source.name} has {source.num_classes} classes, the model only {outputs.shape[1]} classes; "
+                f"build the model with the data's number of classes"
+            )
+
+
 def require_logits(outputs: Any, targets: Any) -> None:
     """Check that outputs and targets are those of a classification.
 
@@ -225,7 +245,9 @@ def _save(path: Path, model: nn.Module, optimizer: Any, config: TrainConfig, epo
 def _restore(path: Path, model: nn.Module, optimizer: Any, config: TrainConfig) -> int:
     state = load_state(path)
     if state.get("config") != json.dumps(asdict(config)):
-        raise RunError(f"{path} was written with other options; give the same ones, or delete it to start this stage anew")
+        raise RunError(
+            f"{path} was written with other options; give the same ones, or delete it to start this stage anew"
+        )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return state["epochs"]

@@ -10,7 +10,15 @@ import tas
 from tas.pipeline.compress import CompressConfig, short_search, short_train
 from tas.pipeline.measure import evaluate
 
-FILES = {"config.yaml", "record.jsonl", "graph.json", "architecture.json", "model.safetensors", "report.md", "summary.json"}
+FILES = {
+    "config.yaml",
+    "record.jsonl",
+    "graph.json",
+    "architecture.json",
+    "model.safetensors",
+    "report.md",
+    "summary.json",
+}
 
 
 def tiny_config(**options) -> CompressConfig:
@@ -75,14 +83,19 @@ def test_the_same_seed_gives_the_same_architecture_and_weights(finished):
     again = tas.compress(fresh(), tiny_source(), budget="50%", config=tiny_config(), train_teacher=True)
     assert again.architecture == result.architecture
     assert again.pruned.accuracy == result.pruned.accuracy
-    assert all(torch.equal(a, b) for a, b in zip(again.model.state_dict().values(), result.model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.model.state_dict().values(), result.model.state_dict().values(), strict=True)
+    )
     assert again.folder is None
 
 
 def test_the_model_given_is_not_changed(finished):
     model = fresh()
     tas.compress(model, tiny_source(), budget="60%", config=tiny_config())
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), fresh().state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), fresh().state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(("stage", "epoch"), [("teacher", 1), ("search", 1), ("train", 2)])
@@ -105,7 +118,10 @@ def test_an_interrupted_run_resumes_in_every_stage_and_ends_the_same(finished, t
     result = tas.compress(fresh(), tiny_source(), resume=True, **options)
     assert result.architecture == whole.architecture
     assert result.pruned.accuracy == whole.pruned.accuracy
-    assert all(torch.equal(a, b) for a, b in zip(result.model.state_dict().values(), whole.model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(result.model.state_dict().values(), whole.model.state_dict().values(), strict=True)
+    )
     assert {path.name for path in folder.iterdir()} == FILES
 
 

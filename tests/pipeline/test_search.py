@@ -71,7 +71,11 @@ def test_a_huge_cost_weight_shrinks_everything_to_the_smallest():
     found = tas.search(supernet, tiny_source(), budget=budget, config=config)
     assert found.architecture == supernet.space.smallest
     # depth gates every cost behind the lead block, so a cut depth leaves its inner widths without a cost gradient
-    used = [n for n in supernet.space.widths if not any(n.startswith(b) for b in supernet.graph.skipped(supernet.space.smallest))]
+    used = [
+        n
+        for n in supernet.space.widths
+        if not any(n.startswith(b) for b in supernet.graph.skipped(supernet.space.smallest))
+    ]
     likely = supernet.most_probable()
     assert all(likely.widths[name] == supernet.space.smallest.widths[name] for name in used)
 
@@ -88,7 +92,9 @@ def test_the_budget_holds(share):
 
 def test_two_budgets_hold_together():
     supernet = prepared(TinyNet())
-    found = tas.search(supernet, tiny_source(), budget={"macs": "60%", "params": "30%"}, config=quick(epochs=1)).architecture
+    found = tas.search(
+        supernet, tiny_source(), budget={"macs": "60%", "params": "30%"}, config=quick(epochs=1)
+    ).architecture
     graph = supernet.graph
     assert graph.macs(found) <= 0.6 * graph.macs()
     assert graph.params(found) <= 0.3 * graph.params()
@@ -111,7 +117,7 @@ def test_width_and_depth_can_be_searched_alone_in_both_executions(execution, cho
     graph = tas.trace(model, torch.zeros(1, 3, 8, 8))
     space = tas.SearchSpace.of(graph, choose=choose)
     supernet = tas.Supernet(model, graph, space, execution=execution)
-    config = quick(choose=choose, start="trained")
+    config = quick(start="trained")
     found = tas.search(supernet, tiny_source(), budget="70%", config=config).architecture
     assert graph.macs(found) <= 0.7 * graph.macs()
     assert (dict(found.widths) == dict(graph.full.widths)) == (choose == "depth")
@@ -200,7 +206,12 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path):
     def run(checkpoint=None, record=None):
         torch.manual_seed(0)
         return tas.search(
-            prepared(TinyNet()), tiny_source(), budget="50%", config=quick(epochs=4), checkpoint=checkpoint, record=record
+            prepared(TinyNet()),
+            tiny_source(),
+            budget="50%",
+            config=quick(epochs=4),
+            checkpoint=checkpoint,
+            record=record,
         )
 
     class Interrupts(tas.Record):
@@ -294,7 +305,13 @@ def test_temperatures_run_from_start_to_end():
 
 def test_the_defaults_are_the_papers():
     config = SearchConfig()
-    assert (config.epochs, config.batch_size, config.fragments, config.cost_weight, config.tolerance) == (600, 256, 2, 2.0, 0.05)
+    assert (config.epochs, config.batch_size, config.fragments, config.cost_weight, config.tolerance) == (
+        600,
+        256,
+        2,
+        2.0,
+        0.05,
+    )
     assert (config.learning_rate, config.momentum, config.weight_decay) == (0.1, 0.9, 5e-4)
     assert (config.logits_learning_rate, config.logits_betas, config.logits_weight_decay) == (1e-3, (0.5, 0.999), 1e-3)
     assert (config.temperature_start, config.temperature_end, config.temperature_schedule) == (10.0, 0.1, "linear")

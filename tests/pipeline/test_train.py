@@ -83,7 +83,11 @@ def test_a_student_follows_its_teacher_and_leaves_it_unchanged():
     def distance(model):
         inputs = torch.cat([batch for batch, _ in tiny_source().test_batches(16)])
         with torch.no_grad():
-            return float(F.kl_div(model(inputs).log_softmax(1), teacher(inputs).log_softmax(1), log_target=True, reduction="batchmean"))
+            return float(
+                F.kl_div(
+                    model(inputs).log_softmax(1), teacher(inputs).log_softmax(1), log_target=True, reduction="batchmean"
+                )
+            )
 
     config = quick(epochs=10, teacher_weight=1.0, temperature=1.0)
     student = tas.train(fresh(4), tiny_source(), teacher=teacher, config=config)
@@ -137,7 +141,14 @@ def test_a_loss_of_ones_own_opens_other_tasks_with_and_without_a_teacher():
 
     for teacher in (None, fresh(3)):
         record = tas.Record()
-        tas.train(fresh(), tiny_source(), config=quick(epochs=6, learning_rate=0.02), teacher=teacher, loss=regression, record=record)
+        tas.train(
+            fresh(),
+            tiny_source(),
+            config=quick(epochs=6, learning_rate=0.02),
+            teacher=teacher,
+            loss=regression,
+            record=record,
+        )
         assert record.rows[-1]["loss"] < record.rows[0]["loss"]
 
 
@@ -151,7 +162,9 @@ def test_a_pair_of_loaders_is_data_too():
     assert evaluate(model, tuple(loaders)) > 80
 
 
-@pytest.mark.parametrize(("option", "value"), [("epochs", 0), ("batch_size", -1), ("learning_rate", 0.0), ("teacher_weight", 1.5)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("epochs", 0), ("batch_size", -1), ("learning_rate", 0.0), ("teacher_weight", 1.5)]
+)
 def test_options_out_of_range_are_refused_by_name(option, value):
     with pytest.raises(tas.ConfigError, match=option):
         TrainConfig(**{option: value})
@@ -179,4 +192,10 @@ def test_no_gradient_reaches_the_teacher():
 @pytest.mark.parametrize(("temperature", "share"), [(0.0, 0.5), (4.0, 1.5), (4.0, -0.1)])
 def test_distillation_out_of_range_is_refused(temperature, share):
     with pytest.raises(tas.ConfigError, match="must be above 0"):
-        distillation_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), temperature=temperature, teacher_weight=share)
+        distillation_loss(
+            torch.zeros(1, 2),
+            torch.zeros(1, 2),
+            torch.zeros(1, dtype=torch.long),
+            temperature=temperature,
+            teacher_weight=share,
+        )

@@ -68,7 +68,9 @@ class Call:
         """Every label tensor among the arguments, lists included."""
         found = []
         for value in self.arguments.values():
-            found += [item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, Tensor)]
+            found += [
+                item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, Tensor)
+            ]
         return found
 
     def constants(self) -> list[Constant]:

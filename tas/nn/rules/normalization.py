@@ -21,7 +21,9 @@ def batch_norm(call: Call) -> Any:
     owner = call.model.get_submodule(call.module)
     if type(owner).forward is not nn.BatchNorm2d.forward:
         return call.refuse(f"is normalised by {type(owner).__name__}, which has no rule")
-    if not isinstance(inputs, Tensor) or any(t.name is None or t.name.rpartition(".")[0] != call.module for t in tensors):
+    if not isinstance(inputs, Tensor) or any(
+        t.name is None or t.name.rpartition(".")[0] != call.module for t in tensors
+    ):
         return call.refuse("is normalised with tensors computed in forward")
     channels = call.labels.channel_vector(inputs, 1)
     for tensor in tensors:

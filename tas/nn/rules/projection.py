@@ -176,7 +176,9 @@ def _mixed_width(layer: Layer, widths: dict[str, Any]) -> Any:
     return widths[name] if layer.mixed_by == layer.name and name is not None else None
 
 
-def _mixed_call(module: nn.Module, tensors: dict[str, Tensor], inputs: Tensor, width: CompactWidth | DenseWidth) -> Tensor:
+def _mixed_call(
+    module: nn.Module, tensors: dict[str, Tensor], inputs: Tensor, width: CompactWidth | DenseWidth
+) -> Tensor:
     """Mix the fragments in the weight, or behind a linear layer in its outputs where those are fewer."""
     weight = tensors["weight"]
     matrix, _ = width.mixture(None, None, weight)

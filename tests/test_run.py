@@ -1,0 +1,83 @@
+import json
+
+import pytest
+
+from tas.errors import RunError
+from tas.run import CONFIG, SUMMARY, RunFolder, read_summary
+
+
+def test_without_a_path_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder.open(None, "config", resume=False)
+    folder.write_json("a.json", {})
+    folder.record().add("train", epoch=0)
+    folder.drop_checkpoints()
+    assert (folder.file("a"), folder.checkpoint("a")) == (None, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_folder_is_made_and_holds_the_config(tmp_path):
+    folder = RunFolder.open(tmp_path / "new" / "run", "seed: 1\n", resume=False)
+    assert (tmp_path / "new" / "run" / CONFIG).read_text() == "seed: 1\n"
+    assert folder.checkpoint("search") == tmp_path / "new" / "run" / "checkpoints" / "search.pt"
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    assert RunFolder.open(tmp_path, "x", resume=False).path == tmp_path
+
+
+def test_a_folder_in_use_is_refused_and_left_as_it_is(tmp_path):
+    (tmp_path / "precious").write_text("x")
+    with pytest.raises(
+        RunError, match=r"is in use; choose another folder, or resume the run that is there \(--resume\)"
+    ):
+        RunFolder.open(tmp_path, "x", resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for resume in (False, True):
+        with pytest.raises(RunError, match="file is a file; give a folder for the results"):
+            RunFolder.open(tmp_path / "file", "x", resume=resume)
+
+
+def test_a_run_resumes_with_its_own_config_only(tmp_path):
+    RunFolder.open(tmp_path, "seed: 1", resume=False).record().add("train", epoch=0)
+    assert RunFolder.open(tmp_path, "seed: 1", resume=True).record().epochs("train") == [{"stage": "train", "epoch": 0}]
+    with pytest.raises(RunError, match="config.yaml differs from the options given; resume with the same options"):
+        RunFolder.open(tmp_path, "seed: 2", resume=True)
+
+
+def test_there_must_be_something_to_resume(tmp_path):
+    with pytest.raises(RunError, match=r"holds no run to resume \(it has no config.yaml\); start it without resume"):
+        RunFolder.open(tmp_path / "absent", "x", resume=True)
+
+
+def test_checkpoints_of_a_finished_run_are_dropped(tmp_path):
+    folder = RunFolder.open(tmp_path, "x", resume=False)
+    checkpoint = folder.checkpoint("search")
+    assert checkpoint is not None
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    folder.drop_checkpoints()
+    assert [path.name for path in tmp_path.iterdir()] == [CONFIG]
+
+
+def test_a_summary_is_read_again(tmp_path):
+    RunFolder(tmp_path).write_json(SUMMARY, {"macs": 3})
+    assert read_summary(tmp_path) == {"macs": 3} == json.loads((tmp_path / SUMMARY).read_text())
+
+
+def test_a_missing_summary_says_how_to_get_one(tmp_path):
+    with pytest.raises(
+        RunError, match=r"has no summary.json; give the folder of a finished run, or finish it with --resume"
+    ):
+        read_summary(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
+def test_a_damaged_summary_is_an_error(tmp_path, content):
+    (tmp_path / SUMMARY).write_bytes(content)
+    with pytest.raises(RunError, match=r"summary.json is not JSON \(.*\); repeat the run"):
+        read_summary(tmp_path)
