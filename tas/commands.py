@@ -198,7 +198,7 @@ def search(
     settings = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
     settings |= {"image_size": image_size, "budget": asdict(budget), "search": _plain(search), "choose": choose}
     settings |= {"execution": execution, "seed": seed}
-    run = RunFolder.open(output, _yaml(settings), resume=resume)
+    run = RunFolder.open(output, _yaml(settings), resume=resume, result="architecture.json")
     run.write_json(GRAPH, graph.to_dict())
     supernet = Supernet(rank(full, graph) if search.start == "trained" else full, graph, space, execution=execution)
     found = search_model(
@@ -316,7 +316,7 @@ def train(
     else:
         settings = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
         settings |= {"image_size": image_size, "train": _plain(config), "seed": seed}
-        folder = RunFolder.open(output, _yaml(settings), resume=resume)
+        folder = RunFolder.open(output, _yaml(settings), resume=resume, result="model.safetensors")
         place = Path(output) / "model.safetensors"
         trained = train_model(
             full, source, config=config, record=folder.record(), checkpoint=folder.checkpoint("train")

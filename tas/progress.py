@@ -1,27 +1,51 @@
-"""Progress with the time left, on stderr."""
+"""Progress with the time left, on stderr: a bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
+
+SECONDS_BETWEEN_LINES = 30.0
 
 
-class Bar:
-    """One line of progress; `advance` once per step."""
-
-    def __init__(self, progress=None, task=None):
-        self._progress, self._task = progress, task
+class Bar(Protocol):
+    """Told of every step."""
 
     def advance(self, note: str = "") -> None:
-        """One step is done; `note` shows the latest numbers."""
-        if self._progress is not None:
-            self._progress.update(self._task, advance=1, note=note)
+        """One step is done; `note` shows the latest numbers, empty keeps the last."""
+        ...
+
+
+class _Line:
+    """Where stderr is a file: a line at most every half minute."""
+
+    def __init__(self, title: str, total: int, done: int):
+        self.title, self.total, self.done, self.note = title, total, done, ""
+        self.first, self.started, self.printed = done, time.monotonic(), time.monotonic()
+
+    def advance(self, note: str = "") -> None:
+        self.done, self.note, now = self.done + 1, note or self.note, time.monotonic()
+        if now - self.printed >= SECONDS_BETWEEN_LINES:
+            left = (now - self.started) / (self.done - self.first) * (self.total - self.done)
+            text = f"{self.title}: step {self.done}/{self.total}, {left / 60:.0f} min left  {self.note}"
+            print(text.rstrip(), file=sys.stderr, flush=True)
+            self.printed = now
+
+
+class _Rich:
+    def __init__(self, progress, task):
+        self.progress, self.task = progress, task
+
+    def advance(self, note: str = "") -> None:
+        self.progress.update(self.task, advance=1, **({"note": note} if note else {}))
 
 
 @contextmanager
 def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
-    """Show a bar for the duration of the block; silent where stderr is not a terminal.
+    """Show progress for the duration of the block.
 
     Args:
         title: what is being done.
@@ -29,7 +53,7 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
         done: steps an earlier, interrupted run has finished.
     """
     if not sys.stderr.isatty():
-        yield Bar()
+        yield _Line(title, total, done)
         return
     from rich.console import Console
     from rich.progress import (
@@ -44,4 +68,4 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     columns += [TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield Bar(progress, progress.add_task(title, total=total, completed=done, note=""))
+        yield _Rich(progress, progress.add_task(title, total=total, completed=done, note=""))

@@ -21,13 +21,14 @@ class RunFolder:
     path: Path | None
 
     @classmethod
-    def open(cls, path: str | Path | None, config: str, *, resume: bool) -> RunFolder:
+    def open(cls, path: str | Path | None, config: str, *, resume: bool, result: str = SUMMARY) -> RunFolder:
         """Take a folder for a run.
 
         Args:
             path: None keeps everything in memory.
             config: YAML text of everything the result depends on.
             resume: go on with an interrupted run of the same config.
+            result: the file that a finished run has.
 
         Raises:
             RunError: the folder is in use, there is nothing to resume, or the config differs.
@@ -41,6 +42,8 @@ class RunFolder:
         if resume:
             if not known.is_file():
                 raise RunError(f"{folder} holds no run to resume (it has no {CONFIG}); start it without resume")
+            if (folder / result).exists():
+                raise RunError(f"{folder} holds a finished run (it has {result}); there is nothing to resume")
             if known.read_text(encoding="utf-8") != config:
                 raise RunError(
                     f"{known} differs from the options given; resume with the same options (--config {known}) or "

@@ -93,11 +93,11 @@ class CompactWidth:
 
 
 class DenseWidth:
-    """A width with full shapes: indices, sizes and weights are tensors."""
+    """A width with full shapes, `size` channels: indices, sizes and weights are tensors."""
 
-    def __init__(self, candidates: Sequence[int]):
+    def __init__(self, candidates: Sequence[int], size: int):
         self.candidates = tuple(candidates)
-        self.size = max(candidates)
+        self.size = size
         self._table = torch.tensor(self.candidates)
         self.pick(len(candidates) - 1)
 

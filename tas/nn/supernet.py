@@ -69,8 +69,10 @@ class Supernet(nn.Module):
         _require_space(graph, space)
         self.graph, self.space = graph, space
         self.execution, self.fragments, self.depth_samples = execution, fragments, depth_samples
-        kind = CompactWidth if execution == "compact" else DenseWidth
-        self._widths: dict[str, Any] = {name: kind(sizes) for name, sizes in space.widths.items()}
+        self._widths: dict[str, Any] = {
+            name: CompactWidth(sizes) if execution == "compact" else DenseWidth(sizes, graph.full.widths[name])
+            for name, sizes in space.widths.items()
+        }
         self._depths = {depth.name: DepthState(space.depths[depth.name], len(depth.blocks)) for depth in graph.depths}
         self.model = _opened(model, graph, self._widths, self._depths, execution)
         choices = [*space.widths.values(), *space.depths.values()]

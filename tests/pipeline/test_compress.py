@@ -138,10 +138,13 @@ def test_nothing_is_written_for_a_budget_that_cannot_be_held(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_resuming_needs_a_run_with_the_same_options(tmp_path):
+def test_resuming_needs_an_unfinished_run_with_the_same_options(tmp_path):
     with pytest.raises(tas.RunError, match="holds no run to resume"):
         tas.compress(fresh(), tiny_source(), config=tiny_config(), output=tmp_path / "run", resume=True)
     tas.compress(fresh(), tiny_source(), config=tiny_config(), output=tmp_path / "run")
+    with pytest.raises(tas.RunError, match="holds a finished run"):
+        tas.compress(fresh(), tiny_source(), config=tiny_config(), output=tmp_path / "run", resume=True)
+    (tmp_path / "run" / "summary.json").unlink()
     with pytest.raises(tas.RunError, match="differs from the options given"):
         tas.compress(fresh(), tiny_source(), budget="40%", config=tiny_config(), output=tmp_path / "run", resume=True)
 
