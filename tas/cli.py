@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from tas.errors import TasError
@@ -111,20 +112,25 @@ def _flags(words: list[str], function: Callable) -> list[str]:
 def _call(name: str, words: list[str]) -> int:
     from argparse import ArgumentError
 
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-    from tas import commands
+    class Formatter(DefaultHelpFormatter):
+        """Keeps the line breaks of the examples."""
 
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            return "\n".join(indent + line for line in text.splitlines())
+
+    command = import_module(f"tas.commands.{name}")
+    function = getattr(command, name)
     examples = "\n".join(f"  {line}" for line in EXAMPLES[name])
     parser = ArgumentParser(
         prog=f"tas {name}", description=COMMANDS[name], epilog=f"examples:\n{examples}", exit_on_error=False,
-        formatter_class=commands.HelpFormatter,
+        formatter_class=Formatter,
     )  # fmt: skip
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    function = getattr(commands, name)
     words = _flags(words, function)
     parser.add_function_arguments(function, as_group=False)
-    for target in commands.SEEDS.get(name, []):
+    for target in command.SEEDS:
         parser.link_arguments("seed", target)
     try:
         parsed = parser.parse_args(words)

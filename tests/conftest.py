@@ -1,47 +1,15 @@
-"""Models that are slow to trace, traced once."""
-
-from dataclasses import dataclass
-from functools import lru_cache
+"""Fixtures for all tests."""
 
 import pytest
-import torch
-import torchvision
-from nets import perturbed
-from torch import Tensor, nn
-
-from tas.graph import Graph
-from tas.pipeline.trace import trace
-from tas.space import SearchSpace
-
-NAMED = ("resnet18", "mobilenet_v2", "vgg11_bn", "densenet121", "efficientnet_b0")
+from named import NAMES, Traced, traced
 
 
-@dataclass(frozen=True)
-class Traced:
-    """A model with random weights, its graph, and images for it."""
-
-    name: str
-    model: nn.Module
-    graph: Graph
-    space: SearchSpace
-    images: Tensor
-
-
-@lru_cache(maxsize=None)
-def traced(name: str) -> Traced:
-    options = {"init_weights": False} if name == "vgg11_bn" else {}
-    model = perturbed(torchvision.models.get_model(name, weights=None, **options))
-    inputs = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    graph = trace(model, inputs[:1])
-    return Traced(name, model, graph, SearchSpace.of(graph), inputs)
-
-
-@pytest.fixture(params=NAMED)
+@pytest.fixture(params=NAMES)
 def named(request: pytest.FixtureRequest) -> Traced:
     return traced(request.param)
 
 
-@pytest.fixture(params=[name for name in NAMED if name != "vgg11_bn"])
+@pytest.fixture(params=[name for name in NAMES if name != "vgg11_bn"])
 def light(request: pytest.FixtureRequest) -> Traced:
     """The named models without the big one."""
     return traced(request.param)

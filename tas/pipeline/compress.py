@@ -27,7 +27,7 @@ from tas.pipeline.store import save
 from tas.pipeline.trace import trace
 from tas.pipeline.train import Loss, TrainConfig, require_fit_for_data, train
 from tas.profile import Profile
-from tas.record import versions
+from tas.record import Record, versions
 from tas.run import GRAPH, SUMMARY, RunFolder
 from tas.space import SearchSpace
 
@@ -175,21 +175,27 @@ def compress(
         checkpoint=run.checkpoint("train"),
     )
     full, pruned = _profiles(teacher, small, source, example, config, metric)
-    stages = {stage: round(record.seconds(stage), 1) for stage in ("teacher", "search", "train")}
-    summary = {
-        "full": full.to_dict(),
-        "pruned": pruned.to_dict(),
-        "budget": budget.amounts,
-        "seconds": {**stages, "total": round(time.perf_counter() - started, 1)},
-        "seed": config.seed,
-        "versions": versions(),
-    }
+    summary = _summary(full, pruned, budget, record, time.perf_counter() - started, config.seed)
     if run.path is not None:
         save(run.path, small, graph, found.architecture)
         run.write_json(SUMMARY, summary)
         report(run.path)
         run.drop_checkpoints()
     return CompressResult(small, found.architecture, graph, full, pruned, summary, run.path)
+
+
+def _summary(
+    full: Profile, pruned: Profile, budget: Budget, record: Record, seconds: float, seed: int
+) -> dict[str, Any]:
+    stages = {stage: round(record.seconds(stage), 1) for stage in ("teacher", "search", "train")}
+    return {
+        "full": full.to_dict(),
+        "pruned": pruned.to_dict(),
+        "budget": budget.amounts,
+        "seconds": {**stages, "total": round(seconds, 1)},
+        "seed": seed,
+        "versions": versions(),
+    }
 
 
 def _settings(config: CompressConfig, budget: Budget, origin: Mapping[str, Any] | None) -> str:

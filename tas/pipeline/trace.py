@@ -36,12 +36,17 @@ def trace(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
     Example:
         graph = tas.trace(torchvision.models.resnet18(), torch.zeros(1, 3, 224, 224))
     """
-    inputs = [example] if isinstance(example, Tensor) else list(example)
+    inputs = [example] if isinstance(example, Tensor) else list(example) if isinstance(example, Sequence) else []
     if not inputs or not all(isinstance(tensor, Tensor) and tensor.dim() for tensor in inputs):
         raise ModelError("the example must be one tensor or several, with a batch dimension first")
     if next(model.parameters(), None) is None:
         raise ModelError(f"{type(model).__name__} has no parameters; there is nothing to prune")
-    still = copy.deepcopy(model).cpu().eval()
+    try:
+        still = copy.deepcopy(model).cpu().eval()
+    except Exception as error:  # anything may hang on a user's module
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({error}); remove what holds computed tensors"
+        ) from error
     inputs = [tensor.detach().cpu() for tensor in inputs]
     captured = capture(still, inputs)
     graph = build_graph(still, captured, find_depths(still, captured), tuple(tuple(t.shape) for t in inputs))

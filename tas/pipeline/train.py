@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,16 +117,17 @@ def train(
     steps = len(source.train_batches(config.batch_size, seed=config.seed, epoch=first, device=device))
     warmup, total = min(config.warmup_epochs, config.epochs // 2) * steps, config.epochs * steps
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    schedule = partial(learning_rate_factor, warmup=warmup, total=total)
     with progress_bar(stage, total, first * steps) as bar, torch.random.fork_rng(devices=devices):
         for epoch in range(first, config.epochs):
             started = time.perf_counter()
             torch.manual_seed(epoch_seed(config.seed, epoch, None))
-            prepared.train()
-            meter = _Meter()
             batches = source.train_batches(config.batch_size, seed=config.seed, epoch=epoch, device=device)
+            meter = _Meter(stage)
+            prepared.train()
             for step, (inputs, targets) in enumerate(batches, epoch * steps):
                 for group in optimizer.param_groups:
-                    group["lr"] = config.learning_rate * learning_rate_factor(step, warmup=warmup, total=total)
+                    group["lr"] = config.learning_rate * schedule(step)
                 with accelerator.autocast():
                     outputs = _forward(prepared, inputs)
                     value = objective(outputs, inputs, targets)
@@ -134,8 +136,7 @@ def train(
                 optimizer.step()
                 meter.add(value, outputs, targets)
                 bar.advance(f"epoch {epoch + 1}/{config.epochs}  {meter}" if step % 10 == 0 else "")
-            row = {**meter.means(stage), "learning_rate": optimizer.param_groups[0]["lr"]}
-            record.add(stage, epoch=epoch, seconds=round(time.perf_counter() - started, 3), **row)
+            record.add(stage, epoch=epoch, seconds=round(time.perf_counter() - started, 3), **meter.means())
             if checkpoint:
                 _save(checkpoint, model, optimizer, config, epoch + 1)
     return model.eval()
@@ -163,10 +164,12 @@ class _Objective:
 class _Meter:
     """Running means over an epoch; reads the device only when asked."""
 
-    def __init__(self):
-        self.count, self.loss, self.right, self.is_classes = 0, torch.zeros(()), torch.zeros(()), True
+    def __init__(self, stage: str):
+        self.stage, self.count, self.is_classes = stage, 0, True
+        self.loss, self.right = torch.zeros(()), torch.zeros(())
 
     def add(self, loss: Tensor, outputs: Any, targets: Any) -> None:
+        """Count one batch."""
         size = len(targets)
         self.count += size
         self.loss = self.loss.to(loss.device) + loss.detach() * size
@@ -174,11 +177,17 @@ class _Meter:
         if self.is_classes:
             self.right = self.right.to(loss.device) + (outputs.argmax(1) == targets).sum()
 
-    def means(self, stage: str = "train") -> dict[str, float]:
+    def means(self) -> dict[str, float]:
+        """Loss, and for a classification the percentage of right classes.
+
+        Raises:
+            TrainingError: the loss is NaN or infinite.
+        """
         loss = float(self.loss) / self.count
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss of {stage} became {loss}; lower its learning_rate, or check the images and weights for NaN"
+                f"the loss of {self.stage} became {loss}; lower its learning_rate, or check the images and "
+                f"weights for NaN"
             )
         found = {"loss": round(loss, 5)}
         return {**found, "accuracy": round(100 * float(self.right) / self.count, 3)} if self.is_classes else found

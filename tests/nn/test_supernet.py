@@ -1,6 +1,6 @@
 import copy
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 
 import nets
 import pytest
@@ -25,7 +25,7 @@ def relative(one: Tensor, other: Tensor) -> float:
     return float((one - other).detach().abs().max() / one.detach().abs().max())
 
 
-@lru_cache(maxsize=None)
+@cache
 def traced(name: str) -> tuple[nn.Module, Graph]:
     model = perturbed(nets.ALL[name]())
     for module in model.modules():
@@ -146,9 +146,7 @@ def compare(compact: Supernet, dense: Supernet, inputs: Tensor, tolerance: float
         assert float((one - other).abs().max()) < 10 * tolerance * scale, name
     buffers = dict(dense.named_buffers())
     idle = [  # dense runs every block, and their norms see batches
-        f".{block}."
-        for depth in compact.graph.depths
-        for block in depth.blocks[compact._depths[depth.name].deepest :]
+        f".{block}." for depth in compact.graph.depths for block in depth.blocks[compact._depths[depth.name].deepest :]
     ]
     for name, buffer in compact.named_buffers():
         if any(block in f".{name}" for block in idle):

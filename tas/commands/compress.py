@@ -1,0 +1,88 @@
+"""The command `tas compress`: shrink a model to a budget."""
+
+from __future__ import annotations
+
+import json as json_module
+import time
+from typing import Literal
+
+from tas import data as data_sets
+from tas.budget import Budget
+from tas.commands.inputs import build_model
+from tas.errors import ConfigError
+from tas.pipeline.compress import CompressConfig, short_search, short_teacher, short_train
+from tas.pipeline.compress import compress as compress_model
+from tas.pipeline.search import SearchConfig
+from tas.pipeline.train import TrainConfig
+from tas.show import print_profiles
+
+SEEDS: list[str] = ["search.seed", "train.seed", "teacher.seed"]  # options that follow --seed
+
+
+def compress(
+    *,
+    model: str = "cifar_resnet:20",
+    weights: str | None = None,
+    pretrained: bool = False,
+    data: str = "digits",
+    data_dir: str | None = None,
+    download: bool = False,
+    image_size: int | None = None,
+    budget: Budget = Budget(),  # noqa: B008  a frozen value
+    search: SearchConfig = short_search(),  # noqa: B008
+    train: TrainConfig = short_train(),  # noqa: B008
+    teacher: TrainConfig = short_teacher(),  # noqa: B008
+    choose: Literal["both", "width", "depth"] = "both",
+    execution: Literal["compact", "dense"] = "compact",
+    init: Literal["inherit", "fresh"] = "inherit",
+    latency_batch: int = 1,
+    seed: int = 0,
+    output: str | None = None,
+    resume: bool = False,
+    json: bool = False,
+) -> None:
+    """Shrink a model to a budget: search, derive, distil, measure, report.
+
+    Args:
+        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION
+        weights: trained weights of the full model (safetensors or a state dict); without them it is trained first
+        pretrained: use the released weights of torchvision or timm
+        data: digits, cifar10, cifar100 or folder:PATH
+        data_dir: where cifar10 and cifar100 lie
+        download: fetch cifar10 or cifar100 if missing
+        image_size: resize images to this many pixels a side
+        budget: upper bounds of the small model, 50% of the macs by default
+        search: how the architecture is searched
+        train: how the small model is trained, with the full one as its teacher
+        teacher: how the full model is trained when it comes without weights
+        choose: search widths, depths, or both
+        execution: of the supernet; both compute the same, compact is faster on a CPU
+        init: the small model inherits weights, or starts fresh as in the paper
+        latency_batch: images in the timed forward pass
+        seed: of everything random
+        output: folder of the results, runs/DATE-TIME by default
+        resume: go on with the interrupted run in the output folder
+        json: print the summary as JSON
+    """
+    if resume and output is None:
+        raise ConfigError("resume needs the folder of the run; add --output FOLDER")
+    output = output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
+    source = data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size)
+    full = build_model(model, source.num_classes, weights, pretrained, seed)
+    origin = {
+        "model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir,
+        "image_size": image_size,
+    }  # fmt: skip
+    config = CompressConfig(
+        search=search, train=train, teacher=teacher, choose=choose, execution=execution, init=init,
+        latency_batch=latency_batch, seed=seed,
+    )  # fmt: skip
+    result = compress_model(
+        full, source, budget=budget, config=config, output=output, resume=resume,
+        train_teacher=weights is None and not pretrained, origin=origin,
+    )  # fmt: skip
+    if json:
+        print(json_module.dumps(result.summary))
+    else:
+        print_profiles({"full": result.full.to_dict(), "pruned": result.pruned.to_dict()})
+        print(f"model, architecture and report: {output}/report.md")

@@ -1,0 +1,68 @@
+"""The command `tas derive`: make the small network."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import Literal
+
+from tas import data as data_sets
+from tas.commands.inputs import build_model, found_in
+from tas.errors import ConfigError
+from tas.graph import Graph
+from tas.pipeline.derive import derive as derive_model
+from tas.pipeline.derive import recalibrate
+from tas.pipeline.rank import rank
+from tas.pipeline.store import save
+
+SEEDS: list[str] = []  # options that follow --seed
+
+
+def derive(
+    *,
+    model: str = "cifar_resnet:20",
+    weights: str | None = None,
+    pretrained: bool = False,
+    run: str = "runs/search",
+    init: Literal["inherit", "fresh"] = "inherit",
+    data: str | None = None,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Make the small network of an architecture; writes model.safetensors into the run's folder.
+
+    Args:
+        model: the model that was searched
+        weights: its trained weights, to inherit from
+        pretrained: use the released weights of torchvision or timm
+        run: folder with graph.json and architecture.json, from tas search
+        init: inherit the most important channels, or start fresh
+        data: data set to recalibrate the norms on; without it they keep their old statistics until trained
+        data_dir: where cifar10 and cifar100 lie
+        image_size: resize images to this many pixels a side
+        seed: of fresh weights
+        json: print the costs as JSON
+    """
+    if init == "inherit" and weights is None and not pretrained:
+        raise ConfigError("there is nothing to inherit; give --weights or --pretrained, or --init fresh")
+    graph, architecture = found_in(run)
+    full = build_model(model, _classes(graph), weights, pretrained, seed)
+    ranked = rank(full, graph) if init == "inherit" else full
+    small = derive_model(ranked, graph, architecture, weights=init, seed=seed)
+    if data is not None:
+        small = recalibrate(small, data_sets.load(data, data_dir=data_dir, image_size=image_size), seed=seed)
+    save(run, small, graph, architecture)
+    cost = {"macs": graph.macs(architecture), "params": graph.params(architecture)}
+    print(
+        json_module.dumps(cost)
+        if json
+        else f"{run}/model.safetensors: {cost['macs']:,} macs, {cost['params']:,} params"
+    )
+
+
+def _classes(graph: Graph) -> int | None:
+    """Channels of the axis that is the output of the model."""
+    outputs = [item.axis.rpartition("[")[0] for item in graph.frozen if item.reason == "output of the model"]
+    shapes = {parameter.name: parameter.shape for layer in graph.layers for parameter in layer.parameters}
+    return shapes[outputs[0]][0] if outputs else None

@@ -1,0 +1,48 @@
+"""What the commands share: models by name, what a search has left, settings as YAML."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tas import models
+from tas.architecture import Architecture
+from tas.errors import RunError
+from tas.graph import Graph
+from tas.pipeline.search import SearchConfig
+from tas.pipeline.train import TrainConfig
+from tas.run import GRAPH
+
+
+def build_model(name: str, num_classes: int | None, weights: str | None, pretrained: bool, seed: int) -> nn.Module:
+    """A model by name; weights that are not given depend on the seed."""
+    torch.manual_seed(seed)
+    return models.load(name, num_classes=num_classes, weights=weights, pretrained=pretrained)
+
+
+def found_in(folder: str) -> tuple[Graph, Architecture]:
+    """Graph and architecture that a search has left in a folder."""
+    path = Path(folder)
+    for name in (GRAPH, "architecture.json"):
+        if not (path / name).is_file():
+            raise RunError(f"{path} has no {name}; give the output folder of tas search or tas compress")
+    graph = Graph.from_json((path / GRAPH).read_text(encoding="utf-8"))
+    return graph, graph.check(Architecture.from_json((path / "architecture.json").read_text(encoding="utf-8")))
+
+
+def plain(config: SearchConfig | TrainConfig) -> dict[str, Any]:
+    """A config for YAML, without its seed: one seed rules all stages."""
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+    del values["seed"]
+    return values
+
+
+def to_yaml(settings: dict[str, Any]) -> str:
+    """Settings as the text of config.yaml."""
+    import yaml
+
+    return yaml.safe_dump(settings, sort_keys=False)

@@ -1,0 +1,74 @@
+"""The command `tas measure`: measure models."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Any
+
+from tas import data as data_sets
+from tas.budget import Budget
+from tas.commands.inputs import build_model
+from tas.errors import ConfigError
+from tas.pipeline.measure import measure as measure_model
+from tas.pipeline.store import load
+from tas.record import versions
+from tas.run import SUMMARY, RunFolder
+from tas.show import print_profiles
+
+SEEDS: list[str] = []  # options that follow --seed
+
+
+def measure(
+    *,
+    model: str = "cifar_resnet:20",
+    weights: str | None = None,
+    pretrained: bool = False,
+    run: str | None = None,
+    data: str = "digits",
+    data_dir: str | None = None,
+    download: bool = False,
+    image_size: int | None = None,
+    latency_batch: int = 1,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Measure accuracy, multiply-adds, parameters and latency; with --run of the full and the small model.
+
+    Args:
+        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION
+        weights: trained weights of the full model
+        pretrained: use the released weights of torchvision or timm
+        run: folder of a small model; its summary.json is written, for tas report
+        data: digits, cifar10, cifar100 or folder:PATH
+        data_dir: where cifar10 and cifar100 lie
+        download: fetch cifar10 or cifar100 if missing
+        image_size: resize images to this many pixels a side
+        latency_batch: images in the timed forward pass
+        seed: of weights that are not given
+        json: print the profiles as JSON
+    """
+    if latency_batch < 1:
+        raise ConfigError(f"latency_batch is {latency_batch}; it must be at least 1")
+    source = data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size)
+    full = build_model(model, source.num_classes, weights, pretrained, seed)
+    profiles = {"full": measure_model(full, source, latency_batch=latency_batch).to_dict()}
+    if run is not None:
+        profiles["pruned"] = measure_model(load(run, full), source, latency_batch=latency_batch).to_dict()
+        _write_summary(Path(run), profiles)
+    if json:
+        print(json_module.dumps(profiles))
+    else:
+        print_profiles(profiles)
+
+
+def _write_summary(run: Path, profiles: dict[str, Any]) -> None:
+    import yaml
+
+    folder = RunFolder(run)
+    known = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) if (run / "config.yaml").is_file() else {}
+    record = folder.record()
+    seconds = {stage: round(record.seconds(stage), 1) for stage in ("teacher", "search", "train")}
+    budget = Budget(**known.get("budget", {}))
+    summary = {**profiles, "budget": budget.amounts, "seconds": {**seconds, "total": round(sum(seconds.values()), 1)}}
+    folder.write_json(SUMMARY, {**summary, "seed": known.get("seed", 0), "versions": versions()})

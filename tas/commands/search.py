@@ -1,0 +1,96 @@
+"""The command `tas search`: find the architecture."""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from tas import data as data_sets
+from tas.budget import Budget
+from tas.commands.inputs import build_model, plain, to_yaml
+from tas.errors import ConfigError
+from tas.nn.supernet import Supernet
+from tas.pipeline.compress import short_search
+from tas.pipeline.rank import rank
+from tas.pipeline.search import SearchConfig
+from tas.pipeline.search import search as search_model
+from tas.pipeline.trace import trace as trace_model
+from tas.run import GRAPH, RunFolder
+from tas.show import print_graph
+from tas.space import SearchSpace
+from tas.storage import write_text
+
+SEEDS: list[str] = ["search.seed"]  # options that follow --seed
+
+
+def search(
+    *,
+    model: str = "cifar_resnet:20",
+    weights: str | None = None,
+    pretrained: bool = False,
+    data: str = "digits",
+    data_dir: str | None = None,
+    download: bool = False,
+    image_size: int | None = None,
+    budget: Budget = Budget(),  # noqa: B008
+    search: SearchConfig = short_search(),  # noqa: B008
+    choose: Literal["both", "width", "depth"] = "both",
+    execution: Literal["compact", "dense"] = "compact",
+    seed: int = 0,
+    output: str = "runs/search",
+    resume: bool = False,
+    json: bool = False,
+) -> None:
+    """Search the architecture under a budget; writes graph.json, architecture.json and record.jsonl.
+
+    Args:
+        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION
+        weights: trained weights of the full model; not needed with --search.start scratch
+        pretrained: use the released weights of torchvision or timm
+        data: digits, cifar10, cifar100 or folder:PATH
+        data_dir: where cifar10 and cifar100 lie
+        download: fetch cifar10 or cifar100 if missing
+        image_size: resize images to this many pixels a side
+        budget: upper bounds of the small model, 50% of the macs by default
+        search: how the architecture is searched
+        choose: search widths, depths, or both
+        execution: of the supernet; both compute the same, compact is faster on a CPU
+        seed: of everything random
+        output: folder of the results
+        resume: go on with the interrupted search in the output folder
+        json: print the architecture and its cost as JSON
+    """
+    if search.start == "trained" and weights is None and not pretrained:
+        raise ConfigError(
+            "a search from a trained start needs --weights or --pretrained; or add --search.start scratch"
+        )
+    source = data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size)
+    full = build_model(model, source.num_classes, weights, pretrained, seed)
+    graph = trace_model(full, torch.zeros(1, *source.input_shape))
+    space = SearchSpace.of(graph, choose=choose)
+    budget.require_reachable(graph, space.smallest)
+    settings = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
+    settings |= {"image_size": image_size, "budget": asdict(budget), "search": plain(search), "choose": choose}
+    settings |= {"execution": execution, "seed": seed}
+    run = RunFolder.open(output, to_yaml(settings), resume=resume, result="architecture.json")
+    run.write_json(GRAPH, graph.to_dict())
+    supernet = Supernet(rank(full, graph) if search.start == "trained" else full, graph, space, execution=execution)
+    found = search_model(
+        supernet, source, budget=budget, config=search, teacher=full if search.teacher_weight else None,
+        record=run.record(), checkpoint=run.checkpoint("search"),
+    ).architecture  # fmt: skip
+    write_text(Path(output) / "architecture.json", found.to_json())
+    run.drop_checkpoints()
+    cost = {
+        name: {"full": graph.cost(name).exact(graph.full), "pruned": graph.cost(name).exact(found)}
+        for name in ("macs", "params")
+    }
+    if json:
+        print(json_module.dumps({"architecture": json_module.loads(found.to_json()), **cost}))
+    else:
+        print_graph(graph, space.smallest, found)
+        print(f"architecture: {output}/architecture.json; make the network with tas derive --run {output}")

@@ -1,0 +1,42 @@
+"""The command `tas trace`: show what can be pruned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tas.commands.inputs import build_model
+from tas.pipeline.trace import trace as trace_model
+from tas.show import print_graph
+from tas.space import SearchSpace
+from tas.storage import write_text
+
+SEEDS: list[str] = []  # options that follow --seed
+
+
+def trace(
+    *,
+    model: str = "cifar_resnet:20",
+    num_classes: int | None = None,
+    input_size: list[int] | None = None,
+    output: str | None = None,
+    json: bool = False,
+) -> None:
+    """Show what can be pruned in a model, and what cannot and why.
+
+    Args:
+        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION
+        num_classes: outputs of the classifier, where the constructor takes it
+        input_size: channels, height, width of one image; [3,32,32] for cifar_resnet, else [3,224,224]
+        output: file for the graph as JSON
+        json: print the graph as JSON
+    """
+    size = input_size or ([3, 32, 32] if model.startswith("cifar_resnet") else [3, 224, 224])
+    graph = trace_model(build_model(model, num_classes, None, False, 0), torch.zeros(1, *size))
+    if output is not None:
+        write_text(Path(output), graph.to_json())
+    if json:
+        print(graph.to_json())
+    else:
+        print_graph(graph, SearchSpace.of(graph).smallest)

@@ -1,0 +1,91 @@
+"""The command `tas train`: train a full or a derived model."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+
+from torch import nn
+
+from tas import data as data_sets
+from tas.commands.inputs import build_model, found_in, plain, to_yaml
+from tas.pipeline.compress import short_teacher
+from tas.pipeline.measure import measure as measure_model
+from tas.pipeline.store import load, save
+from tas.pipeline.train import TrainConfig
+from tas.pipeline.train import train as train_model
+from tas.run import RunFolder
+from tas.storage import write_with
+
+SEEDS: list[str] = ["train.seed"]  # options that follow --seed
+
+
+def train(
+    *,
+    model: str = "cifar_resnet:20",
+    weights: str | None = None,
+    pretrained: bool = False,
+    run: str | None = None,
+    data: str = "digits",
+    data_dir: str | None = None,
+    download: bool = False,
+    image_size: int | None = None,
+    train: TrainConfig = short_teacher(),  # noqa: B008
+    seed: int = 0,
+    output: str = "runs/train",
+    resume: bool = False,
+    json: bool = False,
+) -> None:
+    """Train a full model, or with --run a derived one that learns from the full model with --weights.
+
+    Args:
+        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION
+        weights: where a full model starts; with --run, the trained teacher
+        pretrained: use the released weights of torchvision or timm
+        run: folder of a derived model; its model.safetensors is replaced by the trained one
+        data: digits, cifar10, cifar100 or folder:PATH
+        data_dir: where cifar10 and cifar100 lie
+        download: fetch cifar10 or cifar100 if missing
+        image_size: resize images to this many pixels a side
+        train: how it is trained
+        seed: of everything random
+        output: folder for the weights of a full model; not used with --run
+        resume: go on with the interrupted training in the output folder; with --run that happens by itself
+        json: print the accuracy as JSON
+    """
+    config = train
+    source = data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size)
+    full = build_model(model, source.num_classes, weights, pretrained, seed)
+    if run is not None:
+        graph, architecture = found_in(run)
+        folder = RunFolder(Path(run))
+        teacher = full if weights or pretrained else None
+        small = train_model(
+            load(run, full),
+            source,
+            teacher=teacher,
+            config=config,
+            record=folder.record(),
+            checkpoint=folder.checkpoint("train"),
+        )
+        save(run, small, graph, architecture)
+        folder.drop_checkpoints()
+        place, trained = Path(run) / "model.safetensors", small
+    else:
+        settings = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
+        settings |= {"image_size": image_size, "train": plain(config), "seed": seed}
+        folder = RunFolder.open(output, to_yaml(settings), resume=resume, result="model.safetensors")
+        place = Path(output) / "model.safetensors"
+        trained = train_model(
+            full, source, config=config, record=folder.record(), checkpoint=folder.checkpoint("train")
+        )
+        _save_full(trained, place)
+        folder.drop_checkpoints()
+    profile = measure_model(trained, source)
+    print(json_module.dumps(profile.to_dict()) if json else f"{place}: test accuracy {profile.accuracy:.2f} %")
+
+
+def _save_full(model: nn.Module, path: Path) -> None:
+    from safetensors.torch import save_model
+
+    write_with(path, lambda temporary: save_model(model, str(temporary)))

@@ -1,0 +1,143 @@
+import copy
+from dataclasses import replace
+
+import nets
+import pytest
+import torch
+from nets import images, perturbed
+from torch import nn
+
+from tas.errors import ModelError
+from tas.graph import Run
+from tas.nn.blocks import find_depths
+from tas.nn.capture import capture
+from tas.nn.grouping import build_graph
+from tas.nn.selfcheck import self_check, without
+from tas.pipeline.trace import trace
+
+
+def by_rules_alone(model: nn.Module):
+    captured = capture(model, [images()])
+    return build_graph(model, captured, find_depths(model, captured), ((4, 3, 8, 8),))
+
+
+def test_only_the_group_whose_number_stands_in_the_forward_is_frozen():
+    model = perturbed(nets.HardCoded())
+    graph = by_rules_alone(model)
+    assert set(graph.full.widths) == {"free.0", "conv.0"}
+    checked = self_check(model, graph, [images()])
+    assert set(checked.full.widths) == {"free.0"}
+    (found,) = [item for item in checked.frozen if item not in graph.frozen]
+    assert found.axis == "conv.0.weight[0]"
+    assert found.reason.startswith("the cut model fails: shape '[-1, 384]' is invalid")
+
+
+def test_a_graph_that_holds_is_returned_as_it_is():
+    model = perturbed(nets.Residual())
+    graph = by_rules_alone(model)
+    assert self_check(model, graph, [images()]) == graph
+
+
+def test_a_forward_that_reads_a_weight_is_frozen_by_what_it_computes():
+    model = perturbed(nets.ReadsWeight())
+    assert set(by_rules_alone(model).full.widths) == {"free.0", "conv"}
+    assert trace(model, images()).widths == ()
+
+
+class ReadsShape(nn.Module):
+    """Cutting works; the supernet's replaced layers lack the attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.free, self.conv, self.head = nets.conv_bn(3, 6), nn.Conv2d(6, 8, 3, padding=1), nets.head(8)
+
+    def forward(self, x):
+        return self.head(self.conv(self.free(x)) / self.conv.kernel_size[0])
+
+
+def test_what_the_supernet_cannot_run_is_frozen_with_its_reason():
+    graph = trace(perturbed(ReadsShape()), images())
+    reasons = {item.axis: item.reason for item in graph.frozen}
+    assert "the supernet fails" in reasons["conv.weight[0]"]
+
+
+class WrongLayout(nn.Module):
+    """A lie in the graph, not in the net: see the test."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.head = nets.conv_bn(3, 6), nets.conv_bn(3, 6), nets.head(12)
+
+    def forward(self, x):
+        return self.head(torch.cat([self.left(x), self.right(x)], 1))
+
+
+def test_a_wrong_layout_is_caught_by_its_numbers():
+    model = perturbed(WrongLayout())
+    graph = by_rules_alone(model)
+    swapped = (Run("right.0", 0, 6), Run("left.0", 0, 6))  # the classifier is told the halves in the wrong order
+
+    def lie(layer):
+        if layer.name != "head.2":
+            return layer
+        weight = replace(layer.parameters[0], layouts=(None, swapped))
+        return replace(layer, parameters=(weight, *layer.parameters[1:]))
+
+    wrong = replace(graph, layers=tuple(map(lie, graph.layers)))
+    checked = self_check(model, wrong, [images()])
+    assert checked.widths == ()
+    assert any("the cut model differs from the masked one by" in item.reason for item in checked.frozen)
+
+
+def test_a_frozen_width_counts_in_full_and_the_others_stay_as_they_were():
+    graph = by_rules_alone(perturbed(nets.Concat()))
+    frozen = without(graph, "left.0", "because")
+    assert frozen.full.widths == {"right": 6, "last.0": 10}
+    assert (frozen.macs(), frozen.params()) == (graph.macs(), graph.params())
+    for right, last in ((1, 1), (3, 10), (6, 4)):
+        small = replace_widths(graph, right=right, last=last)
+        kept = type(small)({"right": right, "last.0": last})
+        assert (frozen.macs(kept), frozen.params(kept)) == (graph.macs(small), graph.params(small))
+    assert [(item.axis, item.reason) for item in frozen.frozen if item not in graph.frozen] == [("left.0.weight[0]", "because")]
+    mixed = {layer.name: layer.mixed_by for layer in frozen.layers}
+    assert (mixed["left.0"], mixed["right"], mixed["last.0"]) == (None, "right", "last.1")
+
+
+def replace_widths(graph, *, right: int, last: int):
+    full = graph.full
+    return type(full)({**full.widths, "right": right, "last.0": last}, full.depths)
+
+
+def test_a_frozen_depth_keeps_its_blocks_and_their_cost():
+    graph = by_rules_alone(perturbed(nets.Residual()))
+    frozen = without(graph, "stage", "because")
+    assert frozen.depths == ()
+    assert frozen.macs() == graph.macs()
+    assert all(layer.gate is None for layer in frozen.layers)
+    assert frozen.frozen[-1].axis == "stage"
+
+
+class Fails(nn.Module):
+    """Export sees no error; running does."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        if not torch.compiler.is_exporting():
+            raise OSError("no file")
+        return self.conv(x)
+
+
+def test_a_model_that_fails_on_its_example_is_an_error_of_ours():
+    with pytest.raises(ModelError, match="Fails fails on the example: no file"):
+        trace(Fails(), images())
+
+
+def test_the_model_given_is_not_changed():
+    model = perturbed(nets.HardCoded())
+    before = copy.deepcopy(model.state_dict())
+    self_check(model, by_rules_alone(model), [images()])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training

@@ -1,0 +1,135 @@
+import copy
+
+import nets
+import pytest
+import torch
+from nets import images, perturbed
+from torch import nn
+
+from tas.architecture import Architecture
+from tas.errors import ArchitectureError, ConfigError, ModelError
+from tas.pipeline.derive import derive, recalibrate
+from tas.pipeline.trace import trace
+from tas.space import SearchSpace
+
+
+def prepared(net: nn.Module):
+    model = perturbed(net)
+    graph = trace(model, images())
+    return model, graph, SearchSpace.of(graph)
+
+
+def test_the_small_model_keeps_the_first_channels_and_the_classes_of_the_user():
+    model, graph, _ = prepared(nets.Plain())
+    small = derive(model, graph, Architecture({"first.0": 3, "second.0": 5}))
+    assert type(small) is nets.Plain
+    assert torch.equal(small.first[0].weight, model.first[0].weight[:3])
+    assert torch.equal(small.second[0].weight, model.second[0].weight[:5, :3])
+    assert torch.equal(small.first[1].running_var, model.first[1].running_var[:3])
+    assert torch.equal(small.head[2].weight, model.head[2].weight[:, :5])
+    assert (small.first[0].out_channels, small.second[0].in_channels, small.second[0].out_channels) == (3, 3, 5)
+    assert (small.first[1].num_features, small.head[2].in_features, small.head[2].out_features) == (3, 5, 5)
+
+
+def test_a_depthwise_convolution_keeps_one_group_per_channel():
+    for multiplier in (1, 2):
+        model, graph, _ = prepared(nets.Depthwise(multiplier))
+        small = derive(model, graph, Architecture({"expand.0": 3, "project.0": 10}))
+        layer = small.filter
+        assert (layer.groups, layer.in_channels, layer.out_channels) == (3, 3, 3 * multiplier)
+
+
+def test_dropped_blocks_become_identities():
+    model, graph, space = prepared(nets.Residual())
+    small = derive(model, graph, Architecture(space.largest.widths, {"stage": 1}))
+    assert [type(block) for block in small.stage] == [nets.Block, nn.Identity, nn.Identity]
+    assert torch.equal(small(images()), model.head(model.stage[0](model.stem(images()))))
+
+
+def test_the_full_architecture_is_the_model():
+    model, graph, _ = prepared(nets.Residual())
+    assert torch.equal(derive(model, graph, graph.full)(images()), model(images()))
+
+
+def test_neither_the_model_nor_what_is_done_to_the_small_one_changes_it():
+    model, graph, space = prepared(nets.Residual())
+    before = copy.deepcopy(model.state_dict())
+    for architecture in (space.smallest, space.largest):
+        small = derive(model, graph, architecture, weights="fresh").train()
+        small(images()).sum().backward()
+        with torch.no_grad():
+            for parameter in small.parameters():
+                parameter.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_frozen_parameters_stay_frozen_and_buffers_stay_buffers():
+    model, graph, space = prepared(nets.Plain())
+    model.first[0].weight.requires_grad_(False)
+    small = derive(model, graph, space.smallest)
+    assert not small.first[0].weight.requires_grad
+    assert small.second[0].weight.requires_grad
+    assert small.state_dict().keys() == model.state_dict().keys()
+
+
+def test_fresh_weights_follow_the_seed_and_leave_the_random_state():
+    model, graph, space = prepared(nets.Residual())
+    state = torch.get_rng_state()
+    one, same, other = (derive(model, graph, space.smallest, weights="fresh", seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(one.stem[0].weight, same.stem[0].weight)
+    assert not torch.equal(one.stem[0].weight, other.stem[0].weight)
+    assert not torch.equal(one.stem[0].weight, model.stem[0].weight[: one.stem[0].out_channels])
+    assert one.stem[1].running_mean.eq(0).all()
+
+
+def test_a_gradient_reaches_every_parameter_of_the_small_model():
+    model, graph, space = prepared(nets.Concat())
+    small = derive(model, graph, space.smallest).train()
+    small(images()).square().sum().backward()
+    assert all(
+        parameter.grad is not None and parameter.grad.shape == parameter.shape for parameter in small.parameters()
+    )
+
+
+def test_recalibration_gives_every_norm_the_statistics_of_its_inputs():
+    model, graph, space = prepared(nets.Plain())
+    small = derive(model, graph, space.smallest)
+    data = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(images(32), torch.zeros(32, dtype=torch.long)), batch_size=32
+    )
+    recalibrate(small, (data, data), batches=1)
+    raw = small.first[0](images(32)).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(small.first[1].running_mean, raw.mean(1).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(small.first[1].running_var, raw.var(1).detach(), rtol=1e-4, atol=1e-5)
+    assert small.first[1].momentum == 0.1
+    assert not any(module.training for module in small.modules())
+
+
+def test_a_model_without_norms_needs_no_recalibration():
+    model, graph, space = prepared(nets.WithoutNorm())
+    small = derive(model, graph, space.smallest).train()
+    assert not recalibrate(small, None).training
+
+
+def test_an_unknown_origin_of_weights_is_refused():
+    model, graph, space = prepared(nets.Plain())
+    with pytest.raises(ConfigError, match="weights is 'none'; it can be inherit or fresh"):
+        derive(model, graph, space.smallest, weights="none")  # type: ignore[arg-type]
+
+
+def test_a_graph_of_another_model_is_refused():
+    model, graph, space = prepared(nets.Plain())
+    with pytest.raises(ModelError, match="the graph does not fit this Residual"):
+        derive(nets.Residual(), graph, space.smallest)
+    small = derive(model, graph, space.smallest)
+    with pytest.raises(
+        ModelError, match=r"first.0.weight should have shape \(8, 3, 3, 3\), the model has shape \(2, 3, 3, 3\)"
+    ):
+        derive(small, graph, space.smallest)
+
+
+def test_an_architecture_of_another_graph_is_refused():
+    model, graph, _ = prepared(nets.Plain())
+    with pytest.raises(ArchitectureError, match="the architecture does not belong to this graph"):
+        derive(model, graph, Architecture({"first.0": 3}))

@@ -1,0 +1,89 @@
+import copy
+
+import nets
+import numpy as np
+import pytest
+import torch
+from nets import images, perturbed
+
+from tas.errors import ConfigError, ModelError
+from tas.graph import channels_of
+from tas.pipeline.rank import channel_importance, rank
+from tas.pipeline.trace import trace
+
+
+@pytest.mark.parametrize("name", nets.ALL)
+def test_ranking_changes_nothing_in_the_function_of_toy_nets(name):
+    model = perturbed(nets.ALL[name]())
+    graph = trace(model, images())
+    ranked = rank(model, graph)
+    torch.testing.assert_close(ranked(images()), model(images()), rtol=1e-5, atol=1e-5)
+    if graph.widths:
+        assert any(not torch.equal(a, b) for a, b in zip(ranked.parameters(), model.parameters(), strict=True))
+
+
+def test_ranking_changes_nothing_in_the_function_of_named_models(light):
+    with torch.no_grad():
+        wanted, found = light.model(light.images), rank(light.model, light.graph)(light.images)
+    assert float((wanted - found).abs().max() / wanted.abs().max()) < 1e-5
+
+
+def test_ranked_channels_stand_in_falling_importance(light):
+    for name, values in channel_importance(rank(light.model, light.graph), light.graph).items():
+        assert (np.diff(values) <= 1e-9 * values.max()).all(), name
+
+
+def test_importance_is_the_energy_of_a_channel_in_all_its_layers_each_axis_weighted_equally():
+    model = perturbed(nets.Plain())
+    graph = trace(model, images())
+    state = {name: value.double() for name, value in model.state_dict().items()}
+    wanted = torch.zeros(8, dtype=torch.float64)
+    for energy in (
+        state["first.0.weight"].square().sum((1, 2, 3)),
+        state["first.1.weight"].square(),
+        state["second.0.weight"].square().sum((0, 2, 3)),
+    ):
+        wanted += energy / energy.mean()
+    np.testing.assert_allclose(channel_importance(model, graph)["first.0"], wanted.numpy(), rtol=1e-9)
+
+
+def test_the_order_given_decides():
+    model = perturbed(nets.Concat())
+    graph = trace(model, images())
+    importance = {width.name: np.arange(width.size, dtype=float) for width in graph.widths}  # the last is the best
+    ranked = rank(model, graph, importance)
+    assert torch.equal(ranked.left[0].weight, model.left[0].weight.flip(0))
+    assert torch.equal(ranked.right.bias, model.right.bias.flip(0))
+    merged = torch.cat([torch.arange(7, -1, -1), torch.arange(13, 7, -1)])
+    assert torch.equal(ranked.norm.running_mean, model.norm.running_mean[merged])
+    layout = next(p.layouts[0] for layer in graph.layers for p in layer.parameters if p.name == "norm.weight")
+    assert channels_of(layout, "right").tolist() == [-1] * 8 + list(range(6))
+
+
+def test_channels_of_equal_importance_keep_their_order():
+    model = perturbed(nets.Plain())
+    graph = trace(model, images())
+    ranked = rank(model, graph, {width.name: np.ones(width.size) for width in graph.widths})
+    assert all(torch.equal(a, b) for a, b in zip(ranked.parameters(), model.parameters(), strict=True))
+
+
+def test_the_model_given_is_not_changed():
+    model = perturbed(nets.Residual())
+    graph, before = trace(model, images()), copy.deepcopy(model.state_dict())
+    rank(model, graph)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_graph_of_another_model_is_refused():
+    graph = trace(nets.Plain(), images())
+    for use in (channel_importance, rank):
+        with pytest.raises(ModelError, match="the graph does not fit this Residual: first.0.weight should have shape"):
+            use(nets.Residual(), graph)
+
+
+def test_importance_that_does_not_fit_is_refused_by_name():
+    model = perturbed(nets.Plain())
+    graph = trace(model, images())
+    for importance in ({}, {"first.0": np.ones(7), "second.0": np.ones(12)}):
+        with pytest.raises(ConfigError, match="importance of 'first.0' must be one number for each of its 8 channels"):
+            rank(model, graph, importance)

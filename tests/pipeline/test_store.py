@@ -1,0 +1,164 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nets
+import pytest
+import torch
+from nets import images, perturbed
+from safetensors import SafetensorError, safe_open
+
+from tas.architecture import Architecture
+from tas.errors import ArchitectureError, ModelError, RunError
+from tas.pipeline.derive import derive
+from tas.pipeline.store import ARCHITECTURE, WEIGHTS, load, load_graph, save
+from tas.pipeline.trace import trace
+from tas.space import SearchSpace
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = perturbed(nets.Residual())
+    graph = trace(model, images())
+    architecture = SearchSpace.of(graph).smallest
+    small = derive(model, graph, architecture)
+    save(tmp_path / "out", small, graph, architecture)
+    return tmp_path / "out", small, graph, architecture
+
+
+@pytest.mark.parametrize("name", nets.ALL)
+def test_a_loaded_model_computes_what_was_saved(name, tmp_path):
+    model = perturbed(nets.ALL[name]())
+    graph = trace(model, images())
+    architecture = SearchSpace.of(graph).sample(torch.Generator().manual_seed(2))
+    small = derive(model, graph, architecture)
+    save(tmp_path, small, graph, architecture)
+    loaded = load(tmp_path, nets.ALL[name]())
+    assert torch.equal(loaded(images()), small(images()))
+    assert not loaded.training
+    assert load_graph(tmp_path) == (graph, architecture)
+
+
+def test_a_model_is_loaded_in_a_new_process(saved, tmp_path):
+    folder, small, _, _ = saved
+    code = (
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); import nets; from tas.pipeline.store import load;"
+        "torch.save(load(sys.argv[2], nets.Residual())(nets.images()), sys.argv[3])"
+    )
+    tests = str(Path(nets.__file__).parent)
+    subprocess.run(
+        [sys.executable, "-c", code, tests, str(folder), str(tmp_path / "y")], check=True, cwd=Path(tests).parent
+    )
+    assert torch.equal(torch.load(tmp_path / "y"), small(images()))
+
+
+def test_the_folder_holds_two_plain_files(saved):
+    folder, small, graph, architecture = saved
+    assert sorted(os.listdir(folder)) == [ARCHITECTURE, WEIGHTS]
+    assert Architecture.from_json((folder / ARCHITECTURE).read_text()) == architecture
+    content = (folder / WEIGHTS).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    assert content[8:9] == b"{"  # the safetensors header, JSON, and then nothing but numbers
+    assert len(content) == 8 + length + sum(v.numel() * v.element_size() for v in small.state_dict().values())
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        assert set(file.keys()) == set(small.state_dict())
+
+
+def test_saving_again_replaces_the_files(saved):
+    folder, small, graph, architecture = saved
+    with torch.no_grad():
+        small.head[2].bias.add_(1)
+    save(folder, small, graph, architecture)
+    assert torch.equal(load(folder, nets.Residual())(images()), small(images()))
+
+
+def test_the_fresh_model_is_not_changed(saved):
+    fresh = nets.Residual()
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    load(saved[0], fresh)
+    assert all(torch.equal(value, before[name]) for name, value in fresh.state_dict().items())
+
+
+def test_a_model_of_another_architecture_is_not_saved(saved, tmp_path):
+    _, small, graph, _ = saved
+    with pytest.raises(
+        ArchitectureError, match=r"the model has [\d,]+ parameters, this architecture [\d,]+; save the model that was"
+    ):
+        save(tmp_path / "other", small, graph, graph.full)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("wrong", [nets.Plain, lambda: nets.Residual(2), lambda: nets.Residual(4)])
+def test_another_constructor_is_refused(saved, wrong):
+    with pytest.raises(ModelError, match="the graph does not fit this|the weights in .* do not fit"):
+        load(saved[0], wrong())
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, ARCHITECTURE])
+def test_a_missing_file_is_named(saved, name):
+    (saved[0] / name).unlink()
+    with pytest.raises(ArchitectureError, match=f"has no {name}; give the output folder of a finished run"):
+        load(saved[0], nets.Residual())
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:100], lambda b: b[:-5], lambda b: b"\xff" * 50 + b])
+def test_a_damaged_weights_file_is_an_error_of_ours(saved, damage):
+    path = saved[0] / WEIGHTS
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(
+        ArchitectureError, match=r"model.safetensors cannot be read \(.*\); copy it anew or repeat the run"
+    ):
+        load(saved[0], nets.Residual())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[1]", b'{"widths": {"stem.0": 0}}'])
+def test_a_damaged_architecture_file_is_an_error_of_ours(saved, content):
+    (saved[0] / ARCHITECTURE).write_bytes(content)
+    with pytest.raises(ArchitectureError):
+        load(saved[0], nets.Residual())
+
+
+def test_an_architecture_of_another_graph_is_refused(saved):
+    (saved[0] / ARCHITECTURE).write_text(Architecture({"stem.0": 3}).to_json())
+    with pytest.raises(ArchitectureError, match="the architecture does not belong to this graph"):
+        load(saved[0], nets.Residual())
+
+
+def test_an_architecture_that_does_not_fit_the_weights_is_refused(saved):
+    folder, _, graph, _ = saved
+    (folder / ARCHITECTURE).write_text(graph.full.to_json())
+    with pytest.raises(ModelError, match="the weights in .* do not fit"):
+        load(folder, nets.Residual())
+
+
+def test_weights_that_were_not_saved_by_tas_are_refused(saved):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(2)}, saved[0] / WEIGHTS)
+    with pytest.raises(ArchitectureError, match="was not saved by tas; its header has no graph"):
+        load(saved[0], nets.Residual())
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: no space")])
+def test_a_failed_write_leaves_what_was_there(saved, monkeypatch, error):
+    folder, small, graph, architecture = saved
+    before = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+
+    def fail(model, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr("safetensors.torch.save_model", fail)
+    with pytest.raises(
+        RunError, match=r"cannot write .*model.safetensors \(.*space.*\); choose another folder or free some space"
+    ):
+        save(folder, small, graph, architecture)
+    assert {name: (folder / name).read_bytes() for name in os.listdir(folder)} == before
+
+
+def test_a_file_in_place_of_the_folder_is_an_error_of_ours(saved, tmp_path):
+    _, small, graph, architecture = saved
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="cannot write"):
+        save(tmp_path / "file", small, graph, architecture)

@@ -1,0 +1,270 @@
+import copy
+import random
+
+import nets
+import pytest
+import torch
+from named import traced
+from nets import images, perturbed
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tas.errors import ModelError
+from tas.nn.surgery import mask
+from tas.pipeline.derive import derive
+from tas.pipeline.trace import trace
+from tas.space import SearchSpace
+
+
+def counted_macs(model: nn.Module, inputs: torch.Tensor) -> float:
+    """Torch's own count, per sample."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(inputs)
+    return counter.get_total_flops() / 2 / len(inputs)
+
+
+def architectures(graph, count: int):
+    space, generator = SearchSpace.of(graph), torch.Generator().manual_seed(1)
+    return [space.smallest, graph.full, *(space.sample(generator) for _ in range(count))]
+
+
+def relative(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).detach().abs().max() / one.detach().abs().max())
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "depths"),
+    [
+        ("resnet18", 12, 4),
+        ("mobilenet_v2", 25, 5),
+        ("vgg11_bn", 10, 0),
+        ("densenet121", 120, 0),
+        ("efficientnet_b0", 40, 5),
+    ],
+)
+def test_named_models_have_their_widths_and_nothing_frozen_but_the_classifier(name, widths, depths):
+    graph = traced(name).graph
+    assert (len(graph.widths), len(graph.depths)) == (widths, depths)
+    assert [item.reason for item in graph.frozen] == ["output of the model"]
+    classifier = [path for path, module in traced(name).model.named_modules() if isinstance(module, nn.Linear)][-1]
+    assert graph.frozen[0].axis == f"{classifier}.weight[0]"
+
+
+def test_costs_of_named_models_are_real_counts(named):
+    assert named.graph.macs() == counted_macs(named.model, named.images[:1])
+    assert named.graph.params() == sum(parameter.numel() for parameter in named.model.parameters())
+    for architecture in architectures(named.graph, 0 if named.name == "vgg11_bn" else 2):
+        small = derive(named.model, named.graph, architecture)
+        assert named.graph.macs(architecture) == counted_macs(small, named.images[:1])
+        assert named.graph.params(architecture) == sum(parameter.numel() for parameter in small.parameters())
+
+
+def test_the_derived_vgg_computes_what_the_masked_one_computes():
+    vgg = traced("vgg11_bn")
+    with torch.no_grad():
+        small = derive(vgg.model, vgg.graph, vgg.space.smallest)(vgg.images)
+        assert relative(mask(vgg.model, vgg.graph, vgg.space.smallest)(vgg.images), small) < 1e-5
+        assert relative(vgg.model(vgg.images), small) > 1e-2
+
+
+@pytest.mark.parametrize("name", [name for name in nets.ALL if name != "hidden region"])
+def test_costs_of_toy_nets_are_real_counts(name):
+    model = perturbed(nets.ALL[name]())
+    graph = trace(model, images())
+    for architecture in architectures(graph, 3):
+        small = derive(model, graph, architecture)
+        assert graph.macs(architecture) == counted_macs(small, images())
+        assert graph.params(architecture) == sum(parameter.numel() for parameter in small.parameters())
+
+
+@pytest.mark.parametrize("name", nets.ALL)
+def test_what_is_open_can_be_cut_to_any_size(name):
+    model = perturbed(nets.ALL[name]())
+    graph, draw = trace(model, images()), random.Random(0)
+    full = graph.full
+    for _ in range(6):  # not the candidates of a space alone
+        architecture = type(full)(
+            {width: draw.randint(1, size) for width, size in full.widths.items()},
+            {depth: draw.randint(1, size) for depth, size in full.depths.items()},
+        )
+        small = derive(model, graph, architecture)
+        assert relative(mask(model, graph, architecture)(images()), small(images())) < 1e-5
+
+
+@pytest.mark.parametrize("name", nets.ALL)
+def test_every_layer_is_searched_or_frozen_with_a_reason(name):
+    model = nets.ALL[name]()
+    graph = trace(model, images())
+    frozen = {item.axis for item in graph.frozen}
+    searched = {
+        f"{parameter.name}[0]"
+        for layer in graph.layers
+        for parameter in layer.parameters
+        if parameter.layouts[0:1] != (None,)
+    }
+    for path, module in model.named_modules():
+        # a weight that two layers share stands under one of its names
+        if isinstance(module, nn.Conv2d | nn.Linear) and name not in ("tied weights", "shared in blocks"):
+            assert f"{path}.weight[0]" in frozen | searched
+    assert all(item.reason for item in graph.frozen)
+
+
+EXPECTED = {  # widths by name, depths by name
+    "plain": ({"first.0": 8, "second.0": 12}, {}),
+    "without norm": ({"first": 8, "second": 12, "third": 10}, {}),
+    "residual": ({"stem.0": 8, "stage.0.inner.0": 6, "stage.1.inner.0": 6, "stage.2.inner.0": 6}, {"stage": 3}),
+    "sequential residual": ({"0": 8, "1.inner.0": 6, "2.inner.0": 6}, {"1": 3}),
+    "concat": ({"left.0": 8, "right": 6, "last.0": 10}, {}),
+    "squeeze-excite": ({"conv.0": 12, "squeeze": 4}, {}),
+    "depthwise": ({"expand.0": 8, "project.0": 10}, {}),
+    "depthwise with multiplier": ({"expand.0": 8, "project.0": 10}, {}),
+    "flatten to linear": ({"conv.0": 6, "hidden": 10}, {}),
+    "shared": ({"stem.0": 8}, {}),
+    "rolled": ({"stem.0": 8, "last.0": 10}, {}),
+    "pixel shuffle": ({"stem.0": 4, "last.0": 10}, {}),
+    "grouped": ({"last.0": 10}, {}),
+    "shuffled": ({"last.0": 10}, {}),
+    "input added": ({"first.0": 8, "last.0": 6}, {}),
+    "layer norm": ({}, {}),
+    "reads a weight": ({}, {}),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_toy_nets_have_the_widths_one_reads_off_their_code(name):
+    full = trace(perturbed(nets.ALL[name]()), images()).full
+    assert (full.widths, full.depths) == EXPECTED[name]
+
+
+REASONS = {
+    "padded shortcut": ("wide.0", "is combined with values that are not channels"),
+    "chunked": ("stem.0", "chunk takes some of the channels by number"),
+    "shuffled": ("stem.0", "view splits the channels over several dimensions"),
+    "unknown operation": ("conv.0", "passes the operation cumsum, which has no rule"),
+    "input added": ("back.0", "is combined with values that are not channels"),
+    "layer norm": ("conv.0", "passes the operation layer_norm, which has no rule"),
+    "grouped": ("grouped", "grouped convolution (2 groups) is not supported yet"),
+    "spatial attention": ("gate", "one channel acts on many (it is broadcast over channels)"),
+    "subclassed": ("own", "its weight is computed in forward, not stored"),
+    "hidden region": ("before.0", "passes the operation wrap_with_autocast, which has no rule"),
+    "transposed": ("up", "conv_transpose2d is not supported yet"),
+    "auxiliary head": ("first.0", "the cut model fails in training mode"),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_what_has_no_rule_is_frozen_with_the_reason(name):
+    layer, reason = REASONS[name]
+    graph = trace(perturbed(nets.ALL[name]()), images())
+    reasons = [item.reason for item in graph.frozen if item.axis == f"{layer}.weight[0]"]
+    assert any(reason in found for found in reasons), reasons
+
+
+def test_layers_the_trace_never_meets_are_named_as_neither_searched_nor_counted():
+    for net, hidden in ((nets.HiddenRegion(), "inside.0"), (nets.AuxiliaryHead(), "auxiliary.2")):
+        reasons = {item.axis: item.reason for item in trace(net, images()).frozen}
+        assert "not in the captured graph, and not counted" in reasons[f"{hidden}.weight[0]"]
+
+
+def test_blocks_under_both_a_tap_and_a_block_stay():
+    graph = trace(perturbed(nets.Tapped()), images())
+    assert [depth.blocks for depth in graph.depths] == [("stage.0", "stage.1"), ("stage.2", "stage.3")]
+
+
+def test_a_depth_and_a_width_never_share_a_name(named):
+    assert not set(named.graph.full.widths) & set(named.graph.full.depths)
+
+
+def test_several_inputs_and_a_mapping_as_output_are_fine():
+    model = perturbed(nets.TwoInputs())
+    graph = trace(model, (images(), images(seed=1)))
+    assert graph.full.widths == {"left.0": 8}
+    assert graph.input_shapes == ((4, 3, 8, 8), (4, 3, 8, 8))
+    small = derive(model, graph, SearchSpace.of(graph).smallest)
+    assert small(images(), images(seed=1))["logits"].shape == (4, 5)
+
+
+def test_a_forward_that_names_its_batch_size_is_traced_with_that_size():
+    graph = trace(nets.FixedBatch(), images(batch=4))
+    assert graph.full.widths == {"conv.0": 8}
+
+
+def test_tracing_changes_neither_the_model_nor_the_random_state():
+    model = nets.Residual().train()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    trace(model, images())
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+
+
+def test_costs_are_per_sample_whatever_the_batch_of_the_example():
+    model = nets.Residual()
+    assert trace(model, images(batch=1)).macs() == trace(model, images(batch=4)).macs()
+
+
+def test_the_values_of_the_example_do_not_matter():
+    model = perturbed(nets.Concat())
+    assert trace(model, torch.zeros(4, 3, 8, 8)) == trace(model, images())
+
+
+class DataDependent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return self.conv(x) if x.sum() > 0 else x
+
+
+def test_a_forward_that_depends_on_values_is_an_error_that_says_so():
+    with pytest.raises(
+        ModelError,
+        match="torch.export cannot capture DataDependent: .*rewrite the part of forward that depends on values",
+    ):
+        trace(DataDependent(), images())
+
+
+def test_an_example_that_does_not_fit_is_an_error():
+    with pytest.raises(ModelError, match="torch.export cannot capture Plain: .* Check that the example fits the model"):
+        trace(nets.Plain(), torch.zeros(1, 4, 8, 8))
+
+
+def test_a_model_without_parameters_is_refused():
+    with pytest.raises(ModelError, match="ReLU has no parameters; there is nothing to prune"):
+        trace(nn.ReLU(), images())
+
+
+@pytest.mark.parametrize("example", [(), "text", [3], torch.tensor(1.0), None])
+def test_an_example_that_is_no_batch_of_tensors_is_refused(example):
+    with pytest.raises(ModelError, match="the example must be one tensor or several, with a batch dimension first"):
+        trace(nets.Plain(), example)
+
+
+def test_a_model_that_cannot_be_copied_is_an_error_of_ours():
+    model = nets.Plain()
+    model.cache = model.first[0].weight * 2  # not a leaf: torch refuses to copy it
+    with pytest.raises(ModelError, match="Plain cannot be copied"):
+        trace(model, images())
+
+
+def test_a_single_layer_has_nothing_to_choose():
+    graph = trace(nn.Linear(4, 3), torch.zeros(2, 4))
+    assert (graph.widths, graph.depths, graph.macs(), graph.params()) == ((), (), 12, 15)
+
+
+class Infinite(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.last(self.conv(x)) / 0
+
+
+def test_a_model_whose_outputs_prove_nothing_is_frozen():
+    graph = trace(Infinite(), images())
+    assert graph.widths == ()
+    assert (
+        "the outputs of the model are not finite" in {item.axis: item.reason for item in graph.frozen}["conv.weight[0]"]
+    )
