@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def perturbed(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A copy in evaluation mode with random weights, norms and statistics: no channel and no block is without effect."""
+    """A copy in evaluation mode with random weights, norms and statistics: every channel and block has an effect."""
     draw = torch.Generator().manual_seed(seed)
     model = copy.deepcopy(model).eval()
     with torch.no_grad():

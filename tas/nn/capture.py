@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from tas.errors import ModelError
 from tas.nn.labels import Labels, fixed
@@ -57,8 +58,8 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
     except Exception as error:  # export has no error root of its own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"torch.export cannot capture {type(model).__name__}: {type(error).__name__}: {reason}. Check that the example "
-            f"fits the model, and rewrite the part of forward that depends on values of tensors"
+            f"torch.export cannot capture {type(model).__name__}: {type(error).__name__}: {reason}. Check that the "
+            f"example fits the model, and rewrite the part of forward that depends on values of tensors"
         ) from error
 
 
@@ -121,7 +122,10 @@ def _step(
     if not call.label_tensors():  # computed from constants alone
         constants = [Constant(None, shape) for shape in shapes]
         return constants[0] if isinstance(node.meta["val"], Tensor) else constants
-    result = label_rule(op)(call)
+    try:
+        result = label_rule(op)(call)
+    except Exception as error:  # a way of calling the operation that its rule did not foresee must not end the trace
+        result = call.refuse(f"passes {op} in a way its rule does not know ({type(error).__name__})")
     return [result] if isinstance(node.meta["val"], list | tuple) and isinstance(result, Tensor) else result
 
 
@@ -138,7 +142,7 @@ def _arguments(node: fx.Node, values: dict[fx.Node, Any]) -> dict[str, Any]:
             given = node.kwargs[argument.name]
         else:
             given = argument.default_value if argument.has_default_value() else None
-        found[argument.name] = fx.node.map_arg(given, values.__getitem__)
+        found[argument.name] = map_arg(given, values.__getitem__)
     return found
 
 

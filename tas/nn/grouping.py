@@ -146,7 +146,7 @@ def _mixed_by(path: str, kind: str, captured: Captured, layouts: dict[tuple[str,
         maker = makers[0]
         has_tensors = any(layouts.get((f"{path}.{name}", 0)) for name in ("weight", "running_mean"))
         is_alone = has_tensors and len(makers) == 1 and maker is not None and _makes_width(maker, captured, layouts)
-        is_alone = is_alone and len(captured.drafts[maker].products) == 1  # called once
+        is_alone = is_alone and maker is not None and len(captured.drafts[maker].products) == 1  # called once
         readers = [name for name, draft in captured.drafts.items() if maker in draft.makers]
         return path if is_alone and len(readers) == 1 else None
     if not _makes_width(path, captured, layouts):

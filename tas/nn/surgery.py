@@ -49,7 +49,7 @@ def cut(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Module
 
 
 def mask(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Module:
-    """A copy of `model` in full shape that ignores the channels and blocks `architecture` drops: what `cut` must equal."""
+    """A full-shape copy of `model` that ignores the channels and blocks `architecture` drops: what `cut` must equal."""
     masked = copy.deepcopy(model)
     _skip(masked, graph, architecture)
     for layer in graph.layers:

@@ -66,7 +66,7 @@ class WrongLayout(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.left, self.right, self.head = nets.conv_bn(3, 6), nets.conv_bn(3, 6), nets.head(12)
+        self.left, self.right, self.head = nets.conv_bn(3, 24), nets.conv_bn(3, 24), nets.head(48)
 
     def forward(self, x):
         return self.head(torch.cat([self.left(x), self.right(x)], 1))
@@ -75,7 +75,7 @@ class WrongLayout(nn.Module):
 def test_a_wrong_layout_is_caught_by_its_numbers():
     model = perturbed(WrongLayout())
     graph = by_rules_alone(model)
-    swapped = (Run("right.0", 0, 6), Run("left.0", 0, 6))  # the classifier is told the halves in the wrong order
+    swapped = (Run("right.0", 0, 24), Run("left.0", 0, 24))  # the classifier is told the halves in the wrong order
 
     def lie(layer):
         if layer.name != "head.2":
@@ -98,7 +98,9 @@ def test_a_frozen_width_counts_in_full_and_the_others_stay_as_they_were():
         small = replace_widths(graph, right=right, last=last)
         kept = type(small)({"right": right, "last.0": last})
         assert (frozen.macs(kept), frozen.params(kept)) == (graph.macs(small), graph.params(small))
-    assert [(item.axis, item.reason) for item in frozen.frozen if item not in graph.frozen] == [("left.0.weight[0]", "because")]
+    assert [(item.axis, item.reason) for item in frozen.frozen if item not in graph.frozen] == [
+        ("left.0.weight[0]", "because")
+    ]
     mixed = {layer.name: layer.mixed_by for layer in frozen.layers}
     assert (mixed["left.0"], mixed["right"], mixed["last.0"]) == (None, "right", "last.1")
 

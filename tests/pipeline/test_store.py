@@ -54,7 +54,7 @@ def test_a_model_is_loaded_in_a_new_process(saved, tmp_path):
 
 
 def test_the_folder_holds_two_plain_files(saved):
-    folder, small, graph, architecture = saved
+    folder, small, _, architecture = saved
     assert sorted(os.listdir(folder)) == [ARCHITECTURE, WEIGHTS]
     assert Architecture.from_json((folder / ARCHITECTURE).read_text()) == architecture
     content = (folder / WEIGHTS).read_bytes()

@@ -268,3 +268,22 @@ def test_a_model_whose_outputs_prove_nothing_is_frozen():
     assert (
         "the outputs of the model are not finite" in {item.axis: item.reason for item in graph.frozen}["conv.weight[0]"]
     )
+
+
+class Unforeseen(nn.Module):
+    """A convolution of one sample without its batch dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x)[0]).mean((1, 2)))
+
+
+def test_a_layer_called_in_an_unusual_way_is_frozen():
+    model = perturbed(Unforeseen())
+    graph = trace(model, images(batch=1))
+    reasons = {item.axis: item.reason for item in graph.frozen}
+    assert "conv2d is not supported yet" in reasons["second.weight[0]"]
+    assert graph.macs() == counted_macs(model, images(batch=1))

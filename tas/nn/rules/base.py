@@ -93,7 +93,7 @@ class Call:
         return self.drafts.setdefault(self.module, Draft(kind))
 
     def owner(self, parameter: Any, forward: Callable) -> str | None:
-        """Why this layer cannot be opened, or None if it can: it must be a module of torch that runs its own forward."""
+        """Why this layer cannot be opened, or None if it can: it must be of a class of torch, with its own forward."""
         owner = self.model.get_submodule(self.module)
         if not isinstance(parameter, Constant) or parameter.name is None:
             return "its weight is computed in forward, not stored"
@@ -125,7 +125,7 @@ LabelRule = Callable[[Call], Any]
 
 
 def plain_width(layer: Layer, parameter: str = "weight") -> str | None:
-    """Name of the width that is exactly the first axis of a layer, channel by channel; None if there is no such width."""
+    """Name of the width that is exactly the first axis of a layer, channel by channel; None if there is none."""
     for item in layer.parameters:
         if item.name == f"{layer.name}.{parameter}" and item.layouts and item.layouts[0]:
             runs = item.layouts[0]

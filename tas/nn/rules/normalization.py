@@ -152,14 +152,15 @@ class DenseBatchNorm(OpenBatchNorm):
         """(batch, all channels, …), same shape out."""
         module, width = self.module, self.width
         held = module.running_mean, module.running_var
-        updated = tuple(None if value is None else value.clone() for value in held) if self.training else held
+        mean, variance = (value.clone() if value is not None and self.training else value for value in held)
         if width is None:
-            result = self._normalise(inputs, *updated, module.weight, module.bias)
+            result = self._normalise(inputs, mean, variance, module.weight, module.bias)
         else:
-            normal = self._normalise(inputs, *updated, None, None)
+            normal = self._normalise(inputs, mean, variance, None, None)
             result = _apply(*width.mixture(self.scales, self.shifts, normal), normal)
-        for whole, new in zip(held, updated, strict=True):
-            if self.training and whole is not None:  # channels that are off keep their statistics, as in compact
+        for whole, new in zip(held, (mean, variance), strict=True):
+            if self.training and whole is not None and new is not None:
+                # channels that are off keep their statistics, as in compact
                 whole.copy_(torch.where(self._axis.mask(torch.ones_like(whole), 0) > 0, new, whole))
         return result
 

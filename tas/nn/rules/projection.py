@@ -144,6 +144,7 @@ class CompactProjection(nn.Module):
             return _mixed_call(self.module, tensors, inputs, self._mixed)
         if not self._is_depthwise:
             return functional_call(self.module, tensors, (inputs,))
+        assert isinstance(self.module, nn.Conv2d)
         full = self.module.groups
         self.module.groups = tensors["weight"].shape[0] // self._multiplier
         try:

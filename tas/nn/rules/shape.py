@@ -96,7 +96,7 @@ def _move(call: Call) -> Any:
     operation = getattr(torch.ops.aten, call.op)
     arguments = {name: _as_labels(value) if not isinstance(value, list) else value for name, value in values.items()}
     if call.op in ("view", "_unsafe_view"):  # labels are expanded where values are not: a view may need a copy
-        return arguments["self"].reshape(values["size"])
+        return values["self"].reshape(values["size"])
     if call.op == "stack":
         arguments["tensors"] = [_as_labels(item) for item in values["tensors"]]
     return operation(**arguments)
@@ -136,19 +136,20 @@ def unknown(call: Call) -> Any:
 
 
 _ELEMENTWISE = """
-    add sub mul div relu relu6 hardtanh silu sigmoid gelu hardswish hardsigmoid leaky_relu elu celu selu tanh mish softplus
-    log_sigmoid softsign exp log abs neg sqrt rsqrt pow clamp clamp_min clamp_max dropout feature_dropout alpha_dropout clone contiguous
-    to _to_copy type_as detach alias identity positive minimum maximum where lift_fresh_copy square floor bernoulli
-    rand_like zeros_like ones_like full_like lerp addcmul reciprocal erf sin cos sign logical_not eq ne gt lt ge le threshold rrelu
+    add sub mul div relu relu6 hardtanh silu sigmoid gelu hardswish hardsigmoid leaky_relu elu celu selu tanh mish
+    softplus log_sigmoid softsign exp log abs neg sqrt rsqrt pow clamp clamp_min clamp_max dropout feature_dropout
+    alpha_dropout clone contiguous to _to_copy type_as detach alias identity positive minimum maximum where
+    lift_fresh_copy square floor bernoulli rand_like zeros_like ones_like full_like lerp addcmul reciprocal erf sin
+    cos sign logical_not eq ne gt lt ge le threshold rrelu
 """
 _POOLING = """
     avg_pool2d max_pool2d max_pool2d_with_indices adaptive_avg_pool2d adaptive_max_pool2d avg_pool1d max_pool1d
     adaptive_avg_pool1d upsample_nearest2d upsample_bilinear2d lp_pool2d
 """
 _MOVEMENT = """
-    view reshape flatten unflatten permute transpose t squeeze unsqueeze slice select narrow split split_with_sizes chunk
-    tensor_split unbind expand expand_as repeat cat stack roll flip pad constant_pad_nd _unsafe_view movedim swapaxes
-    numpy_T pixel_shuffle pixel_unshuffle
+    view reshape flatten unflatten permute transpose t squeeze unsqueeze slice select narrow split split_with_sizes
+    chunk tensor_split unbind expand expand_as repeat cat stack roll flip pad constant_pad_nd _unsafe_view movedim
+    swapaxes numpy_T pixel_shuffle pixel_unshuffle
 """
 LABELS = (
     dict.fromkeys(_ELEMENTWISE.split(), elementwise)

@@ -1,0 +1,109 @@
+import nets
+import pytest
+import torch
+from nets import images, perturbed
+from torch import nn
+
+from tas.nn.blocks import DepthState, OpenBlock
+from tas.pipeline.trace import trace
+
+
+class Listed(nn.Module):
+    """A list of children that the forward runs in a row."""
+
+    def __init__(self, *children: nn.Module, features: int = 8):
+        super().__init__()
+        self.stem, self.blocks, self.head = nets.conv_bn(3, 8), nn.ModuleList(children), nets.head(features)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+class NotResidual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nets.conv_bn(8, 8)
+
+    def forward(self, x):
+        return self.conv(x).relu()
+
+
+def block() -> nn.Module:
+    return nets.Block(8, 4)
+
+
+@pytest.mark.parametrize(
+    ("children", "wanted"),
+    [
+        ([block() for _ in range(4)], {"blocks": ("blocks.0", "blocks.1", "blocks.2", "blocks.3")}),
+        # a lead that is no residual block stays, and the depth begins with it
+        ([NotResidual(), block(), block()], {"blocks": ("blocks.0", "blocks.1", "blocks.2")}),
+        # two runs in one container are named by their first block that may go
+        (
+            [block(), block(), NotResidual(), block()],
+            {"blocks.1": ("blocks.0", "blocks.1"), "blocks.3": ("blocks.2", "blocks.3")},
+        ),
+        ([block()], {}),
+        ([NotResidual(), NotResidual()], {}),
+    ],
+)
+def test_runs_of_residual_blocks_are_depths(children, wanted):
+    graph = trace(perturbed(Listed(*children)), images())
+    assert {depth.name: depth.blocks for depth in graph.depths} == wanted
+
+
+def test_nested_blocks_belong_to_the_outermost_depth():
+    class Group(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = nn.Sequential(block(), block())
+
+        def forward(self, x):
+            return x + self.inside(x)
+
+    graph = trace(perturbed(Listed(Group(), Group(), Group())), images())
+    assert [depth.name for depth in graph.depths] == ["blocks"]
+
+
+class Double(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return 2 * x
+
+
+def run(state: DepthState, blocks: list[nn.Module]) -> float:
+    x = torch.ones(())
+    for position, item in enumerate(blocks):
+        x = OpenBlock(item, state, position)(x)
+    return float(x)
+
+
+def test_a_mixture_of_depths_weighs_the_outputs_and_runs_no_block_beyond_the_deepest():
+    blocks = [Double() for _ in range(4)]
+    state = DepthState((1, 2, 3, 4), 4)
+    assert run(state, blocks) == 16
+    state.draw([0, 2], torch.tensor([0.25, 0.75]))
+    assert run(state, blocks) == pytest.approx(0.25 * 2 + 0.75 * 8)
+    assert [item.calls for item in blocks] == [2, 2, 2, 1]
+    state.pick(1)
+    assert run(state, blocks) == 4
+    assert [item.calls for item in blocks] == [3, 3, 2, 1]
+
+
+def test_a_dense_mixture_of_depths_is_the_same_sum():
+    state = DepthState((1, 3), 3)
+    state.draw_dense(torch.tensor([1, 0]), torch.tensor([0.75, 0.25]))
+    assert run(state, [Double() for _ in range(3)]) == pytest.approx(0.25 * 2 + 0.75 * 8)
+
+
+def test_a_candidate_drawn_twice_counts_twice():
+    state = DepthState((1, 2), 2)
+    state.draw([0, 1, 0], torch.tensor([0.2, 0.5, 0.3]))
+    assert run(state, [Double(), Double()]) == pytest.approx(0.5 * 2 + 0.5 * 4)

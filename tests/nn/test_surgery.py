@@ -1,0 +1,60 @@
+import nets
+import numpy as np
+import pytest
+import torch
+from nets import images, perturbed
+
+from tas.architecture import Architecture
+from tas.errors import ModelError
+from tas.nn.surgery import cut, mask, reorder, require_fit
+from tas.pipeline.trace import trace
+
+
+def test_masking_zeroes_exactly_the_weights_that_read_dropped_channels():
+    model = perturbed(nets.Concat())
+    graph = trace(model, images())
+    masked = mask(model, graph, Architecture({"left.0": 3, "right": 2, "last.0": 4}))
+    keep = torch.tensor([1, 1, 1, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0], dtype=torch.bool)
+    assert torch.equal(masked.last[0].weight[:, keep], model.last[0].weight[:, keep])
+    assert not masked.last[0].weight[:, ~keep].any()
+    assert torch.equal(masked.head[2].weight[:, :4], model.head[2].weight[:, :4])
+    assert not masked.head[2].weight[:, 4:].any()
+    assert torch.equal(masked.left[0].weight, model.left[0].weight)
+
+
+def test_flattened_channels_are_cut_with_all_their_pixels():
+    model = perturbed(nets.FlattenToLinear())
+    graph = trace(model, images())
+    small = cut(model, graph, Architecture({"conv.0": 2, "hidden": 10}))
+    assert torch.equal(small.hidden.weight, model.hidden.weight[:, : 2 * 16])
+
+
+def test_channels_used_upside_down_are_cut_upside_down():
+    model = perturbed(nets.Rolled())
+    graph = trace(model, images())
+    small = cut(model, graph, Architecture({"stem.0": 3, "last.0": 10}))
+    kept = [0, 1, 2, 8 + 5, 8 + 6, 8 + 7]  # the flipped copy holds channels 2, 1, 0 at its end
+    assert torch.equal(small.last[0].weight, model.last[0].weight[:, kept])
+
+
+@pytest.mark.parametrize("name", nets.ALL)
+def test_any_order_of_channels_computes_the_same(name):
+    model = perturbed(nets.ALL[name]())
+    graph, draw = trace(model, images()), np.random.default_rng(0)
+    other = reorder(model, graph, {width.name: draw.permutation(width.size) for width in graph.widths})
+    torch.testing.assert_close(other(images()), model(images()), rtol=1e-5, atol=1e-5)
+
+
+def test_a_reordered_model_is_put_back_by_the_inverse_order():
+    model = perturbed(nets.Residual())
+    graph, draw = trace(model, images()), np.random.default_rng(0)
+    orders = {width.name: draw.permutation(width.size) for width in graph.widths}
+    back = reorder(reorder(model, graph, orders), graph, {name: np.argsort(order) for name, order in orders.items()})
+    assert all(torch.equal(value, back.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_missing_tensor_is_named():
+    graph = trace(nets.Residual(), images())
+    require_fit(nets.Residual(), graph)
+    with pytest.raises(ModelError, match="stage.2.inner.0.weight should have shape .*, the model has no such tensor"):
+        require_fit(nets.Residual(2), graph)
