@@ -35,15 +35,23 @@ def require_fit(model: nn.Module, graph: Graph) -> None:
 
 def cut(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Module:
     """A copy of `model` with the channels and blocks of `architecture` alone, prefixes of every width."""
-    small = copy.deepcopy(model)
+    open_layers = [layer for layer in graph.layers if any(any(item.layouts) for item in layer.parameters)]
+    replaced = [
+        _tensor(model.get_submodule(layer.name), item)
+        for layer in open_layers
+        for item in layer.parameters
+        if any(item.layouts)
+    ]
+    # what is replaced below, or dropped with its block, is not copied first: a large layer would be copied for nothing
+    small = copy.deepcopy(model, {id(tensor): tensor for tensor in replaced})
     _skip(small, graph, architecture)
-    for layer in graph.layers:
-        changed = [parameter for parameter in layer.parameters if any(parameter.layouts)]
-        if not changed or _is_skipped(layer.name, graph, architecture):
+    for layer in open_layers:
+        if _is_skipped(layer.name, graph, architecture):
             continue
         module = small.get_submodule(layer.name)
-        for parameter in changed:
-            _replace(module, parameter, _select(_tensor(module, parameter), parameter, architecture.widths))
+        for item in layer.parameters:
+            if any(item.layouts):
+                _replace(module, item, _select(_tensor(module, item), item, architecture.widths))
         KINDS[layer.kind].resize(module)
     return small
 
@@ -116,8 +124,13 @@ def _tensor(module: nn.Module, parameter: Parameter) -> Tensor:
 
 def _select(tensor: Tensor, parameter: Parameter, sizes: Mapping[str, int]) -> Tensor:
     for dim, layout in enumerate(parameter.layouts):
-        if layout is not None:
-            tensor = tensor.index_select(dim, torch.as_tensor(positions_of(layout, sizes), device=tensor.device))
+        if layout is None:
+            continue
+        kept = positions_of(layout, sizes)
+        if len(kept) and kept[-1] == len(kept) - 1:
+            tensor = tensor.narrow(dim, 0, len(kept))
+        else:
+            tensor = tensor.index_select(dim, torch.as_tensor(kept, device=tensor.device))
     return tensor
 
 
@@ -125,6 +138,10 @@ def _replace(module: nn.Module, parameter: Parameter, value: Tensor) -> None:
     name = parameter.name.rpartition(".")[2]
     old = getattr(module, name)
     if isinstance(old, nn.Parameter):
-        setattr(module, name, nn.Parameter(value.detach().clone(), requires_grad=old.requires_grad))
+        setattr(
+            module,
+            name,
+            nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format), requires_grad=old.requires_grad),
+        )
     else:
-        setattr(module, name, value.detach().clone())
+        setattr(module, name, value.detach().clone(memory_format=torch.contiguous_format))

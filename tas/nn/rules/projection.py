@@ -154,18 +154,20 @@ class CompactProjection(nn.Module):
 
 
 class DenseProjection(nn.Module):
-    """A convolution or linear layer of full shape whose inactive inputs count as zero."""
+    """A convolution or linear layer of full shape whose inactive inputs count as zero.
+
+    Its own inactive outputs may hold anything: the mixture switches them off, or whoever reads them does.
+    """
 
     def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, DenseWidth]):
         super().__init__()
         self.module = module
-        self._makes = DenseAxis(layout_of(layer, "weight", 0), widths)
         self._reads = DenseAxis(layout_of(layer, "weight", 1), widths)
         self._mixed = _mixed_width(layer, widths)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Full shapes in and out."""
-        tensors = {name: self._makes.mask(value, 0) for name, value in self.module.named_parameters()}
+        tensors: dict[str, Tensor] = dict(self.module.named_parameters())
         tensors["weight"] = self._reads.mask(tensors["weight"], 1)
         if self._mixed is not None:
             return _mixed_call(self.module, tensors, inputs, self._mixed)
