@@ -171,7 +171,8 @@ def test_a_budget_that_cannot_be_reached_names_the_smallest_cost(capsys, tmp_pat
 
 @pytest.mark.parametrize(
     ("model", "hint"),
-    [("cifar_resnet:21", "choose one of 20, 32"), ("torchvision:resnet19", "resnet18"), ("resnet18", "write it as one of"),
+    [("cifar_resnet:21", "choose one of 20, 32"), ("torchvision:resnet19", "resnet18"),
+     ("resnet18", "write it as one of"),
      ("no_such_file.py:build", "no_such_file.py"), ("tests/toys.py:nothing", "nothing")],
 )  # fmt: skip
 def test_an_unknown_model_is_an_error(capsys, tmp_path, images, model, hint):
@@ -216,7 +217,8 @@ def test_weights_that_do_not_fit_are_an_error(capsys, tmp_path, images, weights)
 def test_a_model_with_too_few_classes_is_an_error(capsys, tmp_path, images):
     file = tmp_path / "two.py"
     file.write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom toys import TinyNet\ndef build(): return TinyNet(2)\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from toys import TinyNet\ndef build(): return TinyNet(2)\n"
     )
     options = ["--data", f"folder:{images}", "--output", tmp_path / "run"]
     message = fails(capsys, "compress", "--model", f"{file}:build", *options, *QUICK, *QUICK_TEACHER)

@@ -7,11 +7,41 @@ import pytest
 
 import tas
 
-NAMES = """
-    Architecture ArchitectureError Budget BudgetError CompressConfig CompressResult ConfigError DataError Graph ModelError
-    Profile Record RunError SearchConfig SearchResult SearchSpace Supernet TasError TrainConfig TrainingError compress
-    data derive load measure models rank recalibrate report save search trace train
-""".split()
+NAMES = [
+    "Architecture",
+    "ArchitectureError",
+    "Budget",
+    "BudgetError",
+    "CompressConfig",
+    "CompressResult",
+    "ConfigError",
+    "DataError",
+    "Graph",
+    "ModelError",
+    "Profile",
+    "Record",
+    "RunError",
+    "SearchConfig",
+    "SearchResult",
+    "SearchSpace",
+    "Supernet",
+    "TasError",
+    "TrainConfig",
+    "TrainingError",
+    "compress",
+    "data",
+    "derive",
+    "load",
+    "measure",
+    "models",
+    "rank",
+    "recalibrate",
+    "report",
+    "save",
+    "search",
+    "trace",
+    "train",
+]
 
 
 def test_the_public_names_are_these():

@@ -320,7 +320,8 @@ def test_the_defaults_are_the_papers():
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("epochs", 0), ("batch_size", 0), ("fragments", 0), ("cost_weight", -1.0), ("tolerance", -0.1), ("teacher_weight", 2.0),
+    [("epochs", 0), ("batch_size", 0), ("fragments", 0), ("cost_weight", -1.0), ("tolerance", -0.1),
+     ("teacher_weight", 2.0),
      ("temperature_end", 0.0), ("learning_rate", 0.0)],
 )  # fmt: skip
 def test_options_out_of_range_are_refused_by_name(option, value):
