@@ -61,6 +61,17 @@ def positions_of(layout: Layout, sizes: Mapping[str, int]) -> np.ndarray:
     return np.flatnonzero(np.concatenate(kept)) if kept else np.zeros(0, dtype=int)
 
 
+def whole_width(layout: Layout | None) -> tuple[str, int] | None:
+    """Name of the width that alone fills an axis, channel by channel, and how many copies of it stand there in a row.
+
+    None for every other axis. Grouped convolutions have a copy per group.
+    """
+    if not layout or any(run != layout[0] for run in layout):
+        return None
+    first = layout[0]
+    return (first.width, len(layout)) if first.width is not None and first.start == 0 and first.repeat == 1 else None
+
+
 def channels_of(layout: Layout, width: str) -> np.ndarray:
     """Channel of `width` at each position of an axis; -1 where another width, or none, stands."""
     parts = [

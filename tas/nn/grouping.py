@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from tas.cost import Count, Gate
-from tas.graph import Depth, Frozen, Graph, Layer, Layout, Parameter, Run, Width, count_of
+from tas.graph import Depth, Frozen, Graph, Layer, Layout, Parameter, Run, Width, count_of, whole_width
 from tas.nn.capture import Captured
 from tas.nn.rules import Draft
 
@@ -160,9 +160,7 @@ def _mixed_by(path: str, kind: str, captured: Captured, layouts: dict[tuple[str,
 def _makes_width(path: str, captured: Captured, layouts: dict[tuple[str, int], Layout | None]) -> bool:
     draft = captured.drafts.get(path)
     layout = layouts.get((f"{path}.weight", 0))
-    if draft is None or draft.kind not in ("convolution", "linear") or layout is None or len(layout) != 1:
-        return False
-    return layout[0].width is not None and layout[0].start == 0 and layout[0].repeat == 1
+    return draft is not None and draft.kind in ("convolution", "linear") and whole_width(layout) is not None
 
 
 def _members(layers: tuple[Layer, ...]) -> dict[str, list[str]]:

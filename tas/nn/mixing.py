@@ -70,12 +70,13 @@ class CompactWidth:
         """The mixture as a matrix and a shift over the active channels.
 
         Args:
-            scales: (candidates, channels), the norm's own scale of every candidate; None for ones.
-            shifts: (candidates, channels); None for zeros.
+            scales: (candidates, …, channels), the norm's own scale of every candidate; None for ones. The dimensions
+                in between count the copies of the width on an axis, each with its own scale.
+            shifts: (candidates, …, channels); None for zeros.
             like: a tensor with the wanted device and dtype.
 
         Shape:
-            (active, active) and (active,).
+            (…, active, active) and (…, active).
         """
         assert self.weights is not None
         total, shift = 0, None
@@ -83,10 +84,10 @@ class CompactWidth:
             size = self.candidates[index]
             part = weight * _matrix(size, self.active, like.device, like.dtype)
             if shifts is not None:
-                moved = part @ shifts[index, :size].to(like.dtype)
+                moved = shifts[index, ..., :size].to(like.dtype) @ part.T
                 shift = moved if shift is None else shift + moved
             if scales is not None:
-                part = part * scales[index, :size].to(like.dtype)
+                part = part * scales[index, ..., None, :size].to(like.dtype)
             total = total + F.pad(part, (0, self.active - size))
         assert isinstance(total, Tensor)
         return total, shift
@@ -113,7 +114,7 @@ class DenseWidth:
         self.draw(torch.tensor([index], device=self._table.device), torch.ones(1, device=self._table.device))
 
     def mixture(self, scales: Tensor | None, shifts: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As `CompactWidth.mixture`, over all channels: (size, size) and (size,), zero from the active size on."""
+        """As `CompactWidth.mixture`, over all channels: (…, size, size) and (…, size), zero from the active size on."""
         parts = torch.stack(
             [
                 interpolation_matrix(size, self.active, self.size, self.size, device=like.device, dtype=like.dtype)
@@ -121,9 +122,13 @@ class DenseWidth:
             ]
         )
         parts = parts * self.weights.to(like)[:, None, None]
-        shift = None if shifts is None else torch.einsum("imn,in->m", parts, shifts[self.chosen].to(like.dtype))
+        shift = None if shifts is None else torch.einsum("imn,i...n->...m", parts, shifts[self.chosen].to(like.dtype))
         if scales is not None:
-            parts = parts * scales[self.chosen].to(like.dtype)[:, None]
+            copies = scales.dim() - 2
+            parts = (
+                parts.view(len(parts), *[1] * copies, self.size, self.size)
+                * scales[self.chosen].to(like.dtype)[..., None, :]
+            )
         return parts.sum(0), shift
 
 

@@ -124,16 +124,6 @@ class Kind:
 LabelRule = Callable[[Call], Any]
 
 
-def plain_width(layer: Layer, parameter: str = "weight") -> str | None:
-    """Name of the width that is exactly the first axis of a layer, channel by channel; None if there is none."""
-    for item in layer.parameters:
-        if item.name == f"{layer.name}.{parameter}" and item.layouts and item.layouts[0]:
-            runs = item.layouts[0]
-            if len(runs) == 1 and runs[0].width is not None and runs[0].start == 0 and runs[0].repeat == 1:
-                return runs[0].width
-    return None
-
-
 def layout_of(layer: Layer, parameter: str, dim: int):
     """Layout of one axis of one of the layer's own parameters; None where it is never cut or there is none."""
     for item in layer.parameters:

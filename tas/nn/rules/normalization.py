@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tas.graph import Layer
+from tas.graph import Layer, whole_width
 from tas.nn.mixing import CompactAxis, CompactWidth, DenseAxis, DenseWidth
-from tas.nn.rules.base import Call, Constant, Kind, layout_of, plain_width
+from tas.nn.rules.base import Call, Constant, Kind, layout_of
 
 
 def batch_norm(call: Call) -> Any:
@@ -48,7 +48,8 @@ class OpenBatchNorm(nn.Module):
         super().__init__()
         assert isinstance(module, nn.modules.batchnorm._BatchNorm)
         self.module = module
-        name = plain_width(layer) or plain_width(layer, "running_mean")
+        whole = whole_width(layout_of(layer, "weight", 0) or layout_of(layer, "running_mean", 0))
+        name, self._copies = whole or (None, 1)
         self.width_name = name if layer.mixed_by == layer.name else None
         self.width = widths[self.width_name] if self.width_name is not None else None
         # per candidate: the released code gives every candidate a norm of its own (paper.md, section 2)
@@ -88,15 +89,18 @@ class OpenBatchNorm(nn.Module):
             self.module.weight = nn.Parameter(self.scales[candidate].detach().clone())
             self.module.bias = nn.Parameter(self.shifts[candidate].detach().clone())
 
+    def _per_copy(self, values: Tensor | None) -> Tensor | None:
+        """(candidates, channels of all copies) to (candidates, copies, channels)."""
+        return None if values is None else values.unflatten(1, (self._copies, -1))
 
-def _apply(matrix: Tensor, shift: Tensor | None, inputs: Tensor) -> Tensor:
-    """A matrix over dimension 1 of (batch, channels, …)."""
-    if inputs.dim() == 2:
-        return F.linear(inputs, matrix, shift)
-    flat = inputs.flatten(2) if inputs.dim() != 4 else inputs
-    kernel = matrix.view(*matrix.shape, *[1] * (flat.dim() - 2))
-    mixed = (F.conv2d if flat.dim() == 4 else F.conv1d)(flat, kernel, shift)
-    return mixed.view(inputs.shape[0], -1, *inputs.shape[2:]) if flat is not inputs else mixed
+    def _mix(self, normal: Tensor) -> Tensor:
+        """Affine, interpolation and sum of the fragments, as one small convolution with a group per copy."""
+        assert self.width is not None
+        matrix, shift = self.width.mixture(self._per_copy(self.scales), self._per_copy(self.shifts), normal)
+        matrix = matrix.expand(self._copies, *matrix.shape[-2:]).flatten(0, 1)
+        pixels = normal if normal.dim() == 4 else normal[:, :, None, None] if normal.dim() == 2 else normal.unsqueeze(2)
+        shift = None if shift is None else shift.flatten()
+        return F.conv2d(pixels, matrix[:, :, None, None], shift, groups=self._copies).view(normal.shape)
 
 
 class CompactBatchNorm(OpenBatchNorm):
@@ -122,11 +126,12 @@ class CompactBatchNorm(OpenBatchNorm):
             mixed = self._normalise(inputs, mean, variance, *affine)
         elif width.weights is None:
             index, size = width.chosen[0], width.active
-            affine = [None if value is None else value[index, :size] for value in (self.scales, self.shifts)]
+            held_affine = self._per_copy(self.scales), self._per_copy(self.shifts)
+            affine = [None if value is None else value[index, :, :size].flatten() for value in held_affine]
             mixed = self._normalise(inputs, mean, variance, *affine)
         else:
             normal = self._normalise(inputs, mean, variance, None, None)
-            mixed = _apply(*width.mixture(self.scales, self.shifts, normal), normal)
+            mixed = self._mix(normal)
         self._write_back(held, (mean, variance))
         return mixed
 
@@ -157,7 +162,7 @@ class DenseBatchNorm(OpenBatchNorm):
             result = self._normalise(inputs, mean, variance, module.weight, module.bias)
         else:
             normal = self._normalise(inputs, mean, variance, None, None)
-            result = _apply(*width.mixture(self.scales, self.shifts, normal), normal)
+            result = self._mix(normal)
         for whole, new in zip(held, (mean, variance), strict=True):
             if self.training and whole is not None and new is not None:
                 # channels that are off keep their statistics, as in compact

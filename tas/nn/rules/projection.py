@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tas.graph import Layer
+from tas.graph import Layer, whole_width
 from tas.nn.labels import spread
 from tas.nn.mixing import CompactAxis, CompactWidth, DenseAxis, DenseWidth
-from tas.nn.rules.base import Call, Constant, Kind, layout_of, plain_width
+from tas.nn.rules.base import Call, Constant, Kind, layout_of
 
 CONVOLUTIONS = {"conv2d": nn.Conv2d}
 
 
 def convolution(call: Call) -> Any:
-    """Read the input's channels, make new ones; a depthwise convolution passes them on."""
+    """Read the input's channels, make new ones, equally many per group; a depthwise convolution passes them on."""
     values = call.arguments
     inputs, weight, groups = values["input"], values["weight"], values["groups"]
     problem = call.owner(weight, CONVOLUTIONS[call.op].forward)
@@ -28,8 +28,6 @@ def convolution(call: Call) -> Any:
         return other_convolution(call)
     out_channels, per_group = weight.shape[:2]
     is_depthwise = groups > 1 and per_group == 1
-    if groups > 1 and not is_depthwise:
-        problem = problem or f"grouped convolution ({groups} groups) is not supported yet"
     positions = prod(call.shape) // out_channels * prod(weight.shape[2:]) // call.batch
     if problem:
         return _refused_projection(call, problem, positions * out_channels * per_group)
@@ -38,7 +36,9 @@ def convolution(call: Call) -> Any:
         makes = reads.repeat_interleave(out_channels // groups)
         factors, draft = (makes,), call.draft("depthwise")
     else:
-        makes = call.labels.fresh(out_channels)
+        # every group reads and makes as many channels as the others: they are cut alike
+        call.labels.union(reads.view(groups, per_group), reads[:per_group], call.module)
+        makes, reads = call.labels.fresh(out_channels // groups).repeat(groups), reads[:per_group]
         factors, draft = (makes, reads), call.draft("convolution")
         call.labels.attach(weight.name, 1, reads)
     draft.products.append((positions, factors))
@@ -108,9 +108,8 @@ def other_convolution(call: Call) -> Any:
 def resize_convolution(module: nn.Module) -> None:
     """Set the channel numbers from the weight."""
     assert isinstance(module, nn.Conv2d)
-    is_depthwise = module.groups > 1
     out_channels, per_group = module.weight.shape[:2]
-    if is_depthwise:
+    if module.groups == module.in_channels > 1:  # depthwise, before the cut
         module.groups = out_channels // (module.out_channels // module.groups)
     module.out_channels, module.in_channels = out_channels, per_group * module.groups
 
@@ -175,8 +174,8 @@ class DenseProjection(nn.Module):
 
 
 def _mixed_width(layer: Layer, widths: dict[str, Any]) -> Any:
-    name = plain_width(layer)
-    return widths[name] if layer.mixed_by == layer.name and name is not None else None
+    whole = whole_width(layout_of(layer, "weight", 0))
+    return widths[whole[0]] if layer.mixed_by == layer.name and whole is not None else None
 
 
 def _mixed_call(
@@ -185,11 +184,12 @@ def _mixed_call(
     """Mix the fragments in the weight, or behind a linear layer in its outputs where those are fewer."""
     weight = tensors["weight"]
     matrix, _ = width.mixture(None, None, weight)
-    if isinstance(module, nn.Linear) and inputs.numel() < weight.shape[1] ** 2:
+    copies = weight.shape[0] // len(matrix)
+    if copies == 1 and isinstance(module, nn.Linear) and inputs.numel() < weight.shape[1] ** 2:
         return F.linear(functional_call(module, tensors, (inputs,)), matrix)
-    folded = {"weight": (matrix @ weight.flatten(1)).view(weight.shape)}
+    folded = {"weight": (matrix @ weight.reshape(copies, len(matrix), -1)).view(weight.shape)}
     if "bias" in tensors:
-        folded["bias"] = matrix @ tensors["bias"]
+        folded["bias"] = (tensors["bias"].view(copies, -1) @ matrix.T).flatten()
     return functional_call(module, folded, (inputs,))
 
 
