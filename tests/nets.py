@@ -317,6 +317,37 @@ class OwnConv(nn.Conv2d):
         return F.conv2d(x, self.weight - self.weight.mean(), self.bias)
 
 
+class SamePadded(nn.Conv2d):
+    """Pads as the input's size demands, as TensorFlow does; its forward may run on a cut weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride)
+
+
+class NormWithActivation(nn.BatchNorm2d):
+    """Norm, dropout and activation in one module, as timm has it."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.Hardswish()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.1, self.eps)
+        return self.act(self.drop(x))
+
+
+class OwnForwards(nn.Module):
+    """Layers of subclasses with forwards of their own that can be cut all the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = SamePadded(3, 8, 3, stride=2), NormWithActivation(8)
+        self.last, self.head = conv_bn(8, 10), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(self.norm(self.conv(x))))
+
+
 class Subclassed(nn.Module):
     """A convolution with a forward of its own."""
 
@@ -445,6 +476,7 @@ PARTLY_FROZEN = {
     "grouped": Grouped,
     "reads a weight": ReadsWeight,
     "subclassed": Subclassed,
+    "own forwards": OwnForwards,
     "auxiliary head": AuxiliaryHead,
     "hidden region": HiddenRegion,
     "transposed": Transposed,

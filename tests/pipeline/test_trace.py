@@ -123,6 +123,7 @@ EXPECTED = {  # widths by name, depths by name
     "rolled": ({"stem.0": 8, "last.0": 10}, {}),
     "pixel shuffle": ({"stem.0": 4, "last.0": 10}, {}),
     "grouped": ({"first.0": 4, "grouped": 4, "last.0": 10}, {}),
+    "own forwards": ({"conv": 8, "last.0": 10}, {}),
     "shuffled": ({"last.0": 10}, {}),
     "input added": ({"first.0": 8, "last.0": 6}, {}),
     "layer norm": ({}, {}),

@@ -92,14 +92,17 @@ class Call:
         """The layer at this module path."""
         return self.drafts.setdefault(self.module, Draft(kind))
 
-    def owner(self, parameter: Any, forward: Callable) -> str | None:
-        """Why this layer cannot be opened, or None if it can: it must be of a class of torch, with its own forward."""
+    def owner(self, parameter: Any, kind: type[nn.Module]) -> str | None:
+        """Why this layer cannot be opened, or None if it can: a module of this kind that stores the weight itself.
+
+        A subclass may have a forward of its own; the supernet calls it, and the self-check has the last word.
+        """
         owner = self.model.get_submodule(self.module)
         if not isinstance(parameter, Constant) or parameter.name is None:
             return "its weight is computed in forward, not stored"
         if parameter.name != f"{self.module}.weight":
             return f"its weight {parameter.name} belongs to another module"
-        if type(owner).forward is not forward:
+        if not isinstance(owner, kind):
             return f"{type(owner).__name__} is not a layer with a rule"
         if torch.nn.utils.parametrize.is_parametrized(owner):
             return "its weight is parametrised"

@@ -19,7 +19,7 @@ def batch_norm(call: Call) -> Any:
     names = ("weight", "bias", "running_mean", "running_var")
     tensors = [call.arguments[name] for name in names if isinstance(call.arguments[name], Constant)]
     owner = call.model.get_submodule(call.module)
-    if type(owner).forward is not nn.BatchNorm2d.forward:
+    if not isinstance(owner, nn.modules.batchnorm._BatchNorm):
         return call.refuse(f"is normalised by {type(owner).__name__}, which has no rule")
     if not isinstance(inputs, Tensor) or any(
         t.name is None or t.name.rpartition(".")[0] != call.module for t in tensors
@@ -75,6 +75,12 @@ class OpenBatchNorm(nn.Module):
         momentum = self._momentum()
         uses_batch = self.training or mean is None
         return F.batch_norm(inputs, mean, variance, scale, shift, uses_batch, momentum, self.module.eps)
+
+    def _finish(self, outputs: Tensor) -> Tensor:
+        """What a subclass with modules of its own (timm's norm with activation) does after the norm; checked by trace."""
+        for child in self.module.children():
+            outputs = child(outputs)
+        return outputs
 
     def reset_affine(self) -> None:
         """Scale one and shift zero for every candidate."""
@@ -133,7 +139,7 @@ class CompactBatchNorm(OpenBatchNorm):
             normal = self._normalise(inputs, mean, variance, None, None)
             mixed = self._mix(normal)
         self._write_back(held, (mean, variance))
-        return mixed
+        return self._finish(mixed)
 
     def _write_back(self, held: tuple[Any, Any], updated: tuple[Any, Any]) -> None:
         """Statistics that were gathered (not a prefix) are copies: put them back."""
@@ -167,7 +173,7 @@ class DenseBatchNorm(OpenBatchNorm):
             if self.training and whole is not None and new is not None:
                 # channels that are off keep their statistics, as in compact
                 whole.copy_(torch.where(self._axis.mask(torch.ones_like(whole), 0) > 0, new, whole))
-        return result
+        return self._finish(result)
 
 
 LABELS = {"batch_norm": batch_norm}

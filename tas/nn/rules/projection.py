@@ -21,7 +21,7 @@ def convolution(call: Call) -> Any:
     """Read the input's channels, make new ones, equally many per group; a depthwise convolution passes them on."""
     values = call.arguments
     inputs, weight, groups = values["input"], values["weight"], values["groups"]
-    problem = call.owner(weight, CONVOLUTIONS[call.op].forward)
+    problem = call.owner(weight, CONVOLUTIONS[call.op])
     if not isinstance(inputs, Tensor):
         return call.refuse("convolves a constant")
     if len(call.shape) != 4:
@@ -52,7 +52,7 @@ def linear(call: Call) -> Any:
     if not isinstance(inputs, Tensor):
         return call.refuse("multiplies a constant")
     positions = prod(call.shape[:-1]) // call.batch
-    problem = call.owner(weight, nn.Linear.forward)
+    problem = call.owner(weight, nn.Linear)
     if problem:
         return _refused_projection(call, problem, positions * prod(weight.shape))
     reads = call.labels.channel_vector(inputs, inputs.dim() - 1)
@@ -137,7 +137,7 @@ class CompactProjection(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, active inputs, …) to (batch, active outputs, …); features last for linear layers."""
-        tensors = {name: self._makes.take(value, 0) for name, value in self.module.named_parameters()}
+        tensors = {name: self._makes.take(value, 0) for name, value in _stored(self.module).items()}
         tensors["weight"] = self._reads.take(tensors["weight"], 1)
         if self._mixed is not None and self._mixed.weights is not None:
             return _mixed_call(self.module, tensors, inputs, self._mixed)
@@ -166,11 +166,16 @@ class DenseProjection(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Full shapes in and out."""
-        tensors: dict[str, Tensor] = dict(self.module.named_parameters())
+        tensors = _stored(self.module)
         tensors["weight"] = self._reads.mask(tensors["weight"], 1)
         if self._mixed is not None:
             return _mixed_call(self.module, tensors, inputs, self._mixed)
         return functional_call(self.module, tensors, (inputs,))
+
+
+def _stored(module: nn.Module) -> dict[str, Tensor]:
+    """Weight and bias; what else a subclass holds stays as it is."""
+    return {name: value for name, value in module.named_parameters(recurse=False) if name in ("weight", "bias")}
 
 
 def _mixed_width(layer: Layer, widths: dict[str, Any]) -> Any:
