@@ -87,8 +87,8 @@ class Supernet(nn.Module):
         return self.model(*inputs, **options)
 
     def weights(self) -> list[nn.Parameter]:
-        """Every parameter but the logits."""
-        return list(self.model.parameters())
+        """Every trainable parameter but the logits."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def log_probabilities(self) -> Tensor:
         """(choices, candidates), padding far below zero; differentiable."""

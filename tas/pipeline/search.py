@@ -28,6 +28,8 @@ from tas.record import Record
 from tas.storage import load_state, save_state
 
 Loss = Callable[[Any, Any], Tensor]
+# Adam moves a logit by about its learning rate a step; 12 takes it from even odds to certainty, with room to turn back
+LOGITS_TRAVEL = 12.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,8 @@ class SearchConfig:
         learning_rate: of the weights, SGD with Nesterov momentum, cosine to 0.
         momentum: of the weights.
         weight_decay: of the weights.
-        logits_learning_rate: of the logits, Adam.
+        logits_learning_rate: of the logits, Adam; auto divides `LOGITS_TRAVEL` by the number of steps, so that short and
+            long searches decide equally firmly.
         logits_weight_decay: of the logits.
         logits_betas: of Adam.
         cost_weight: λ before the cost term.
@@ -65,7 +68,7 @@ class SearchConfig:
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    logits_learning_rate: float = 1e-3
+    logits_learning_rate: float | Literal["auto"] = 1e-3
     logits_weight_decay: float = 1e-3
     logits_betas: tuple[float, float] = (0.5, 0.999)
     cost_weight: float = 2.0
@@ -83,7 +86,7 @@ class SearchConfig:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"search {name} is {getattr(self, name)}; it must be above 0")
         for name in ("cost_weight", "tolerance", "logits_learning_rate"):
-            if not getattr(self, name) >= 0:
+            if getattr(self, name) != "auto" and not getattr(self, name) >= 0:
                 raise ConfigError(f"search {name} is {getattr(self, name)}; it must not be negative")
         if not 0 <= self.teacher_weight <= 1:
             raise ConfigError(f"search teacher_weight is {self.teacher_weight}; it must lie in [0, 1]")
@@ -150,9 +153,10 @@ def search(
     _start_logits(supernet, config.seed)
     supernet.fragments, supernet.depth_samples = config.fragments, config.depth_samples
     supernet.to(device)
-    steps = _Steps(supernet, budget, config, teacher.to(device).eval() if teacher is not None else None, loss)
+    pairs = _halves(source, config, 0, device)[2]
+    helper = teacher.to(device).eval() if teacher is not None else None
+    steps = _Steps(supernet, budget, config, helper, loss, pairs * config.epochs)
     first = _restore(checkpoint, steps, config) if checkpoint and checkpoint.exists() else 0
-    pairs = _halves(source, config, first, device)[2]
     with progress_bar("search", pairs * config.epochs, pairs * first) as bar, torch.random.fork_rng(devices=devices):
         for epoch in range(first, config.epochs):
             started = time.perf_counter()
@@ -213,7 +217,13 @@ class _Steps:
     """The two alternating steps and what they need."""
 
     def __init__(
-        self, supernet: Supernet, budget: Budget, config: SearchConfig, teacher: nn.Module | None, loss: Loss | None
+        self,
+        supernet: Supernet,
+        budget: Budget,
+        config: SearchConfig,
+        teacher: nn.Module | None,
+        loss: Loss | None,
+        total: int = 1,
     ):
         self.supernet, self.config, self.teacher, self.loss = supernet, config, teacher, loss
         graph, space = supernet.graph, supernet.space
@@ -224,8 +234,10 @@ class _Steps:
             supernet.weights(), config.learning_rate, config.momentum, weight_decay=config.weight_decay,
             nesterov=config.momentum > 0,
         )  # fmt: skip
+        rate = config.logits_learning_rate
+        rate = LOGITS_TRAVEL / total if rate == "auto" else rate
         self.logits = torch.optim.Adam(
-            [supernet.logits], config.logits_learning_rate, config.logits_betas, weight_decay=config.logits_weight_decay
+            [supernet.logits], rate, config.logits_betas, weight_decay=config.logits_weight_decay
         )
 
     def set_learning_rate(self, progress: float) -> None:

@@ -303,6 +303,26 @@ def test_temperatures_run_from_start_to_end():
     assert quick(temperature_schedule="cosine").temperature(0.25) > quick().temperature(0.25)
 
 
+def test_an_automatic_learning_rate_of_the_logits_falls_with_the_number_of_steps():
+    supernet = prepared(TinyNet())
+    for total in (100, 1000):
+        steps = _Steps(supernet, tas.Budget(), quick(logits_learning_rate="auto"), None, None, total)
+        assert steps.logits.param_groups[0]["lr"] == pytest.approx(12 / total)
+
+
+def test_frozen_weights_stay_as_they_are():
+    torch.manual_seed(1)
+    model = TinyNet()
+    for parameter in model.stem.parameters():
+        parameter.requires_grad_(False)
+    supernet = prepared(model)
+    tas.search(supernet, tiny_source(), budget="50%", config=quick(start="trained"))
+    whole = supernet.collapse(supernet.space.largest)
+    assert torch.equal(whole.stem[0].weight, model.stem[0].weight)
+    assert torch.equal(whole.stem[1].weight, model.stem[1].weight)
+    assert not torch.equal(whole.head.weight, model.head.weight)
+
+
 def test_the_defaults_are_the_papers():
     config = SearchConfig()
     assert (config.epochs, config.batch_size, config.fragments, config.cost_weight, config.tolerance) == (

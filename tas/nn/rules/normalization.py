@@ -56,8 +56,9 @@ class OpenBatchNorm(nn.Module):
         self.scales = self.shifts = None
         if self.width is not None and module.affine:
             count = len(self.width.candidates)
-            self.scales = nn.Parameter(module.weight.detach().repeat(count, 1))
-            self.shifts = nn.Parameter(module.bias.detach().repeat(count, 1))
+            weight, bias = module.weight, module.bias
+            self.scales = nn.Parameter(weight.detach().repeat(count, 1), requires_grad=weight.requires_grad)
+            self.shifts = nn.Parameter(bias.detach().repeat(count, 1), requires_grad=bias.requires_grad)
             module.register_parameter("weight", None)
             module.register_parameter("bias", None)
             module.affine = False  # torch's reset_parameters asks
@@ -77,7 +78,7 @@ class OpenBatchNorm(nn.Module):
         return F.batch_norm(inputs, mean, variance, scale, shift, uses_batch, momentum, self.module.eps)
 
     def _finish(self, outputs: Tensor) -> Tensor:
-        """What a subclass with modules of its own (timm's norm with activation) does after the norm; checked by trace."""
+        """What a subclass with modules of its own (timm's norm with activation) does after the norm."""
         for child in self.module.children():
             outputs = child(outputs)
         return outputs
