@@ -36,7 +36,8 @@ def short_search() -> SearchConfig:
     """Search settings for a trained start: tens of epochs instead of the paper's 600."""
     return SearchConfig(
         epochs=20, batch_size=64, start="trained", depth_samples="drawn", learning_rate=0.02,
-        logits_learning_rate="auto", logits_weight_decay=0.0, temperature_start=5.0, temperature_end=0.5, teacher_weight=0.5,
+        logits_learning_rate="auto", logits_weight_decay=0.0, temperature_start=5.0, temperature_end=0.5,
+        teacher_weight=0.5,
     )  # fmt: skip
 
 

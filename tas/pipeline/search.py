@@ -45,8 +45,8 @@ class SearchConfig:
         learning_rate: of the weights, SGD with Nesterov momentum, cosine to 0.
         momentum: of the weights.
         weight_decay: of the weights.
-        logits_learning_rate: of the logits, Adam; auto divides `LOGITS_TRAVEL` by the number of steps, so that short and
-            long searches decide equally firmly.
+        logits_learning_rate: of the logits, Adam; auto divides `LOGITS_TRAVEL` by the number of steps, so that short
+            and long searches decide equally firmly.
         logits_weight_decay: of the logits.
         logits_betas: of Adam.
         cost_weight: λ before the cost term.
