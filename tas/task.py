@@ -1,0 +1,184 @@
+"""What a model and its data must agree on, and the loss that search and training share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tas.data import Source
+from tas.errors import ConfigError, DataError, ModelError
+from tas.nn.transfer import distillation_loss, imitation_loss
+
+Loss = Callable[[Any, Any], Tensor]
+Metric = Callable[[Any, Any], Any]
+
+
+def run_model(model: nn.Module, inputs: Tensor) -> Any:
+    """What the model answers.
+
+    Raises:
+        ModelError: it does not accept the inputs.
+    """
+    try:
+        return model(inputs)
+    except (RuntimeError, ValueError) as error:
+        if "out of memory" in str(error):
+            raise
+        wanted = dtype_of(model)
+        if inputs.dtype != wanted:
+            raise ModelError(
+                f"the data gives {inputs.dtype} images, the model's weights are {wanted}; convert one of them (images: "
+                f"v2.ToDtype(torch.float32, scale=True) among the transforms, model: model.float())"
+            ) from error
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"the model does not accept inputs of shape {tuple(inputs.shape)}: {reason}. Give images of the size and "
+            f"channels it was built for (grey images can be repeated to three channels)"
+        ) from error
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The type of a model's weights; float32 where there are none."""
+    kinds = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
+    return kinds[0] if kinds else torch.float32
+
+
+def task_loss(
+    outputs: Any, targets: Any, *, loss: Loss | None, wanted: Any = None, teacher_weight: float, temperature: float
+) -> Tensor:
+    """The loss of one batch: against the targets, and where a teacher answered, against its answer.
+
+    Args:
+        outputs: of the network that learns.
+        targets: of the data.
+        loss: (outputs, targets) to a scalar; None is cross-entropy.
+        wanted: outputs of the teacher; None for none.
+        teacher_weight: share of the teacher's term, in [0, 1].
+        temperature: of the distillation; a loss of one's own goes with the mean squared distance of the outputs.
+
+    Raises:
+        DataError: without a loss, outputs and targets are not those of a classification.
+    """
+    if loss is None:
+        require_logits(outputs, targets)
+        targets = targets.long()
+        if wanted is None:
+            return F.cross_entropy(outputs, targets)
+        return distillation_loss(outputs, wanted, targets, temperature=temperature, teacher_weight=teacher_weight)
+    if wanted is None:
+        return loss(outputs, targets)
+    return (1 - teacher_weight) * loss(outputs, targets) + teacher_weight * _imitation(outputs, wanted)
+
+
+def _imitation(outputs: Any, wanted: Any) -> Tensor:
+    pairs = list(zip(_tensors(outputs), _tensors(wanted), strict=False))
+    if not pairs or len(pairs) != len(_tensors(outputs)) or any(one.shape != other.shape for one, other in pairs):
+        raise ModelError(
+            "the outputs of the network and of its teacher have no common shape to imitate; set teacher_weight to 0"
+        )
+    return torch.stack([imitation_loss(one, other) for one, other in pairs]).mean()
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    """All tensors of a nest of mappings, tuples and lists, in order."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    parts = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple | list) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
+
+
+def accuracy(outputs: Any, targets: Any) -> Tensor:
+    """Percentage of right classes; classes on the second dimension, one label per sample or pixel.
+
+    Raises:
+        DataError: outputs and targets are not of this kind.
+    """
+    if (
+        not isinstance(outputs, Tensor)
+        or outputs.dim() < 2
+        or not _are_labels(targets)
+        or targets.shape != outputs[:, 0].shape
+    ):
+        raise DataError("accuracy needs one score per class and one label per sample or pixel; give your own metric=")
+    _require_classes(targets, outputs.shape[1])
+    return 100 * (outputs.argmax(1) == targets).double().mean()
+
+
+def require_logits(outputs: Any, targets: Any) -> None:
+    """Check that outputs and targets are those of a classification.
+
+    Raises:
+        DataError: a label lies beyond the model's classes, or the task is another one.
+    """
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or not _are_labels(targets) or targets.dim() != 1:
+        raise DataError("this is not a classification with one label per sample; give your own loss= and metric=")
+    _require_classes(targets, outputs.shape[1], ignored=-100)  # what cross-entropy leaves out
+
+
+def _are_labels(targets: Any) -> bool:
+    return isinstance(targets, Tensor) and not targets.is_floating_point() and not targets.is_complex()
+
+
+def _require_classes(targets: Tensor, classes: int, ignored: int | None = None) -> None:
+    if targets.numel() == 0:
+        return
+    low, high = (int(bound) for bound in targets.aminmax())
+    if high >= classes:
+        raise DataError(
+            f"the data has a label {high}, the model only {classes} classes; build the model with the data's number "
+            f"of classes"
+        )
+    if ignored is not None and low < 0 and low != ignored:
+        raise DataError(f"the data has a label {low}; number the classes from 0")
+
+
+def require_trainable(model: nn.Module) -> None:
+    """Check that there is something to train.
+
+    Raises:
+        ModelError: every parameter is frozen.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(
+            f"every parameter of {type(model).__name__} is frozen (requires_grad is False); call "
+            f"model.requires_grad_(True) on it, or on the part that may learn"
+        )
+
+
+@torch.no_grad()
+def require_fit_for_data(
+    model: nn.Module, source: Source, *, loss: Loss | None = None, metric: Metric | None = None
+) -> None:
+    """Try a model, a loss and a metric on training images, before anything long begins.
+
+    Raises:
+        ModelError: the model does not accept them, answers with NaN, or cannot learn.
+        DataError: there are none, or the labels are not those of its classes.
+        ConfigError: the loss is not a scalar.
+    """
+    require_trainable(model)
+    device = str(next(model.parameters()).device)
+    batch = next(iter(source.train_batches(2, device=device)), None)
+    if batch is None:
+        raise DataError(f"{source.name} gives no training batch; give it more samples, or smaller batches")
+    inputs, targets = batch
+    outputs = run_model(model.eval(), inputs)
+    if any(not bool(torch.isfinite(tensor).all()) for tensor in _tensors(outputs)):
+        raise ModelError("the model's outputs are not finite on training images; check its weights for NaN")
+    if loss is None:
+        require_logits(outputs, targets)
+        if source.num_classes is not None and source.num_classes > outputs.shape[1]:
+            raise DataError(
+                f"{source.name} has {source.num_classes} classes, the model only {outputs.shape[1]} classes; "
+                f"build the model with the data's number of classes"
+            )
+    else:
+        value = loss(outputs, targets)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError(f"the loss must be a scalar tensor, but loss= returned {shape}; return its mean")
+    (metric or accuracy)(outputs, targets)
