@@ -118,6 +118,11 @@ class Budget:
         """
         for quantity, limit in self.limits(graph).items():
             least, full = (graph.cost(quantity).exact(a) for a in (smallest, graph.full))
+            if least == full > limit:
+                raise BudgetError(
+                    f"nothing in this space can be made smaller, so no architecture has {limit:,} {quantity} or fewer; "
+                    f"the smallest has {least:,} (100.0% of the full model). tas trace shows what is left alone and why"
+                )
             if least > limit:
                 raise BudgetError(
                     f"no architecture in this space has {limit:,} {quantity} or fewer; the smallest has {least:,} "

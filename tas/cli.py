@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -133,18 +134,47 @@ def _call(name: str, words: list[str]) -> int:
     for target in command.SEEDS:
         parser.link_arguments("seed", target)
     try:
+        for config in _configs(words):
+            _require_groups(config, function)
         parsed = parser.parse_args(words)
         if parsed.get("resume") and parsed.get("output") and not any(word.startswith("--config") for word in words):
             known = Path(parsed["output"]) / "config.yaml"
-            if known.is_file():  # an interrupted run goes on with its own options
+            if known.is_file():
+                _require_groups(known, function)  # an interrupted run goes on with its own options
                 parsed = parser.parse_args(["--config", str(known), *words])
-    except ArgumentError as error:
+    except (ArgumentError, UnicodeDecodeError) as error:
         print(f"tas {name}: {_plain(str(error))}\nSee tas {name} --help", file=sys.stderr)
         return 2
     options = parser.instantiate(parsed).as_dict()
     options.pop("config", None)
     function(**options)
     return 0
+
+
+def _configs(words: list[str]) -> list[Path]:
+    """The files given as --config FILE or --config=FILE."""
+    following = [*words[1:], ""]
+    named = [after for word, after in zip(words, following, strict=False) if word == "--config"]
+    return [Path(name) for name in (*named, *(w.split("=", 1)[1] for w in words if w.startswith("--config=")))]
+
+
+def _require_groups(config: Path, function: Callable) -> None:
+    """Refuse one value in place of a group of options: the parser would take the group's defaults instead."""
+    import argparse
+
+    import yaml
+
+    try:
+        known = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return  # the parser says it better
+    for name, parameter in inspect.signature(function).parameters.items():
+        value = known.get(name) if isinstance(known, dict) else None
+        if is_dataclass(parameter.default) and value is not None and not isinstance(value, dict):
+            first = fields(parameter.default)[0].name
+            raise argparse.ArgumentError(
+                None, f"{config}: {name} is a group of options, such as {name}: {{{first}: …}}, but it is {value!r}"
+            )
 
 
 def _plain(message: str) -> str:

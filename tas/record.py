@@ -44,9 +44,14 @@ class Record:
 
     def _append(self, text: str) -> None:
         if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(text)
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(text)
+            except OSError as error:
+                raise RunError(
+                    f"cannot write {self.path} ({error.strerror}); free some space, then go on with resume"
+                ) from error
 
     def epochs(self, stage: str) -> list[dict[str, Any]]:
         """The rows of a stage that belong to an epoch, in order, one per epoch."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tas.errors import RunError
 from tas.record import Record
-from tas.storage import write_text
+from tas.storage import is_temporary, write_text
 
 CONFIG, RECORD, GRAPH, SUMMARY, REPORT = "config.yaml", "record.jsonl", "graph.json", "summary.json", "report.md"
+STAGES = ("teacher", "search", "train")
 
 
 @dataclass(frozen=True)
@@ -21,14 +23,16 @@ class RunFolder:
     path: Path | None
 
     @classmethod
-    def open(cls, path: str | Path | None, config: str, *, resume: bool, result: str = SUMMARY) -> RunFolder:
+    def open(
+        cls, path: str | Path | None, config: str, *, resume: bool, results: Sequence[str] = (SUMMARY, REPORT)
+    ) -> RunFolder:
         """Take a folder for a run.
 
         Args:
             path: None keeps everything in memory.
             config: YAML text of everything the result depends on.
             resume: go on with an interrupted run of the same config.
-            result: the file that a finished run has.
+            results: the files that a finished run has.
 
         Raises:
             RunError: the folder is in use, there is nothing to resume, or the config differs.
@@ -42,17 +46,19 @@ class RunFolder:
         if resume:
             if not known.is_file():
                 raise RunError(f"{folder} holds no run to resume (it has no {CONFIG}); start it without resume")
-            if (folder / result).exists():
-                raise RunError(f"{folder} holds a finished run (it has {result}); there is nothing to resume")
-            if known.read_text(encoding="utf-8") != config:
+            if all((folder / name).exists() for name in results):
+                cls(folder).drop_checkpoints()  # it may have been killed just before
+                raise RunError(f"{folder} holds a finished run (it has {results[0]}); there is nothing to resume")
+            if read_text(known) != config:
                 raise RunError(
                     f"{known} differs from the options given; resume with the same options (--config {known}) or "
                     f"choose another folder"
                 )
-        elif folder.exists() and any(folder.iterdir()):
+        elif folder.exists() and not all(map(is_temporary, _entries(folder))):
             raise RunError(f"{folder} is in use; choose another folder, or resume the run that is there (--resume)")
         else:
             write_text(known, config)
+        _drop_halves(folder)
         return cls(folder)
 
     def file(self, name: str) -> Path | None:
@@ -78,6 +84,27 @@ class RunFolder:
             for file in folder.iterdir():
                 file.unlink()
             folder.rmdir()
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise RunError(f"{folder} cannot be read ({error.strerror}); choose another folder") from error
+
+
+def _drop_halves(folder: Path) -> None:
+    """Remove what a kill in the middle of a write has left in a run's folder."""
+    for file in filter(is_temporary, _entries(folder)):
+        file.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """The text of one of a run's files; `RunError` where it is damaged."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} cannot be read ({error}); repeat the run in another folder") from None
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:

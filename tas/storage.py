@@ -1,7 +1,9 @@
 """Files that are whole or absent: everything is written beside its place and moved there."""
 
+import io
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from tas.errors import RunError
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is one of ours that was never finished."""
+    return re.fullmatch(r"\..+\.\d+\.tmp", path.name) is not None
 
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
@@ -39,7 +46,9 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values in one step."""
     import torch
 
-    write_with(path, lambda temporary: torch.save(state, temporary))
+    content = io.BytesIO()  # torch, writing to a full disk itself, raises what nobody can tell from a bug
+    torch.save(state, content)
+    write_with(path, lambda temporary: temporary.write_bytes(content.getbuffer()))
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -56,3 +65,32 @@ def load_state(path: Path) -> dict[str, Any]:
         raise RunError(
             f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start this stage anew"
         ) from error
+
+
+def save_epoch(path: Path, epochs: int, config: str, parts: Mapping[str, Any]) -> None:
+    """Write what a stage needs to go on: finished epochs, its options, and the state of every part."""
+    save_state(path, {"epochs": epochs, "config": config, **{name: part.state_dict() for name, part in parts.items()}})
+
+
+def restore_epoch(path: Path, config: str, parts: Mapping[str, Any]) -> int:
+    """Give every part its state back, and return how many epochs were finished.
+
+    Raises:
+        RunError: the file is damaged, or was written with other options or for another model.
+    """
+    state = load_state(path)
+    if not isinstance(state, dict) or not {"epochs", "config", *parts} <= state.keys():
+        raise RunError(f"{path} is not a checkpoint of this stage; delete it to start this stage anew")
+    if state["config"] != config:
+        raise RunError(
+            f"{path} was written with other options; give the same ones, or delete it to start this stage anew"
+        )
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{path} does not fit this model ({type(error).__name__}); give the model it was written for, or delete it "
+            f"to start this stage anew"
+        ) from error
+    return state["epochs"]

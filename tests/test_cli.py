@@ -227,9 +227,9 @@ def test_a_model_with_too_few_classes_is_an_error(capsys, tmp_path, images):
 
 
 def test_a_nan_loss_is_an_error(capsys, tmp_path, images):
-    model = f"{Path(__file__).parent / 'toys.py'}:build_nan"
+    steep = ["--train.epochs", "2", "--train.learning_rate", "1e30"]
     message = fails(
-        capsys, "train", "--model", model, "--data", f"folder:{images}", "--output", tmp_path / "run", *QUICK[4:]
+        capsys, "train", "--model", TOYS, "--data", f"folder:{images}", "--output", tmp_path / "run", *steep
     )
     assert "lower its learning_rate" in message
     assert not (tmp_path / "run" / "model.safetensors").exists()
@@ -335,3 +335,57 @@ def test_help_needs_no_torch():
 def test_the_version_is_printed(capsys):
     assert main(["--version"]) == 0
     assert re.match(r"\d+\.\d+", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "content", [b"search: 3", b"budget: 50%", b"\xff\xfe\x00", b"foo: 1", b"a: [", b"train: {x: 1}"]
+)
+def test_a_senseless_config_file_is_wrong_usage(capsys, tmp_path, content):
+    (tmp_path / "options.yaml").write_bytes(content)
+    assert run("compress", "--config", tmp_path / "options.yaml", "--output", tmp_path / "run") == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("size", ["[3,64]", "[3,-1,8]", "[0,8,8]"])
+def test_an_input_size_of_another_length_or_sign_is_an_error(capsys, size):
+    assert "such as [3,224,224]" in fails(capsys, "trace", "--model", TOYS, f"--input-size={size}")
+
+
+def test_a_seed_that_torch_does_not_take_is_an_error(capsys, images):
+    assert "it must lie between" in fails(
+        capsys, "measure", "--model", TOYS, "--data", f"folder:{images}", "--seed", 2**70
+    )
+
+
+def test_what_a_models_file_prints_is_no_result(capsys, tmp_path):
+    file = tmp_path / "chatty.py"
+    file.write_text("import torch\nprint('hello')\ndef build(): return torch.nn.Conv2d(3, 4, 3)\n")
+    assert run("trace", "--model", f"{file}:build", "--input-size", "[3,8,8]", "--json") == 0
+    streams = capsys.readouterr()
+    json.loads(streams.out)
+    assert "hello" in streams.err
+
+
+def test_trained_weights_of_a_model_that_shares_modules_load_again(tmp_path, images, capsys):
+    file = tmp_path / "shared.py"
+    file.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom toys import TinyNet\n"
+        "def build():\n    model = TinyNet()\n    model.alias = model.stem\n    return model\n"
+    )
+    options = ["--model", f"{file}:build", "--data", f"folder:{images}"]
+    assert run("train", *options, *QUICK[4:], "--output", tmp_path / "run") == 0
+    assert run("measure", *options, "--weights", tmp_path / "run" / "model.safetensors") == 0
+
+
+def test_single_commands_refuse_a_model_with_too_few_classes(capsys, tmp_path, images):
+    file = tmp_path / "two.py"
+    file.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from toys import TinyNet\ndef build(): return TinyNet(2)\n"
+    )
+    options = ["--model", f"{file}:build", "--data", f"folder:{images}"]
+    for words in (["measure"], ["train", "--output", tmp_path / "run"],
+                  ["search", "--search.start", "scratch", "--output", tmp_path / "run"]):  # fmt: skip
+        assert "only 2 classes" in fails(capsys, *words, *options)
+    assert not (tmp_path / "run").exists()

@@ -73,3 +73,9 @@ def test_versions_name_python_and_what_results_depend_on():
     assert found["python"] == platform.python_version()
     assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
     assert set(found) == {"python", "tas-pruning", "torch", "torchvision", "numpy", "accelerate"}
+
+
+def test_a_full_disk_is_an_error_of_ours(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"cannot write .*record.jsonl \(.+\); free some space, then go on with resume"):
+        Record(tmp_path / "file" / "record.jsonl").add("train", epoch=0)

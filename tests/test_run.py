@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tas.errors import RunError
-from tas.run import CONFIG, SUMMARY, RunFolder, read_summary
+from tas.run import CONFIG, REPORT, SUMMARY, RunFolder, read_summary
 
 
 def test_without_a_path_nothing_is_written(tmp_path, monkeypatch):
@@ -81,3 +81,32 @@ def test_a_damaged_summary_is_an_error(tmp_path, content):
     (tmp_path / SUMMARY).write_bytes(content)
     with pytest.raises(RunError, match=r"summary.json is not JSON \(.*\); repeat the run"):
         read_summary(tmp_path)
+
+
+def test_a_run_killed_in_the_middle_of_a_write_goes_on_and_leaves_no_half_file(tmp_path):
+    half = tmp_path / ".config.yaml.4711.tmp"
+    half.write_text("see")
+    RunFolder.open(tmp_path, "seed: 1", resume=False)  # nothing but the half file: the folder is free
+    (tmp_path / ".summary.json.4711.tmp").touch()
+    RunFolder.open(tmp_path, "seed: 1", resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == [CONFIG]
+
+
+def test_a_run_killed_before_its_report_is_not_finished_and_one_killed_after_it_only_drops_its_checkpoints(tmp_path):
+    checkpoint = RunFolder.open(tmp_path, "x", resume=False).checkpoint("train")
+    assert checkpoint is not None
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    (tmp_path / SUMMARY).touch()
+    RunFolder.open(tmp_path, "x", resume=True)
+    assert checkpoint.exists()
+    (tmp_path / REPORT).touch()
+    with pytest.raises(RunError, match="holds a finished run"):
+        RunFolder.open(tmp_path, "x", resume=True)
+    assert not checkpoint.exists()
+
+
+def test_a_damaged_config_cannot_be_resumed(tmp_path):
+    (tmp_path / CONFIG).write_bytes(b"\xff\xfe")
+    with pytest.raises(RunError, match="config.yaml cannot be read .*; repeat the run in another folder"):
+        RunFolder.open(tmp_path, "x", resume=True)

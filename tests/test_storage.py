@@ -1,10 +1,11 @@
 import os
+import sys
 
 import pytest
 import torch
 
 from tas.errors import RunError
-from tas.storage import load_state, save_state, write_text, write_with
+from tas.storage import load_state, restore_epoch, save_epoch, save_state, write_text, write_with
 
 
 def test_a_file_is_written_whole_with_its_folder(tmp_path):
@@ -75,3 +76,38 @@ def test_nothing_in_a_state_is_executed(tmp_path, monkeypatch):
     with pytest.raises(RunError):
         load_state(tmp_path / "state.pt")
     assert os.listdir(tmp_path) == ["state.pt"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of file sizes")
+def test_a_state_that_does_not_fit_on_the_disk_is_an_error_of_ours(tmp_path):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(RunError, match="cannot write .*state.pt .*free some space"):
+            save_state(tmp_path / "state.pt", {"weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == []
+
+
+def test_every_part_of_a_stage_gets_its_state_back(tmp_path):
+    path, layer = tmp_path / "stage.pt", torch.nn.Linear(2, 2)
+    save_epoch(path, 3, "options", {"layer": layer})
+    fresh = torch.nn.Linear(2, 2)
+    assert restore_epoch(path, "options", {"layer": fresh}) == 3
+    assert torch.equal(fresh.weight, layer.weight)
+
+
+def test_a_checkpoint_of_something_else_is_an_error_with_the_way_out(tmp_path):
+    path, parts = tmp_path / "stage.pt", {"layer": torch.nn.Linear(2, 2)}
+    for state in ([1, 2], {"epochs": 1}):
+        torch.save(state, path)
+        with pytest.raises(RunError, match="is not a checkpoint of this stage; delete it"):
+            restore_epoch(path, "options", parts)
+    save_epoch(path, 1, "options", {"layer": torch.nn.Linear(3, 2)})
+    with pytest.raises(RunError, match="does not fit this model"):
+        restore_epoch(path, "options", parts)
+    with pytest.raises(RunError, match="written with other options"):
+        restore_epoch(path, "other options", parts)

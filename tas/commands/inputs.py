@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,18 @@ from tas import models
 from tas.architecture import Architecture
 from tas.errors import RunError
 from tas.graph import Graph
+from tas.options import check_seed
 from tas.pipeline.search import SearchConfig
 from tas.pipeline.train import TrainConfig
-from tas.run import GRAPH
+from tas.run import GRAPH, read_text
 
 
 def build_model(name: str, num_classes: int | None, weights: str | None, pretrained: bool, seed: int) -> nn.Module:
     """A model by name; weights that are not given depend on the seed."""
+    check_seed(seed)
     torch.manual_seed(seed)
-    return models.load(name, num_classes=num_classes, weights=weights, pretrained=pretrained)
+    with redirect_stdout(sys.stderr):  # what the user's code prints is no result
+        return models.load(name, num_classes=num_classes, weights=weights, pretrained=pretrained)
 
 
 def found_in(folder: str) -> tuple[Graph, Architecture]:
@@ -30,8 +35,8 @@ def found_in(folder: str) -> tuple[Graph, Architecture]:
     for name in (GRAPH, "architecture.json"):
         if not (path / name).is_file():
             raise RunError(f"{path} has no {name}; give the output folder of tas search or tas compress")
-    graph = Graph.from_json((path / GRAPH).read_text(encoding="utf-8"))
-    return graph, graph.check(Architecture.from_json((path / "architecture.json").read_text(encoding="utf-8")))
+    graph = Graph.from_json(read_text(path / GRAPH))
+    return graph, graph.check(Architecture.from_json(read_text(path / "architecture.json")))
 
 
 def plain(config: SearchConfig | TrainConfig) -> dict[str, Any]:

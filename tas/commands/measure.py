@@ -9,11 +9,11 @@ from typing import Any
 from tas import data as data_sets
 from tas.budget import Budget
 from tas.commands.inputs import build_model
-from tas.errors import ConfigError
+from tas.errors import ConfigError, RunError
 from tas.pipeline.measure import measure as measure_model
 from tas.pipeline.store import load
 from tas.record import versions
-from tas.run import SUMMARY, RunFolder
+from tas.run import CONFIG, STAGES, SUMMARY, RunFolder, read_text
 from tas.show import print_profiles
 
 SEEDS: list[str] = []  # options that follow --seed
@@ -66,9 +66,13 @@ def _write_summary(run: Path, profiles: dict[str, Any]) -> None:
     import yaml
 
     folder = RunFolder(run)
-    known = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) if (run / "config.yaml").is_file() else {}
+    path = run / CONFIG
+    try:
+        known = yaml.safe_load(read_text(path)) if path.is_file() else {}
+        budget = Budget(**known.get("budget", {}))
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        raise RunError(f"{path} is not the config of a run ({type(error).__name__}); repeat the run") from None
     record = folder.record()
-    seconds = {stage: round(record.seconds(stage), 1) for stage in ("teacher", "search", "train")}
-    budget = Budget(**known.get("budget", {}))
+    seconds = {stage: round(record.seconds(stage), 1) for stage in STAGES}
     summary = {**profiles, "budget": budget.amounts, "seconds": {**seconds, "total": round(sum(seconds.values()), 1)}}
     folder.write_json(SUMMARY, {**summary, "seed": known.get("seed", 0), "versions": versions()})

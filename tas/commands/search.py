@@ -23,6 +23,7 @@ from tas.run import GRAPH, RunFolder
 from tas.show import print_graph
 from tas.space import SearchSpace
 from tas.storage import write_text
+from tas.task import dtype_of, require_fit_for_data
 
 SEEDS: list[str] = ["search.seed"]  # options that follow --seed
 
@@ -70,13 +71,14 @@ def search(
         )
     source = data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size)
     full = build_model(model, source.num_classes, weights, pretrained, seed)
-    graph = trace_model(full, torch.zeros(1, *source.input_shape))
+    graph = trace_model(full, torch.zeros(1, *source.input_shape, dtype=dtype_of(full)))
+    require_fit_for_data(full, source)
     space = SearchSpace.of(graph, choose=choose)
     budget.require_reachable(graph, space.smallest)
     settings = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
     settings |= {"image_size": image_size, "budget": asdict(budget), "search": plain(search), "choose": choose}
     settings |= {"execution": execution, "seed": seed}
-    run = RunFolder.open(output, to_yaml(settings), resume=resume, result="architecture.json")
+    run = RunFolder.open(output, to_yaml(settings), resume=resume, results=["architecture.json"])
     run.write_json(GRAPH, graph.to_dict())
     supernet = Supernet(rank(full, graph) if search.start == "trained" else full, graph, space, execution=execution)
     found = search_model(

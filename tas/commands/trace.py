@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from tas.commands.inputs import build_model
+from tas.errors import ConfigError
 from tas.pipeline.trace import trace as trace_model
 from tas.show import print_graph
 from tas.space import SearchSpace
@@ -33,6 +34,8 @@ def trace(
         json: print the graph as JSON
     """
     size = input_size or ([3, 32, 32] if model.startswith("cifar_resnet") else [3, 224, 224])
+    if len(size) != 3 or min(size) < 1:
+        raise ConfigError(f"input_size is {size}; give channels, height and width of one image, such as [3,224,224]")
     graph = trace_model(build_model(model, num_classes, None, False, 0), torch.zeros(1, *size))
     if output is not None:
         write_text(Path(output), graph.to_json())

@@ -16,6 +16,7 @@ from tas.pipeline.train import TrainConfig
 from tas.pipeline.train import train as train_model
 from tas.run import RunFolder
 from tas.storage import write_with
+from tas.task import require_fit_for_data
 
 SEEDS: list[str] = ["train.seed"]  # options that follow --seed
 
@@ -56,6 +57,7 @@ def train(
     config = train
     source = data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size)
     full = build_model(model, source.num_classes, weights, pretrained, seed)
+    require_fit_for_data(full, source)
     if run is not None:
         graph, architecture = found_in(run)
         folder = RunFolder(Path(run))
@@ -74,7 +76,7 @@ def train(
     else:
         settings = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
         settings |= {"image_size": image_size, "train": plain(config), "seed": seed}
-        folder = RunFolder.open(output, to_yaml(settings), resume=resume, result="model.safetensors")
+        folder = RunFolder.open(output, to_yaml(settings), resume=resume, results=["model.safetensors"])
         place = Path(output) / "model.safetensors"
         trained = train_model(
             full, source, config=config, record=folder.record(), checkpoint=folder.checkpoint("train")
@@ -86,6 +88,8 @@ def train(
 
 
 def _save_full(model: nn.Module, path: Path) -> None:
-    from safetensors.torch import save_model
+    from safetensors.torch import save_file
 
-    write_with(path, lambda temporary: save_model(model, str(temporary)))
+    # every name, those of shared weights too, so that any loader of state dicts can read it
+    state = {name: value.clone().contiguous() for name, value in model.state_dict().items()}
+    write_with(path, lambda temporary: save_file(state, str(temporary)))

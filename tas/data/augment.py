@@ -1,8 +1,11 @@
 """Random crops and flips of whole batches, drawn for a whole epoch at once."""
 
 import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +14,25 @@ from torch import Tensor
 def epoch_seed(seed: int, epoch: int, half: int | None) -> int:
     """Mix the three into one seed, so that neighbouring epochs and halves draw unrelated numbers."""
     return random.Random(f"{seed} {epoch} {half}").getrandbits(63)
+
+
+@contextmanager
+def own_randomness(devices: Sequence[torch.device]) -> Iterator[None]:
+    """Give the global generators of torch, Python and numpy back as they were before the block."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed what dropout and the augmentation of users' data sets draw from, so that an epoch can be repeated."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -19,7 +20,7 @@ class LoaderBatches:
     Attributes:
         loader: yields (inputs, targets).
         device: where the batches should lie.
-        seed: of the loader's own generator; None leaves the loader as it is.
+        seed: of the generators the loader and its sampler own; None leaves them as they are.
     """
 
     loader: DataLoader
@@ -30,8 +31,11 @@ class LoaderBatches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.seed is not None and self.loader.generator is not None:
-            self.loader.generator.manual_seed(self.seed)
+        if self.seed is not None:
+            samplers = (self.loader.sampler, getattr(self.loader.batch_sampler, "sampler", None))
+            for owner in (self.loader, *samplers):
+                if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
+                    generator.manual_seed(self.seed)
         try:
             for batch in self.loader:
                 inputs, targets = as_batch(batch)

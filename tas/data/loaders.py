@@ -40,8 +40,9 @@ class LoaderSource:
 
     Batch size, collate function and workers are the loaders' own; the `batch_size` argument of the methods is only
     used where a loader has none. A loader that shuffles is rebuilt with a generator seeded by (seed, epoch), so that
-    runs can resume; a loader with a sampler of its own is run as it is, except for halves. The data set's own
-    augmentation draws from wherever it draws.
+    runs can resume; a loader with a sampler of its own is run as it is, its generator seeded likewise, except for
+    halves. The data set's own augmentation repeats itself where it draws from the global generators of torch, Python
+    or numpy, which training and search seed.
 
     Args:
         train_loader: yields (inputs, targets).
@@ -57,7 +58,7 @@ class LoaderSource:
         self.train_loader = train_loader
         self.test_loader = test_loader
         for part, loader in (("training", train_loader), ("test", test_loader)):
-            _check_length(part, loader.dataset)
+            _check_length(part, loader)
         known = [_labels(loader.dataset) for loader in (train_loader, test_loader)]
         self.num_classes: int | None = _num_classes(train_loader.dataset, known)
         for labels in known:
@@ -79,7 +80,7 @@ class LoaderSource:
             return LoaderBatches(self._rebuild(self._half(check_half(half)), batch_size), device, mixed)
         if _only_shuffles(self.train_loader):
             return LoaderBatches(self._rebuild(self.train_loader.dataset, batch_size), device, mixed)
-        return LoaderBatches(self.train_loader, device)
+        return LoaderBatches(self.train_loader, device, mixed)
 
     def test_batches(self, batch_size: int, *, device: str = "cpu") -> Batches:
         """See `Source.test_batches`; the order is the loader's."""
@@ -152,12 +153,18 @@ def _num_classes(dataset: Any, known: list[Tensor | None]) -> int | None:
     return None if known[0] is None else max(largest) + 1
 
 
-def _check_length(part: str, dataset: Any) -> None:
+def _check_length(part: str, loader: DataLoader) -> None:
+    dataset: Any = loader.dataset
     if not isinstance(dataset, Sized):
         kind = type(dataset).__name__
         raise DataError(f"the number of {part} batches is unknown; give {kind} a __len__, or pass your own Source")
     if len(dataset) == 0:
         raise DataError(f"the {part} loader's data set is empty; pass one with samples")
+    if len(loader) == 0 and not (part == "training" and _only_shuffles(loader)):  # which is rebuilt
+        raise DataError(
+            f"the {part} loader yields no batch: {len(dataset)} samples do not fill one and drop_last is set; "
+            f"give it smaller batches, or drop_last=False"
+        )
 
 
 def _input_shape(loader: DataLoader) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,22 +15,24 @@ from torch import Tensor, nn
 
 from tas.architecture import Architecture
 from tas.budget import Amount, Budget
-from tas.data import as_source
-from tas.errors import ConfigError
+from tas.data import Source, as_source
+from tas.errors import DataError
 from tas.graph import Graph
 from tas.nn.supernet import Supernet
+from tas.options import check_options
 from tas.pipeline.derive import derive
-from tas.pipeline.measure import Metric, count_macs, evaluate, measure_latency
+from tas.pipeline.measure import count_macs, evaluate, measure_latency
 from tas.pipeline.rank import rank
 from tas.pipeline.report import report
 from tas.pipeline.search import SearchConfig, search
 from tas.pipeline.store import save
 from tas.pipeline.trace import trace
-from tas.pipeline.train import Loss, TrainConfig, require_fit_for_data, train
+from tas.pipeline.train import TrainConfig, train
 from tas.profile import Profile
 from tas.record import Record, versions
-from tas.run import GRAPH, SUMMARY, RunFolder
+from tas.run import GRAPH, STAGES, SUMMARY, RunFolder
 from tas.space import SearchSpace
+from tas.task import Loss, Metric, dtype_of, require_fit_for_data
 
 
 def short_search() -> SearchConfig:
@@ -76,8 +79,7 @@ class CompressConfig:
     seed: int = 0
 
     def __post_init__(self):
-        if self.latency_batch < 1:
-            raise ConfigError(f"latency_batch is {self.latency_batch}; it must be at least 1")
+        check_options(self, "compress", above_zero=("latency_batch",))
         for stage in ("search", "train", "teacher"):
             object.__setattr__(self, stage, replace(getattr(self, stage), seed=self.seed))
 
@@ -135,7 +137,9 @@ def compress(
         origin: further entries of config.yaml: where model and data came from.
 
     Raises:
-        BudgetError: the budget cannot be held; known before any training.
+        BudgetError: the budget cannot be held; known before any training, as what follows.
+        ModelError: the model cannot be captured, does not accept the data, or is frozen as a whole.
+        DataError: the training set cannot be halved, or does not fit the model, the loss and the metric.
         RunError: the output folder is in use.
 
     Example:
@@ -143,14 +147,18 @@ def compress(
     """
     config, budget, started = config or CompressConfig(), Budget.of(budget), time.perf_counter()
     source = as_source(data)
-    example = torch.zeros(1, *source.input_shape) if example is None else example
+    if example is None:
+        example = torch.zeros(1, *source.input_shape, dtype=dtype_of(model))
+    graph = trace(model, example)
     teacher = copy.deepcopy(model)
-    graph = trace(teacher, example)
-    require_fit_for_data(teacher, source, classifies=loss is None)
+    require_fit_for_data(teacher, source, loss=loss, metric=metric)
+    _require_halves(source)
+    _warn_of_frozen(teacher)
     space = SearchSpace.of(graph, choose=config.choose)
     budget.require_reachable(graph, space.smallest)
     run = RunFolder.open(output, _settings(config, budget, origin), resume=resume)
     record = run.record()
+    before = sum(map(record.seconds, STAGES))  # of an interrupted start
     if not record.rows:
         record.add("start", seed=config.seed, versions=versions())
     run.write_json(GRAPH, graph.to_dict())
@@ -176,7 +184,7 @@ def compress(
         checkpoint=run.checkpoint("train"),
     )
     full, pruned = _profiles(teacher, small, source, example, config, metric)
-    summary = _summary(full, pruned, budget, record, time.perf_counter() - started, config.seed)
+    summary = _summary(full, pruned, budget, record, before + time.perf_counter() - started, config.seed)
     if run.path is not None:
         save(run.path, small, graph, found.architecture)
         run.write_json(SUMMARY, summary)
@@ -185,10 +193,26 @@ def compress(
     return CompressResult(small, found.architecture, graph, full, pruned, summary, run.path)
 
 
+def _require_halves(source: Source) -> None:
+    """The search needs two halves: better to know before a teacher is trained."""
+    if any(len(source.train_batches(2, half=half)) == 0 for half in (0, 1)):
+        raise DataError(f"{source.name} has too few images for a search; each half of the training set needs a batch")
+
+
+def _warn_of_frozen(model: nn.Module) -> None:
+    frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    if frozen:
+        warnings.warn(
+            f"{frozen:,} parameters are frozen (requires_grad is False) and stay so: what is cut there cannot learn to "
+            f"make up for it; call model.requires_grad_(True) to let it",
+            stacklevel=3,
+        )
+
+
 def _summary(
     full: Profile, pruned: Profile, budget: Budget, record: Record, seconds: float, seed: int
 ) -> dict[str, Any]:
-    stages = {stage: round(record.seconds(stage), 1) for stage in ("teacher", "search", "train")}
+    stages = {stage: round(record.seconds(stage), 1) for stage in STAGES}
     return {
         "full": full.to_dict(),
         "pruned": pruned.to_dict(),

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tas.data import as_source
-from tas.errors import DataError
+from tas.errors import ConfigError, DataError
 from tas.profile import Profile
-
-Metric = Callable[[Any, Any], Any]
+from tas.task import Metric, accuracy, dtype_of, run_model
 
 
 def measure(
@@ -37,13 +36,16 @@ def measure(
         seconds: time spent on measuring latency.
 
     Raises:
-        DataError: neither data nor an example is given.
+        DataError: neither data nor an example is given, or the data does not fit the model and the metric.
+        ConfigError: latency_batch is below 1.
     """
+    if latency_batch < 1:
+        raise ConfigError(f"latency_batch is {latency_batch}; it must be at least 1")
     source = as_source(data) if data is not None else None
     if example is None:
         if source is None:
             raise DataError("measure needs data or an example input; give one of them")
-        example = torch.zeros(1, *source.input_shape)
+        example = torch.zeros(1, *source.input_shape, dtype=dtype_of(model))
     (latency,) = measure_latency([model], example, batch=latency_batch, seconds=seconds)
     return Profile(
         macs=count_macs(model, example),
@@ -62,9 +64,10 @@ def evaluate(model: nn.Module, data: Any, *, metric: Metric | None = None, batch
     model.eval()
     total, count = 0.0, 0
     for inputs, targets in source.test_batches(batch_size, device=str(device)):
-        outputs = model(inputs)
-        value = metric(outputs, targets) if metric else 100 * (outputs.argmax(1) == targets).double().mean()
+        value = (metric or accuracy)(run_model(model, inputs), targets)
         total, count = total + float(value) * len(inputs), count + len(inputs)
+    if count == 0:
+        raise DataError(f"{source.name} gives no test batch; give it more samples, or smaller batches")
     return round(total / count, 4)
 
 

@@ -9,7 +9,7 @@ from tas.architecture import Architecture
 from tas.errors import RunError
 from tas.graph import Graph
 from tas.record import Record
-from tas.run import CONFIG, GRAPH, RECORD, REPORT, read_summary
+from tas.run import CONFIG, GRAPH, RECORD, REPORT, read_summary, read_text
 from tas.storage import write_text
 
 
@@ -23,8 +23,8 @@ def report(folder: str | Path) -> Path:
     summary = read_summary(folder)
     parts = [_head(summary), result_table(summary)]
     if (folder / GRAPH).is_file() and (folder / "architecture.json").is_file():
-        graph = Graph.from_json((folder / GRAPH).read_text(encoding="utf-8"))
-        architecture = Architecture.from_json((folder / "architecture.json").read_text(encoding="utf-8"))
+        graph = Graph.from_json(read_text(folder / GRAPH))
+        architecture = Architecture.from_json(read_text(folder / "architecture.json"))
         parts += [_sizes(graph, architecture), _frozen(graph)]
     parts += [_search_rows(Record(folder / RECORD)), _origin(folder, summary)]
     path = folder / REPORT

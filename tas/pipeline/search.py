@@ -5,29 +5,27 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tas.architecture import Architecture
 from tas.budget import Amount, Budget
 from tas.cost import CostTable
 from tas.data import Batches, Source, as_source
-from tas.data.augment import epoch_seed
+from tas.data.augment import epoch_seed, own_randomness, seed_everything
 from tas.decode import decode
-from tas.errors import ConfigError, DataError, RunError, TrainingError
+from tas.errors import ConfigError, DataError, TrainingError
 from tas.nn.supernet import Supernet
-from tas.nn.transfer import distillation_loss, imitation_loss
+from tas.options import check_options
 from tas.progress import progress_bar
 from tas.record import Record
-from tas.storage import load_state, save_state
+from tas.storage import restore_epoch, save_epoch
+from tas.task import Loss, require_trainable, run_model, task_loss
 
-Loss = Callable[[Any, Any], Tensor]
 # Adam moves a logit by about its learning rate a step; 12 takes it from even odds to certainty, with room to turn back
 LOGITS_TRAVEL = 12.0
 
@@ -82,14 +80,15 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "fragments", "learning_rate", "temperature_start", "temperature_end"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"search {name} is {getattr(self, name)}; it must be above 0")
-        for name in ("cost_weight", "tolerance", "logits_learning_rate"):
-            if getattr(self, name) != "auto" and not getattr(self, name) >= 0:
-                raise ConfigError(f"search {name} is {getattr(self, name)}; it must not be negative")
-        if not 0 <= self.teacher_weight <= 1:
-            raise ConfigError(f"search teacher_weight is {self.teacher_weight}; it must lie in [0, 1]")
+        above_zero = ["epochs", "batch_size", "fragments", "learning_rate", "temperature_start", "temperature_end"]
+        not_negative = ["cost_weight", "tolerance", "weight_decay", "logits_weight_decay"]
+        not_negative += ["logits_learning_rate"] if self.logits_learning_rate != "auto" else []
+        check_options(
+            self, "search", above_zero=[*above_zero, "distillation_temperature"], not_negative=not_negative,
+            shares=("momentum", "teacher_weight"),
+        )  # fmt: skip
+        if len(self.logits_betas) != 2 or not all(0 <= beta < 1 for beta in self.logits_betas):
+            raise ConfigError(f"search logits_betas are {self.logits_betas}; give two numbers in [0, 1)")
 
     def temperature(self, progress: float) -> float:
         """τ when this share of the search is over."""
@@ -138,6 +137,8 @@ def search(
 
     Raises:
         BudgetError: nothing in the space fits the budget, known before any step.
+        ModelError: every parameter is frozen, or the model does not accept the inputs.
+        DataError: the training set cannot be halved, or without a loss is not that of a classification.
         TrainingError: a loss became NaN or infinite.
         RunError: the checkpoint belongs to another search.
     """
@@ -146,6 +147,7 @@ def search(
     config, record = config or SearchConfig(), record if record is not None else Record()
     budget, source = Budget.of(budget), as_source(data)
     budget.require_reachable(supernet.graph, supernet.space.smallest)
+    require_trainable(supernet.model)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     device, devices = str(accelerator.device), [accelerator.device] if accelerator.device.type == "cuda" else []
     if config.start == "scratch":
@@ -156,14 +158,15 @@ def search(
     pairs = _halves(source, config, 0, device)[2]
     helper = teacher.to(device).eval() if teacher is not None else None
     steps = _Steps(supernet, budget, config, helper, loss, pairs * config.epochs)
-    first = _restore(checkpoint, steps, config) if checkpoint and checkpoint.exists() else 0
-    with progress_bar("search", pairs * config.epochs, pairs * first) as bar, torch.random.fork_rng(devices=devices):
+    options = json.dumps(asdict(config))
+    first = restore_epoch(checkpoint, options, steps.parts()) if checkpoint and checkpoint.exists() else 0
+    with progress_bar("search", pairs * config.epochs, pairs * first) as bar, own_randomness(devices):
         for epoch in range(first, config.epochs):
             started = time.perf_counter()
             row = _epoch(steps, source, epoch, device, bar)
             record.add("search", epoch=epoch, seconds=round(time.perf_counter() - started, 3), **row)
             if checkpoint:
-                save_state(checkpoint, {"epochs": epoch + 1, "config": json.dumps(asdict(config)), **steps.state()})
+                save_epoch(checkpoint, epoch + 1, options, steps.parts())
     scores = supernet.scores()
     return SearchResult(decode(scores, supernet.graph, supernet.space, budget), scores, record)
 
@@ -190,7 +193,7 @@ def _halves(source: Source, config: SearchConfig, epoch: int, device: str) -> tu
 def _epoch(steps: _Steps, source: Source, epoch: int, device: str, bar: Any) -> dict[str, Any]:
     config, supernet = steps.config, steps.supernet
     seed = epoch_seed(config.seed, epoch, 2)
-    torch.manual_seed(seed)
+    seed_everything(seed)
     generator = torch.Generator(device).manual_seed(seed)
     first, second, count = _halves(source, config, epoch, device)
     supernet.train()
@@ -268,16 +271,15 @@ class _Steps:
         return task
 
     def _task_loss(self, inputs: Tensor, targets: Any) -> Tensor:
-        outputs, share = self.supernet(inputs), self.config.teacher_weight
-        if self.teacher is None or share == 0:
-            return (self.loss or F.cross_entropy)(outputs, targets)
-        with torch.no_grad():
-            wanted = self.teacher(inputs)
-        if self.loss is not None:
-            return (1 - share) * self.loss(outputs, targets) + share * imitation_loss(outputs, wanted)
-        return distillation_loss(
-            outputs, wanted, targets, temperature=self.config.distillation_temperature, teacher_weight=share
-        )
+        config, wanted = self.config, None
+        outputs = run_model(self.supernet, inputs)
+        if self.teacher is not None and config.teacher_weight:
+            with torch.no_grad():
+                wanted = self.teacher(inputs)
+        return task_loss(
+            outputs, targets, loss=self.loss, wanted=wanted, teacher_weight=config.teacher_weight,
+            temperature=config.distillation_temperature,
+        )  # fmt: skip
 
     def cost_loss(self) -> Tensor:
         """± log of the expected cost outside the tolerance band of the budget, 0 inside; summed over the bounds.
@@ -311,19 +313,6 @@ class _Steps:
             "architecture": {"widths": dict(likely.widths), "depths": dict(likely.depths)},
         }
 
-    def state(self) -> dict[str, Any]:
-        """Everything a resumed search needs."""
-        parts = {"supernet": self.supernet, "weights": self.weights, "logits": self.logits}
-        return {name: part.state_dict() for name, part in parts.items()}
-
-
-def _restore(path: Path, steps: _Steps, config: SearchConfig) -> int:
-    state = load_state(path)
-    if state.get("config") != json.dumps(asdict(config)):
-        raise RunError(
-            f"{path} was written with other options; give the same ones, or delete it to start this stage anew"
-        )
-    steps.supernet.load_state_dict(state["supernet"])
-    steps.weights.load_state_dict(state["weights"])
-    steps.logits.load_state_dict(state["logits"])
-    return state["epochs"]
+    def parts(self) -> dict[str, Any]:
+        """Everything whose state a resumed search needs."""
+        return {"supernet": self.supernet, "weights": self.weights, "logits": self.logits}

@@ -215,3 +215,16 @@ def test_labels_beyond_the_data_sets_classes_are_refused():
 def test_a_third_half_of_a_loader_is_refused():
     with pytest.raises(DataError, match="no half 'a'"):
         source_of(tensor_dataset()).train_batches(4, half="a")
+
+
+@pytest.mark.parametrize("part", ["training", "test"])
+def test_a_loader_that_drops_its_only_batch_is_refused(part):
+    whole, dropping = DataLoader(tensor_dataset(), 4), DataLoader(tensor_dataset(3), 4, drop_last=True)
+    with pytest.raises(DataError, match=f"the {part} loader yields no batch: 3 samples .* drop_last=False"):
+        LoaderSource(*((dropping, whole) if part == "training" else (whole, dropping)))
+
+
+def test_a_shuffling_loader_smaller_than_its_batch_is_rebuilt_without_dropping():
+    dropping = DataLoader(tensor_dataset(3), 4, drop_last=True, shuffle=True)
+    source = LoaderSource(dropping, DataLoader(tensor_dataset(), 4))
+    assert [len(targets) for _, targets in source.train_batches(4)] == [3]

@@ -168,3 +168,65 @@ def test_other_tasks_bring_their_own_loss_and_metric():
 
     result = tas.compress(fresh(), tiny_source(), config=tiny_config(), loss=loss, metric=metric)
     assert result.pruned.accuracy < 0
+
+
+def test_data_that_cannot_be_halved_is_refused_before_anything_is_written(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __len__(self):
+            return 16
+
+        def __iter__(self):
+            return iter([(torch.rand(3, 8, 8), index % 4) for index in range(16)])
+
+    loaders = tuple(torch.utils.data.DataLoader(Stream(), 4) for _ in range(2))
+    with pytest.raises(tas.DataError, match="cannot be split; pass a map-style data set"):
+        tas.compress(fresh(), loaders, config=tiny_config(), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [({"loss": lambda outputs, targets: outputs.sum(1)}, tas.ConfigError, "must be a scalar tensor"),
+     ({"loss": lambda outputs, targets: outputs.mean(), "model": TinyNet(1)}, tas.DataError, "label 3, the model only"),
+     ({"model": TinyNet().double()}, tas.ModelError, "float32 images, the model.s weights are torch.float64"),
+     ({"model": TinyNet().requires_grad_(False)}, tas.ModelError, "every parameter of TinyNet is frozen"),
+     ({"model": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))}, tas.BudgetError, "nothing in this")],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        tas.compress(
+            options.pop("model", TinyNet()), tiny_source(), config=tiny_config(), output=tmp_path / "run", **options
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_frozen_parameters_are_told_of():
+    model = fresh()
+    model.stem.requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"232 parameters are frozen .* and stay so"):
+        tas.compress(model, tiny_source(), config=tiny_config())
+
+
+def test_a_model_may_return_more_than_one_tensor():
+    class Named(TinyNet):
+        def forward(self, images):
+            return {"scores": super().forward(images)}
+
+    result = tas.compress(
+        Named(),
+        tiny_source(),
+        config=tiny_config(),
+        loss=lambda outputs, targets: torch.nn.functional.cross_entropy(outputs["scores"], targets),
+        metric=lambda outputs, targets: 100 * (outputs["scores"].argmax(1) == targets).double().mean(),
+    )
+    assert result.pruned.accuracy >= 0
+
+
+def test_every_pixel_may_have_a_label():
+    source = tiny_source()
+    images, labels = source._train
+    maps = labels[:, None, None].expand(-1, 8, 8).contiguous()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, maps), 16)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1))
+    result = tas.compress(model, (loader, loader), config=tiny_config(), loss=torch.nn.functional.cross_entropy)
+    assert 0 <= result.pruned.accuracy <= 100

@@ -62,3 +62,23 @@ def test_without_data_there_is_no_accuracy_and_without_both_there_is_an_error():
     assert tas.measure(TinyNet(), example=torch.zeros(1, 3, 8, 8), seconds=0.01).accuracy is None
     with pytest.raises(tas.DataError, match="needs data or an example"):
         tas.measure(TinyNet())
+
+
+def test_what_accuracy_cannot_judge_needs_a_metric():
+    class Named(TinyNet):
+        def forward(self, images):
+            return {"scores": super().forward(images)}
+
+    with pytest.raises(tas.DataError, match="give your own metric="):
+        evaluate(Named(), tiny_source())
+    assert evaluate(Named(), tiny_source(), metric=lambda outputs, targets: outputs["scores"].shape[1]) == 4
+
+
+def test_a_model_with_too_few_classes_is_not_measured():
+    with pytest.raises(tas.DataError, match="the data has a label 3, the model only 2 classes"):
+        evaluate(TinyNet(2), tiny_source())
+
+
+def test_a_latency_without_samples_is_refused():
+    with pytest.raises(tas.ConfigError, match="latency_batch is 0; it must be at least 1"):
+        tas.measure(TinyNet(), tiny_source(), latency_batch=0)

@@ -366,3 +366,19 @@ def test_a_custom_loss_opens_other_tasks():
     supernet = prepared(TinyNet())
     found = tas.search(supernet, tiny_source(), budget="50%", config=quick(epochs=1), loss=regression)
     assert found.record.rows[-1]["loss"] > 0
+
+
+def test_labels_may_be_of_any_integer_type():
+    source = tiny_source()
+    source._train = (source._train[0], source._train[1].int())
+    tas.search(prepared(TinyNet()), source, budget="50%", config=quick(epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"start": "somewhere"}, "it can be scratch or trained"), ({"logits_betas": (2.0, 0.9)}, "two numbers"),
+     ({"distillation_temperature": 0.0}, "above 0"), ({"logits_weight_decay": -1.0}, "not be negative")],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(tas.ConfigError, match=message):
+        quick(**options)

@@ -1,7 +1,9 @@
 """One loop trains teachers and students, repeats itself, and can be interrupted."""
 
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -199,3 +201,66 @@ def test_distillation_out_of_range_is_refused(temperature, share):
             temperature=temperature,
             teacher_weight=share,
         )
+
+
+def test_stages_of_one_process_may_differ_in_their_precision():
+    one = tas.train(fresh(), tiny_source(), config=quick(epochs=1))
+    for precision in ("bf16", "fp16", "no"):
+        other = tas.train(fresh(), tiny_source(), config=quick(epochs=1, precision=precision))
+        assert other(torch.zeros(1, 3, 8, 8)).dtype == torch.float32  # nothing of the training clings to the model
+        assert same(one, other) == (precision == "no")
+
+
+def test_frozen_parameters_stay_and_a_wholly_frozen_model_is_refused():
+    model = fresh()
+    model.stem.requires_grad_(False)
+    before = model.stem[0].weight.clone()
+    tas.train(model, tiny_source(), config=quick(epochs=1))
+    assert torch.equal(model.stem[0].weight, before)
+    with pytest.raises(tas.ModelError, match=r"every parameter of TinyNet is frozen .*requires_grad_\(True\)"):
+        tas.train(fresh().requires_grad_(False), tiny_source(), config=quick())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"precision": "int4"}, "'int4'; it can be no or bf16 or fp16"), ({"epochs": 1.5}, "a whole number"),
+     ({"momentum": -1.0}, r"lie in \[0, 1\]"), ({"weight_decay": -1.0}, "not be negative"),
+     ({"learning_rate": math.inf}, "above 0"), ({"seed": 2**70}, "seed is 1180591620717411303424; it must lie")],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(tas.ConfigError, match=message):
+        quick(**options)
+
+
+def test_training_on_loaders_with_randomness_of_their_own_can_be_interrupted(tmp_path):
+    class Noisy(torch.utils.data.Dataset):
+        def __init__(self):
+            self.images, self.labels = tiny_source()._train
+
+        def __len__(self):
+            return len(self.images)
+
+        def __getitem__(self, index):
+            return self.images[index] + random.random() + float(np.random.rand()) + torch.rand(1), int(
+                self.labels[index]
+            )
+
+    def loaders():
+        noisy, generator = Noisy(), torch.Generator().manual_seed(3)
+        sampler = torch.utils.data.WeightedRandomSampler([1.0] * len(noisy), len(noisy), generator=generator)
+        return torch.utils.data.DataLoader(noisy, 16, sampler=sampler), torch.utils.data.DataLoader(noisy, 16)
+
+    class Interrupts(tas.Record):
+        def add(self, stage, **values):
+            super().add(stage, **values)
+            if values.get("epoch") == 2:
+                raise KeyboardInterrupt
+
+    random.seed(5)
+    state = random.getstate()
+    whole = tas.train(fresh(), loaders(), config=quick())
+    assert random.getstate() == state
+    with pytest.raises(KeyboardInterrupt):
+        tas.train(fresh(), loaders(), config=quick(), record=Interrupts(), checkpoint=tmp_path / "train.pt")
+    random.seed(6)
+    assert same(whole, tas.train(fresh(1), loaders(), config=quick(), checkpoint=tmp_path / "train.pt"))
