@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Subset, TensorDataset
 
-from tas.data.augment import epoch_seed
+from tas.data.augment import epoch_seed, own_randomness
 from tas.data.batches import LoaderBatches, as_batch
 from tas.data.source import Batches, Source
 from tas.data.split import stratified_split
@@ -168,7 +168,7 @@ def _check_length(part: str, loader: DataLoader) -> None:
 
 
 def _input_shape(loader: DataLoader) -> tuple[int, ...]:
-    with torch.random.fork_rng(devices=[]):  # looking at a sample must not change what the user's run draws
+    with own_randomness([]):  # looking at a sample must not change what the user's run draws
         if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
             batch = next(iter(loader), None)
         else:
