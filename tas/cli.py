@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 with the message alone for our own errors; 2 for wrong usage; 130 when interrupted.
     """
     words = [_underscored(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    words = [_plain_budget(word, after) for word, after in zip(words, [*words[1:], ""], strict=False)]
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -96,6 +97,13 @@ def overview() -> str:
 def _underscored(word: str) -> str:
     """Accept --data-dir for --data_dir."""
     return re.sub(r"^--[^=]+", lambda match: "--" + match[0][2:].replace("-", "_"), word)
+
+
+def _plain_budget(word: str, after: str) -> str:
+    """Let --budget 50% stand for --budget.macs 50%; a file of budgets stays what it is."""
+    name, _, value = word.partition("=")
+    is_amount = name == "--budget" and not Path(value or after).is_file()
+    return word.replace("--budget", "--budget.macs", 1) if is_amount else word
 
 
 def _flags(words: list[str], function: Callable) -> list[str]:

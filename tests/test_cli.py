@@ -159,6 +159,13 @@ def test_a_senseless_budget_is_an_error(capsys, tmp_path, images, weights, amoun
     assert not folder.exists()
 
 
+def test_a_budget_without_a_quantity_is_one_of_macs(capsys):
+    for words in (["--budget", "30%"], ["--budget=30%"]):
+        with pytest.raises(SystemExit):
+            run("compress", *words, "--print_config")
+        assert "macs: 30%" in capsys.readouterr().out
+
+
 def test_a_budget_that_cannot_be_reached_names_the_smallest_cost(capsys, tmp_path, images, weights):
     folder = tmp_path / "run"
     message = fails(capsys, "compress", "--model", TOYS, "--data", f"folder:{images}", "--weights", weights,

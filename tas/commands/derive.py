@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from pathlib import Path
 from typing import Literal
 
 from tas import data as data_sets
@@ -13,6 +14,7 @@ from tas.pipeline.derive import derive as derive_model
 from tas.pipeline.derive import recalibrate
 from tas.pipeline.rank import rank
 from tas.pipeline.store import save
+from tas.run import RunFolder
 
 SEEDS: list[str] = []  # options that follow --seed
 
@@ -53,6 +55,7 @@ def derive(
     if data is not None:
         small = recalibrate(small, data_sets.load(data, data_dir=data_dir, image_size=image_size), seed=seed)
     save(run, small, graph, architecture)
+    RunFolder(Path(run)).drop_checkpoints()  # of the training of another derived network
     cost = {"macs": graph.macs(architecture), "params": graph.params(architecture)}
     print(
         json_module.dumps(cost)

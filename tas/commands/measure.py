@@ -13,7 +13,7 @@ from tas.errors import ConfigError, RunError
 from tas.pipeline.measure import measure as measure_model
 from tas.pipeline.store import load
 from tas.record import versions
-from tas.run import CONFIG, STAGES, SUMMARY, RunFolder, read_text
+from tas.run import CONFIG, STAGES, SUMMARY, RunFolder, read_summary, read_text
 from tas.show import print_profiles
 
 SEEDS: list[str] = []  # options that follow --seed
@@ -74,5 +74,8 @@ def _write_summary(run: Path, profiles: dict[str, Any]) -> None:
         raise RunError(f"{path} is not the config of a run ({type(error).__name__}); repeat the run") from None
     record = folder.record()
     seconds = {stage: round(record.seconds(stage), 1) for stage in STAGES}
-    summary = {**profiles, "budget": budget.amounts, "seconds": {**seconds, "total": round(sum(seconds.values()), 1)}}
+    seconds["total"] = round(sum(seconds.values()), 1)
+    if (run / SUMMARY).is_file():  # a whole run knows what tracing and measuring took besides
+        seconds = read_summary(run)["seconds"]
+    summary = {**profiles, "budget": budget.amounts, "seconds": seconds}
     folder.write_json(SUMMARY, {**summary, "seed": known.get("seed", 0), "versions": versions()})

@@ -50,17 +50,29 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
     """Capture `model` in evaluation mode.
 
     Raises:
-        ModelError: export refuses, with its own first words on why.
+        ModelError: the model does not run on the example, or export refuses, with the first words of the reason.
     """
-    try:
-        with torch.no_grad():
+    name = type(model).__name__
+    with torch.no_grad():
+        try:
             return torch.export.export(model, tuple(example))
-    except Exception as error:  # export has no error root of its own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"torch.export cannot capture {type(model).__name__}: {type(error).__name__}: {reason}. Check that the "
-            f"example fits the model, and rewrite the part of forward that depends on values of tensors"
-        ) from error
+        except Exception as refusal:  # export has no error root of its own
+            try:
+                model(*(tensor.clone() for tensor in example))
+            except Exception as error:  # the user's own forward may fail in any way
+                shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example)
+                raise ModelError(
+                    f"{name} does not run on an example of shape {shapes}: {_first_line(error)}. Give an example with "
+                    f"all the inputs its forward takes, of the size and channels it was built for"
+                ) from error
+            raise ModelError(
+                f"torch.export cannot capture {name}: {type(refusal).__name__}: {_first_line(refusal)}. Rewrite the "
+                f"part of forward that depends on values of tensors"
+            ) from refusal
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def capture(model: nn.Module, example: Sequence[Tensor]) -> Captured:

@@ -152,6 +152,25 @@ REASONS = {
 }
 
 
+def test_an_example_that_does_not_fit_is_told_from_a_model_that_cannot_be_captured():
+    class TwoInputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, one, other):
+            return self.conv(one + other)
+
+    class Branches(TwoInputs):
+        def forward(self, one):
+            return self.conv(one) if float(one.sum()) > 0 else self.conv(-one)
+
+    with pytest.raises(ModelError, match="TwoInputs does not run on an example of shape .*all the inputs"):
+        trace(TwoInputs(), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ModelError, match="cannot capture Branches.*depends on values of tensors"):
+        trace(Branches(), torch.zeros(1, 3, 8, 8))
+
+
 @pytest.mark.parametrize("name", REASONS)
 def test_what_has_no_rule_is_frozen_with_the_reason(name):
     layer, reason = REASONS[name]
@@ -220,13 +239,15 @@ class DataDependent(nn.Module):
 def test_a_forward_that_depends_on_values_is_an_error_that_says_so():
     with pytest.raises(
         ModelError,
-        match="torch.export cannot capture DataDependent: .*rewrite the part of forward that depends on values",
+        match="torch.export cannot capture DataDependent: .*Rewrite the part of forward that depends on values",
     ):
         trace(DataDependent(), images())
 
 
 def test_an_example_that_does_not_fit_is_an_error():
-    with pytest.raises(ModelError, match="torch.export cannot capture Plain: .* Check that the example fits the model"):
+    with pytest.raises(
+        ModelError, match="Plain does not run on an example of shape .*of the size and channels it was built for"
+    ):
         trace(nets.Plain(), torch.zeros(1, 4, 8, 8))
 
 
