@@ -59,9 +59,11 @@ class _Problem:
         return np.max(shares, axis=0)
 
     def score(self, choice: np.ndarray) -> float:
+        """Sum of the scores of one architecture."""
         return float(self.scores[np.arange(len(choice)), choice].sum())
 
     def solve(self) -> Architecture:
+        """The best choice if it fits, else the best of the improved starts."""
         if not self.names:
             return self.space.largest
         best = self.scores.argmax(1)

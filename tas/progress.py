@@ -27,6 +27,7 @@ class _Line:
         self.first, self.started, self.printed = done, time.monotonic(), time.monotonic()
 
     def advance(self, note: str = "") -> None:
+        """See `Bar.advance`."""
         self.done, self.note, now = self.done + 1, note or self.note, time.monotonic()
         if now - self.printed >= SECONDS_BETWEEN_LINES:
             left = (now - self.started) / (self.done - self.first) * (self.total - self.done)
@@ -40,6 +41,7 @@ class _Rich:
         self.progress, self.task = progress, task
 
     def advance(self, note: str = "") -> None:
+        """See `Bar.advance`."""
         self.progress.update(self.task, advance=1, **({"note": note} if note else {}))
 
 

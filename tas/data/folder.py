@@ -144,6 +144,7 @@ def _decode(samples: Samples, size: tuple[int, int], image_size: int | None, wor
     pixels = np.empty((len(samples), 3, height, width), dtype=np.uint8)
 
     def decode_chunk(start: int) -> bool:
+        """Fill one stretch of the array; False where an image has another size."""
         for index in range(start, min(start + CHUNK, len(samples))):
             image = read_image(samples[index][0])
             if image.size != size:
