@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tas.pipeline.train import TrainConfig, train
     from tas.profile import Profile
     from tas.record import Record
-    from tas.space import SearchSpace
+    from tas.space import SearchSpace, SpaceConfig
 
 _HOMES = {
     "tas.architecture": ["Architecture"],
@@ -55,7 +55,7 @@ _HOMES = {
     "tas.pipeline.train": ["TrainConfig", "train"],
     "tas.profile": ["Profile"],
     "tas.record": ["Record"],
-    "tas.space": ["SearchSpace"],
+    "tas.space": ["SearchSpace", "SpaceConfig"],
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -76,6 +76,7 @@ __all__ = [
     "SearchConfig",
     "SearchResult",
     "SearchSpace",
+    "SpaceConfig",
     "Supernet",
     "TasError",
     "TrainConfig",

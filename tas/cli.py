@@ -26,12 +26,14 @@ EXAMPLES = {
         "tas compress",
         "tas compress --model cifar_resnet:20 --data folder:DIR --weights teacher.safetensors --budget.macs 50% "
         "--output runs/r20 --seed 0",
+        "tas compress torchvision:resnet18 --pretrained --data folder:imagenet --keep conv1,fc --space.round_to 8",
         "tas compress --config runs/r20/config.yaml --output runs/again",
         "tas compress --resume --output runs/r20",
     ],
     "trace": [
-        "tas trace --model torchvision:resnet18",
-        "tas trace --model my_model.py:build --input_size [3,64,64] --json",
+        "tas trace torchvision:resnet18",
+        "tas trace torchvision:resnet18 --keep layer1.*,fc --space.choose width --space.round_to 8",
+        "tas trace my_model.py:build --input_size [3,64,64] --json",
     ],
     "search": [
         "tas search --model cifar_resnet:20 --weights teacher.safetensors --budget.macs 50% --output runs/found"
@@ -84,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def overview() -> str:
     """What `tas --help` prints."""
-    lines = ["usage: tas COMMAND [options]", "", "Shrink a trained PyTorch vision model and keep its accuracy.", ""]
+    lines = ["usage: tas COMMAND [MODEL] [options]", ""]
+    lines += ["Shrink a trained PyTorch vision model and keep its accuracy.", ""]
     lines += [f"  {name:10} {text}" for name, text in COMMANDS.items()]
     lines += [
         "",
@@ -104,6 +107,12 @@ def _plain_budget(word: str, after: str) -> str:
     name, _, value = word.partition("=")
     is_amount = name == "--budget" and not Path(value or after).is_file()
     return word.replace("--budget", "--budget.macs", 1) if is_amount else word
+
+
+def _with_model(words: list[str], function: Callable) -> list[str]:
+    """Let a first word that is no option stand for --model."""
+    is_model = words and not words[0].startswith("-") and "model" in inspect.signature(function).parameters
+    return ["--model", *words] if is_model else words
 
 
 def _flags(words: list[str], function: Callable) -> list[str]:
@@ -137,7 +146,7 @@ def _call(name: str, words: list[str]) -> int:
         formatter_class=Formatter,
     )  # fmt: skip
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    words = _flags(words, function)
+    words = _flags(_with_model(words, function), function)
     parser.add_function_arguments(function, as_group=False)
     for target in command.SEEDS:
         parser.link_arguments("seed", target)

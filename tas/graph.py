@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,15 +61,26 @@ def positions_of(layout: Layout, sizes: Mapping[str, int]) -> np.ndarray:
     return np.flatnonzero(np.concatenate(kept)) if kept else np.zeros(0, dtype=int)
 
 
-def whole_width(layout: Layout | None) -> tuple[str, int] | None:
-    """Name of the width that alone fills an axis, channel by channel, and how many copies of it stand there in a row.
+class Whole(NamedTuple):
+    """An axis that one width fills alone, all its channels in order.
 
-    None for every other axis. Grouped convolutions have a copy per group.
+    Attributes:
+        width: its name.
+        copies: how often all channels stand there in a row; once per group of a convolution.
+        repeat: positions each channel fills; the dimension of a head in attention.
     """
+
+    width: str
+    copies: int
+    repeat: int
+
+
+def whole_width(layout: Layout | None) -> Whole | None:
+    """What fills an axis if it is nothing but copies of one whole width; None for every other axis."""
     if not layout or any(run != layout[0] for run in layout):
         return None
     first = layout[0]
-    return (first.width, len(layout)) if first.width is not None and first.start == 0 and first.repeat == 1 else None
+    return Whole(first.width, len(layout), first.repeat) if first.width is not None and first.start == 0 else None
 
 
 def channels_of(layout: Layout, width: str) -> np.ndarray:
@@ -114,12 +125,14 @@ class Layer:
 
     Attributes:
         name: module path.
-        kind: which rule knows it (`convolution`, `depthwise`, `linear`, `batch_norm`, `other`).
+        kind: which rule knows it, such as `convolution`, `linear`, `batch_norm`; `other` for a module that is no layer
+            but has parameters of its own, or multiplies activations with each other.
         parameters: its parameters and buffers.
         products: multiply-adds per sample, each a coefficient times axis sizes; empty for norms.
         gate: (depth, position) when it lies in a block that can be dropped.
         mixed_by: the layer behind which the supernet mixes the candidates made here: itself, the batch norm that alone
             reads it, or None where nothing is mixed.
+        channel_dim: dimension of its input that holds the channels; used by norms over channels.
     """
 
     name: str
@@ -128,6 +141,22 @@ class Layer:
     products: tuple[tuple[int, tuple[Count, ...]], ...] = ()
     gate: Gate | None = None
     mixed_by: str | None = None
+    channel_dim: int = 1
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A whole number that a module keeps beside its parameters and that follows the widths, such as `num_heads`.
+
+    Attributes:
+        module: its path.
+        name: of the attribute.
+        count: its value as a function of the widths.
+    """
+
+    module: str
+    name: str
+    count: Count
 
 
 @dataclass(frozen=True)
@@ -183,6 +212,7 @@ class Graph:
         layers: every module with parameters or multiply-adds, in order of execution.
         frozen: every axis that is left alone, with the reason.
         input_shapes: of the example, batch included.
+        attributes: numbers on modules that follow the widths.
     """
 
     widths: tuple[Width, ...]
@@ -190,6 +220,7 @@ class Graph:
     layers: tuple[Layer, ...]
     frozen: tuple[Frozen, ...] = ()
     input_shapes: tuple[tuple[int, ...], ...] = ()
+    attributes: tuple[Attribute, ...] = ()
 
     @cached_property
     def full(self) -> Architecture:
@@ -216,6 +247,26 @@ class Graph:
             if not parameter.is_buffer
         ]
         return {"macs": Cost(tuple(macs)), "params": Cost(tuple(params))}
+
+    @cached_property
+    def layer_macs(self) -> dict[str, int]:
+        """Multiply-adds per sample of every layer of the full model, by layer name."""
+        return {
+            layer.name: sum(Term(times, factors).of(self.full) for times, factors in layer.products)
+            for layer in self.layers
+        }
+
+    @property
+    def open_share(self) -> float:
+        """Share of the full model's multiply-adds that some choice makes smaller, in [0, 1]; 0 where there are none.
+
+        That is, in layers that a width narrows or that lie in a block a depth can drop.
+        """
+        is_open = {
+            layer.name: layer.gate is not None or any(count.widths for _, counts in layer.products for count in counts)
+            for layer in self.layers
+        }
+        return sum(macs for name, macs in self.layer_macs.items() if is_open[name]) / max(1, self.macs())
 
     def cost(self, quantity: str) -> Cost:
         """The polynomial of `macs` or `params`."""
@@ -250,7 +301,7 @@ class Graph:
 
     def to_dict(self) -> dict[str, Any]:
         """The graph in plain lists and mappings, for JSON."""
-        return {"format": 1, **asdict(self)}
+        return {"format": 2, **asdict(self)}
 
     def to_json(self) -> str:
         """The graph as JSON text."""
@@ -265,7 +316,7 @@ class Graph:
         """
         try:
             value = json.loads(text)
-            if value.pop("format") != 1:
+            if value.pop("format") > 2:  # 1 had no attributes and no norms over channels
                 raise ArchitectureError("this graph was written by a newer tas; upgrade, or trace the model again")
             return cls(
                 tuple(Width(v["name"], v["size"], tuple(v["layers"])) for v in value["widths"]),
@@ -273,6 +324,7 @@ class Graph:
                 tuple(_layer(v) for v in value["layers"]),
                 tuple(Frozen(**v) for v in value["frozen"]),
                 tuple(tuple(shape) for shape in value["input_shapes"]),
+                tuple(Attribute(v["module"], v["name"], _count(v["count"])) for v in value.get("attributes", ())),
             )
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ArchitectureError(f"this is not a graph ({error!r}); give the graph.json of a run") from None
@@ -294,4 +346,6 @@ def _layer(value: dict[str, Any]) -> Layer:
     )
     products = tuple((times, tuple(_count(factor) for factor in factors)) for times, factors in value["products"])
     gate = value["gate"] and (value["gate"][0], value["gate"][1])
-    return Layer(value["name"], value["kind"], parameters, products, gate, value["mixed_by"])
+    return Layer(
+        value["name"], value["kind"], parameters, products, gate, value["mixed_by"], value.get("channel_dim", 1)
+    )  # fmt: skip

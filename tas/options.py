@@ -1,9 +1,11 @@
-"""Check the options of a config, whatever it is of."""
+"""Check the options of a config, whatever it is of, and understand the patterns in it."""
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tas.errors import ConfigError
@@ -26,7 +28,8 @@ def check_options(
     Raises:
         ConfigError: names the option, its value and what it can be.
     """
-    for name, kind in get_type_hints(type(config)).items():
+    kinds = get_type_hints(type(config))
+    for name, kind in kinds.items():
         value = getattr(config, name)
         if get_origin(kind) is Literal and value not in get_args(kind):
             raise ConfigError(f"{stage} {name} is {value!r}; it can be {' or '.join(map(str, get_args(kind)))}")
@@ -40,10 +43,39 @@ def check_options(
         for name in names:
             if not holds(getattr(config, name)):
                 raise ConfigError(f"{stage} {name} is {getattr(config, name)}; it must {limit}")
-    check_seed(config.seed)
+    if "seed" in kinds:
+        check_seed(config.seed)
 
 
 def check_seed(seed: int) -> None:
     """Raise `ConfigError` for a seed that torch does not take."""
     if seed not in SEEDS:
         raise ConfigError(f"seed is {seed}; it must lie between {SEEDS[0]} and {SEEDS[-1]}")
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config dataclass in mappings and lists, for YAML."""
+    return {name: _plain_value(value) for name, value in asdict(config).items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain_value(item) for key, item in value.items()}
+    return [_plain_value(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def split_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
+    """Patterns one by one; text holds them separated by commas, as on the command line."""
+    if isinstance(patterns, str):
+        return tuple(part.strip() for part in patterns.split(",") if part.strip())
+    return tuple(patterns)
+
+
+def near_misses(pattern: str, names: Iterable[str]) -> str:
+    """` (did you mean …?)` with the names closest to a pattern that matches none; nothing where none is close."""
+    names = dict.fromkeys(name for name in names if name)
+    parts = dict.fromkeys(part for name in names for part in name.split(".") if not part.isdigit())
+    for wanted, known in ((pattern, names), (pattern.strip("*."), [*names, *parts])):
+        if close := difflib.get_close_matches(wanted, list(known), n=3):
+            return f" (did you mean {' or '.join(close)}?)"
+    return ""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tas.architecture import Architecture
+from tas.budget import QUANTITIES
 from tas.graph import Graph
+from tas.space import SearchSpace
 
 
 def print_profiles(profiles: Mapping[str, Mapping[str, Any]]) -> None:
@@ -31,40 +34,107 @@ def print_profiles(profiles: Mapping[str, Mapping[str, Any]]) -> None:
     Console().print(table)
 
 
-def print_graph(graph: Graph, smallest: Architecture, chosen: Architecture | None = None) -> None:
-    """Every width and depth with its share of the multiply-adds, what is frozen and why, and the reachable costs."""
-    console, full = Console(), graph.macs()
-    columns = ["width", "channels", *(["kept"] if chosen else []), "layers", "share of macs"]
-    table = Table(*columns)
-    for width in graph.widths:
-        members = [layer for layer in graph.layers if layer.name in set(width.layers)]
-        share = (
-            sum(times * _product(factors, graph.full) for layer in members for times, factors in layer.products) / full
-        )
-        kept = [str(chosen.widths[width.name])] if chosen else []
-        table.add_row(width.name, str(width.size), *kept, str(len(width.layers)), f"{100 * share:.1f} %")
-    console.print(table if graph.widths else "no width can be changed")
+def print_graph(graph: Graph, space: SearchSpace, chosen: Architecture | None = None) -> None:
+    """Every width and depth with its share of the multiply-adds, what is left alone and why, and the reachable costs.
+
+    Args:
+        graph: from `tas.trace`.
+        space: whose candidates are shown.
+        chosen: an architecture to show beside them.
+    """
+    console, kept = Console(highlight=False), ["kept"] if chosen else []
+    if graph.widths:
+        table = _table("width", "size", "candidates", *kept, "layers", "share of macs")
+        for width in graph.widths:
+            size = [str(chosen.widths[width.name])] if chosen else []
+            share = _share(graph, width.layers)
+            table.add_row(
+                Text(width.name), str(width.size), _few(space.widths[width.name]), *size, str(len(width.layers)), share
+            )
+        console.print(table)
     if graph.depths:
-        table = Table("depth", "blocks", *(["kept"] if chosen else []))
+        table = _table("depth", "blocks", "candidates", *kept, "share of macs")
         for depth in graph.depths:
-            table.add_row(depth.name, str(len(depth.blocks)), *([str(chosen.depths[depth.name])] if chosen else []))
+            size = [str(chosen.depths[depth.name])] if chosen else []
+            share = _share(graph, [layer.name for layer in graph.layers if layer.gate and layer.gate[0] == depth.name])
+            table.add_row(Text(depth.name), str(len(depth.blocks)), _few(space.depths[depth.name]), *size, share)
         console.print(table)
-    if graph.frozen:
-        table = Table("not searched", "reason", "module")
-        for item in graph.frozen:
-            table.add_row(item.axis, item.reason, item.module)
-        console.print(table)
-    least = graph.macs(smallest)
-    print(
-        f"full model: {full:,} macs, {graph.params():,} params; smallest: {least:,} macs ({100 * least / full:.1f} %)"
+    _print_frozen(console, graph)
+    print(f"\nfull model: {graph.macs():,} macs, {graph.params():,} params")
+    for label, architecture in (("smallest", space.smallest), ("chosen", chosen)):
+        if architecture is not None:
+            print(f"{label}: {_costs(graph, architecture)}")
+    print(f"open: {100 * graph.open_share:.1f} % of the macs lie in layers that can be narrowed or dropped")
+    if message := why_nothing_is_open(graph, space):
+        print(message)
+
+
+def why_nothing_is_open(graph: Graph, space: SearchSpace) -> str | None:
+    """What to do where nothing can be made smaller; None where something can."""
+    if space.num_architectures > 1:
+        return None
+    if graph.widths or graph.depths:
+        return (
+            "this space offers nothing smaller than the full model; allow more with choose, ratios, round_to, minimum "
+            "or candidates of the space"
+        )
+    if not graph.frozen:
+        return "nothing can be made smaller: the model has no convolution, no linear layer and no residual blocks"
+    if any(item.reason.startswith("kept, ") for item in graph.frozen):
+        return "nothing can be made smaller, for the reasons given; keep fewer modules"
+    return (
+        "nothing can be made smaller, for the reasons given; change the modules they name, or take a model in which one "
+        "convolution or linear layer reads another"
     )
-    if chosen:
-        macs, params = graph.macs(chosen), graph.params(chosen)
-        print(f"chosen: {macs:,} macs ({100 * macs / full:.1f} %), {params:,} params")
 
 
-def _product(factors: Any, architecture: Architecture) -> int:
-    value = 1
-    for factor in factors:
-        value *= factor.of(architecture.widths)
-    return value
+def summarize(graph: Graph, space: SearchSpace) -> dict[str, Any]:
+    """Full and smallest reachable cost, the open share and how much was found, for machines."""
+    return {
+        "macs": graph.macs(),
+        "params": graph.params(),
+        "smallest": {"macs": graph.macs(space.smallest), "params": graph.params(space.smallest)},
+        "open_share": graph.open_share,
+        "widths": len(graph.widths),
+        "depths": len(graph.depths),
+        "frozen": len(graph.frozen),
+    }
+
+
+def _table(*columns: str) -> Table:
+    table = Table()
+    for name in columns:  # a long name goes on in the next line: cut off, it could not be looked up
+        is_text = name in ("width", "depth", "candidates")
+        table.add_column(name, overflow="fold", justify="left" if is_text else "right")
+    return table
+
+
+def _few(sizes: Sequence[int]) -> str:
+    """The candidates, or those that show by which steps they go."""
+    return " ".join(map(str, sizes)) if len(sizes) < 6 else f"{sizes[0]} {sizes[1]} {sizes[2]} … {sizes[-1]}"
+
+
+def _share(graph: Graph, layers: Iterable[str]) -> str:
+    return _percent(sum(graph.layer_macs[name] for name in layers), graph.macs())
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def _costs(graph: Graph, architecture: Architecture) -> str:
+    costs = {name: (graph.cost(name).exact(architecture), graph.cost(name).exact(graph.full)) for name in QUANTITIES}
+    return ", ".join(f"{cost:,} {name} ({_percent(cost, full)})" for name, (cost, full) in costs.items())
+
+
+def _print_frozen(console: Console, graph: Graph) -> None:
+    """Every frozen axis under its reason, beside the module in which the reason lies."""
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for item in graph.frozen:
+        reasons.setdefault(item.reason, {}).setdefault(item.module, []).append(item.axis)
+    for reason, modules in reasons.items():
+        console.print(Text(f"left alone: {reason}"))
+        table = Table("module", "axes", box=None, padding=(0, 1, 0, 2))
+        for module, axes in modules.items():
+            table.add_row(Text(module or "-", overflow="fold"), Text(", ".join(axes), overflow="fold"))
+        console.print(table)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,16 @@ from torch import Tensor, nn
 
 from tas.data import Source
 from tas.errors import ConfigError, DataError, ModelError
-from tas.nn.transfer import distillation_loss, imitation_loss
+from tas.nn.transfer import decoupled_loss, distillation_loss, imitation_loss, relation_loss, require_layers
 
 Loss = Callable[[Any, Any], Tensor]
 Metric = Callable[[Any, Any], Any]
+Transfer = Literal["none", "kd", "hints", "attention", "dkd", "dist"]
+
+# Beside a loss against the labels of weight 1. Hints and attention: Tian et al., "Contrastive Representation
+# Distillation", ICLR 2020, whose losses are means as ours are. DKD and DIST: the authors' code, for CIFAR ResNets.
+TRANSFER_WEIGHTS: dict[str, float] = {"hints": 100.0, "attention": 1000.0, "dkd": 2.0, "dist": 1.0}
+FEATURE_TRANSFERS = ("hints", "attention")
 
 
 def run_model(model: nn.Module, inputs: Tensor) -> Any:
@@ -48,7 +54,15 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 
 def task_loss(
-    outputs: Any, targets: Any, *, loss: Loss | None, wanted: Any = None, teacher_weight: float, temperature: float
+    outputs: Any,
+    targets: Any,
+    *,
+    loss: Loss | None,
+    wanted: Any = None,
+    teacher_weight: float,
+    temperature: float,
+    transfer: Transfer = "kd",
+    transfer_weight: float | None = None,
 ) -> Tensor:
     """The loss of one batch: against the targets, and where a teacher answered, against its answer.
 
@@ -57,21 +71,40 @@ def task_loss(
         targets: of the data.
         loss: (outputs, targets) to a scalar; None is cross-entropy.
         wanted: outputs of the teacher; None for none.
-        teacher_weight: share of the teacher's term, in [0, 1].
-        temperature: of the distillation; a loss of one's own goes with the mean squared distance of the outputs.
+        teacher_weight: share of the teacher's term in kd, in [0, 1].
+        temperature: of kd, dkd and dist; a loss of one's own goes in kd with the mean squared distance of the outputs.
+        transfer: what is learned from the teacher's outputs; nothing but by kd, dkd and dist.
+        transfer_weight: of the terms of dkd (that of the other classes) and dist; None for the authors' own.
 
     Raises:
         DataError: without a loss, outputs and targets are not those of a classification.
+        ConfigError: dkd or dist for another task than classification.
     """
     if loss is None:
         require_logits(outputs, targets)
         targets = targets.long()
-        if wanted is None:
-            return F.cross_entropy(outputs, targets)
+    is_kd = wanted is not None and transfer == "kd"
+    if is_kd and loss is None:
         return distillation_loss(outputs, wanted, targets, temperature=temperature, teacher_weight=teacher_weight)
-    if wanted is None:
-        return loss(outputs, targets)
-    return (1 - teacher_weight) * loss(outputs, targets) + teacher_weight * _imitation(outputs, wanted)
+    value = F.cross_entropy(outputs, targets) if loss is None else loss(outputs, targets)
+    if is_kd:
+        return (1 - teacher_weight) * value + teacher_weight * _imitation(outputs, wanted)
+    if wanted is None or transfer not in ("dkd", "dist"):
+        return value
+    _require_classification(outputs, targets, transfer)
+    weight = TRANSFER_WEIGHTS[transfer] if transfer_weight is None else transfer_weight
+    if transfer == "dkd":
+        return value + decoupled_loss(outputs, wanted, targets.long(), temperature=temperature, other_weight=weight)
+    return value + weight * relation_loss(outputs, wanted, temperature=temperature)
+
+
+def _require_classification(outputs: Any, targets: Any, transfer: str) -> None:
+    try:
+        require_logits(outputs, targets)
+    except DataError as error:
+        raise ConfigError(
+            f"transfer {transfer} is for a classification with one label per sample; choose kd, hints or attention"
+        ) from error
 
 
 def _imitation(outputs: Any, wanted: Any) -> Tensor:
@@ -152,15 +185,30 @@ def require_trainable(model: nn.Module) -> None:
 
 @torch.no_grad()
 def require_fit_for_data(
-    model: nn.Module, source: Source, *, loss: Loss | None = None, metric: Metric | None = None
+    model: nn.Module,
+    source: Source,
+    *,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
+    transfer: Transfer = "none",
+    layers: Sequence[str] = (),
 ) -> None:
     """Try a model, a loss and a metric on training images, before anything long begins.
+
+    Args:
+        model: the full one.
+        source: gives the images.
+        loss: (outputs, targets) to a scalar; None is cross-entropy.
+        metric: (outputs, targets) to a number; None is the percentage of right classes.
+        transfer: what a small network is to learn from the model.
+        layers: of which it is to learn the features.
 
     Raises:
         ModelError: the model does not accept them, answers with NaN, or cannot learn.
         DataError: there are none, or the labels are not those of its classes.
-        ConfigError: the loss is not a scalar.
+        ConfigError: the loss is not a scalar, the transfer is for another task, or a layer does not exist.
     """
+    require_layers(model, layers)
     require_trainable(model)
     device = str(next(model.parameters()).device)
     batch = next(iter(source.train_batches(2, device=device)), None)
@@ -182,4 +230,6 @@ def require_fit_for_data(
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ConfigError(f"the loss must be a scalar tensor, but loss= returned {shape}; return its mean")
+    if transfer in ("dkd", "dist"):
+        _require_classification(outputs, targets, transfer)
     (metric or accuracy)(outputs, targets)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from toys import TinyNet
@@ -78,9 +79,14 @@ def test_compress_makes_a_run_that_reloads(images, weights, tmp_path, capsys):
 
 
 def test_a_run_repeats_from_its_own_config(images, weights, tmp_path, capsys):
-    options = ["compress", "--model", TOYS, "--data", f"folder:{images}", "--weights", weights, *QUICK]
+    options = ["compress", TOYS, "--data", f"folder:{images}", "--weights", weights, *QUICK]
+    options += ["--keep", "stem,head", "--space.round-to", "2", "--space.candidates", '{"blocks.*": [4, "75%"]}']
     assert run(*options, "--output", tmp_path / "one", "--budget.params", "40%", "--json") == 0
     first = json.loads(capsys.readouterr().out)
+    settings = yaml.safe_load((tmp_path / "one" / "config.yaml").read_text())
+    assert settings["keep"] == ["stem", "head"]
+    assert settings["space"]["candidates"] == {"blocks.*": [4, "75%"]}
+    assert settings["space"]["round_to"] == 2
     assert run("compress", "--config", tmp_path / "one" / "config.yaml", "--output", tmp_path / "two", "--json") == 0
     second = json.loads(capsys.readouterr().out)
     for name in ("full", "pruned"):
@@ -131,9 +137,44 @@ def test_trace_shows_widths_depths_frozen_axes_and_costs(tmp_path, capsys):
     for word in ("stem.0", "blocks", "head.weight[0]", "output of the model", "smallest"):
         assert word in out
     assert run("trace", "--model", TOYS, "--input-size", size, "--json") == 0
-    graph = tas.Graph.from_json(capsys.readouterr().out)
+    out = capsys.readouterr().out
+    graph = tas.Graph.from_json(out)
+    assert json.loads(out)["summary"]["smallest"]["macs"] == graph.macs(tas.SearchSpace.of(graph).smallest)
     assert graph == tas.trace(TinyNet(), torch.zeros(1, 3, 8, 8))
     assert graph == tas.Graph.from_json((tmp_path / "graph.json").read_text())
+
+
+def test_what_may_change_is_the_same_in_words_in_yaml_and_in_python(tmp_path, capsys):
+    file = tmp_path / "options.yaml"
+    file.write_text("keep: [blocks.1, head]\nspace: {choose: width, round_to: 4, candidates: {blocks.*: [50%, 7]}}\n")
+    words = ["--space.choose", "width", "--space.round_to=4", "--space.candidates", '{"blocks.*": ["50%", 7]}']
+    graph = tas.trace(TinyNet(), torch.zeros(1, 3, 8, 8), keep=["blocks.1", "head"])
+    space = tas.SearchSpace.of(graph, choose="width", round_to=4, candidates={"blocks.*": ["50%", 7]})
+    for options in ([*words, "--keep", "blocks.1,head"], [*words, '--keep=["blocks.1", "head"]'], ["--config", file]):
+        assert run("trace", TOYS, "--input-size", "[3,8,8]", *options, "--json") == 0
+        out = capsys.readouterr().out
+        assert tas.Graph.from_json(out) == graph
+        assert json.loads(out)["summary"]["smallest"]["params"] == graph.params(space.smallest)
+    assert run("trace", TOYS, "--input-size", "[3,8,8]", *words, "--keep", "blocks.1,head") == 0
+    out = capsys.readouterr().out
+    assert "kept, as keep='blocks.1' asks" in out
+    assert "4 7 8" in out
+
+
+def test_a_pattern_that_matches_nothing_is_an_error(capsys, tmp_path, images, weights):
+    options = [TOYS, "--data", f"folder:{images}", "--weights", weights, "--output", tmp_path / "run"]
+    for words in (["trace", TOYS, "--input-size", "[3,8,8]"], ["search", *options], ["compress", *options]):
+        assert "is called 'blocs' (did you mean blocks" in fails(capsys, *words, "--keep", "head,blocs")
+        assert "is called 'blocs' (did you mean blocks" in fails(capsys, *words, "--space.candidates", '{"blocs": [1]}')
+        assert "space round_to is 0; it must be above 0" in fails(capsys, *words, "--space.round_to", "0")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_trace_without_a_result_says_so_on_stderr_where_stdout_is_for_machines(capsys):
+    assert run("trace", TOYS, "--input-size", "[3,8,8]", "--keep", "*", "--json") == 0
+    streams = capsys.readouterr()
+    assert json.loads(streams.out)["summary"]["open_share"] == 0
+    assert "nothing can be made smaller, for the reasons given; keep fewer modules" in streams.err
 
 
 def test_the_printed_config_is_complete_and_can_be_read_back(capsys, tmp_path, images, weights):
@@ -322,6 +363,18 @@ def test_the_examples_parse(name, monkeypatch):
             continue  # needs the file of a run
         assert main(words) == 0, line
     assert called
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "report"])
+def test_a_first_word_without_dashes_is_the_model(name, monkeypatch, capsys):
+    command = import_module(f"tas.commands.{name}")
+    called = []
+    monkeypatch.setattr(command, name, _recorder(getattr(command, name), called))
+    assert main([name, "torchvision:resnet18"]) == main([name, "--model", "torchvision:resnet18"]) == 0
+    assert [options["model"] for options in called] == ["torchvision:resnet18"] * 2
+    assert main([name, "torchvision:resnet18", "another"]) == 2
+    assert main(["report", "torchvision:resnet18"]) == 2
+    assert "--help" in capsys.readouterr().err
 
 
 def _recorder(function, called):

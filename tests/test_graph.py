@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -143,3 +144,18 @@ def test_a_damaged_graph_is_refused(damage):
 def test_a_graph_of_a_newer_format_asks_to_upgrade():
     with pytest.raises(ArchitectureError, match="written by a newer tas; upgrade"):
         Graph.from_json('{"format": 2}')
+
+
+def test_the_open_share_counts_layers_that_a_choice_makes_smaller():
+    graph = toy()
+    assert graph.layer_macs == {"conv": 64 * 8 * 3, "stage.1.conv": 7}
+    assert graph.open_share == 1
+    closed = replace(graph, layers=(*graph.layers, Layer("head", "linear", (), ((500, (Count(2),)),))))
+    assert closed.open_share == pytest.approx(graph.macs() / (graph.macs() + 1000))
+    ungated = replace(closed, layers=(closed.layers[0], replace(closed.layers[1], gate=None), closed.layers[2]))
+    assert ungated.open_share == pytest.approx(64 * 8 * 3 / closed.macs())
+    assert Graph((), (), ()).open_share == 0
+
+
+def test_a_graph_with_a_summary_beside_it_is_read():
+    assert Graph.from_json(json.dumps({**toy().to_dict(), "summary": {"macs": 1}})) == toy()

@@ -24,6 +24,7 @@ NAMES = [
     "SearchConfig",
     "SearchResult",
     "SearchSpace",
+    "SpaceConfig",
     "Supernet",
     "TasError",
     "TrainConfig",

@@ -10,11 +10,13 @@ from tas import data as data_sets
 from tas.budget import Budget
 from tas.commands.inputs import build_model
 from tas.errors import ConfigError
+from tas.options import split_patterns
 from tas.pipeline.compress import CompressConfig, short_search, short_teacher, short_train
 from tas.pipeline.compress import compress as compress_model
 from tas.pipeline.search import SearchConfig
 from tas.pipeline.train import TrainConfig
 from tas.show import print_profiles
+from tas.space import SpaceConfig
 
 SEEDS: list[str] = ["search.seed", "train.seed", "teacher.seed"]  # options that follow --seed
 
@@ -32,7 +34,8 @@ def compress(
     search: SearchConfig = short_search(),  # noqa: B008
     train: TrainConfig = short_train(),  # noqa: B008
     teacher: TrainConfig = short_teacher(),  # noqa: B008
-    choose: Literal["both", "width", "depth"] = "both",
+    space: SpaceConfig = SpaceConfig(),  # noqa: B008
+    keep: tuple[str, ...] | str = (),
     execution: Literal["compact", "dense"] = "compact",
     init: Literal["inherit", "fresh"] = "inherit",
     latency_batch: int = 1,
@@ -55,7 +58,8 @@ def compress(
         search: how the architecture is searched
         train: how the small model is trained, with the full one as its teacher
         teacher: how the full model is trained when it comes without weights
-        choose: search widths, depths, or both
+        space: which sizes may be chosen
+        keep: modules to leave alone, as patterns of their paths, such as layer1.*,fc
         execution: of the supernet; both compute the same, compact is faster on a CPU
         init: the small model inherits weights, or starts fresh as in the paper
         latency_batch: images in the timed forward pass
@@ -74,8 +78,8 @@ def compress(
         "image_size": image_size,
     }  # fmt: skip
     config = CompressConfig(
-        search=search, train=train, teacher=teacher, choose=choose, execution=execution, init=init,
-        latency_batch=latency_batch, seed=seed,
+        search=search, train=train, teacher=teacher, space=space, keep=split_patterns(keep),
+        execution=execution, init=init, latency_batch=latency_batch, seed=seed,
     )  # fmt: skip
     result = compress_model(
         full, source, budget=budget, config=config, output=output, resume=resume,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tas import models
 from tas.architecture import Architecture
 from tas.errors import RunError
 from tas.graph import Graph
-from tas.options import check_seed
+from tas.options import check_seed, plain
 from tas.pipeline.search import SearchConfig
 from tas.pipeline.train import TrainConfig
 from tas.run import GRAPH, read_text
@@ -39,11 +38,9 @@ def found_in(folder: str) -> tuple[Graph, Architecture]:
     return graph, graph.check(Architecture.from_json(read_text(path / "architecture.json")))
 
 
-def plain(config: SearchConfig | TrainConfig) -> dict[str, Any]:
+def without_seed(config: SearchConfig | TrainConfig) -> dict[str, Any]:
     """A config for YAML, without its seed: one seed rules all stages."""
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
-    del values["seed"]
-    return values
+    return {name: value for name, value in plain(config).items() if name != "seed"}
 
 
 def to_yaml(settings: dict[str, Any]) -> str:

@@ -11,9 +11,10 @@ import torch
 
 from tas import data as data_sets
 from tas.budget import Budget
-from tas.commands.inputs import build_model, plain, to_yaml
+from tas.commands.inputs import build_model, to_yaml, without_seed
 from tas.errors import ConfigError
 from tas.nn.supernet import Supernet
+from tas.options import plain, split_patterns
 from tas.pipeline.compress import short_search
 from tas.pipeline.rank import rank
 from tas.pipeline.search import SearchConfig
@@ -21,7 +22,7 @@ from tas.pipeline.search import search as search_model
 from tas.pipeline.trace import trace as trace_model
 from tas.run import GRAPH, RunFolder
 from tas.show import print_graph
-from tas.space import SearchSpace
+from tas.space import SearchSpace, SpaceConfig
 from tas.storage import write_text
 from tas.task import dtype_of, require_fit_for_data
 
@@ -39,7 +40,8 @@ def search(
     image_size: int | None = None,
     budget: Budget = Budget(),  # noqa: B008
     search: SearchConfig = short_search(),  # noqa: B008
-    choose: Literal["both", "width", "depth"] = "both",
+    space: SpaceConfig = SpaceConfig(),  # noqa: B008
+    keep: tuple[str, ...] | str = (),
     execution: Literal["compact", "dense"] = "compact",
     seed: int = 0,
     output: str = "runs/search",
@@ -58,7 +60,8 @@ def search(
         image_size: resize images to this many pixels a side
         budget: upper bounds of the small model, 50% of the macs by default
         search: how the architecture is searched
-        choose: search widths, depths, or both
+        space: which sizes may be chosen
+        keep: modules to leave alone, as patterns of their paths, such as layer1.*,fc
         execution: of the supernet; both compute the same, compact is faster on a CPU
         seed: of everything random
         output: folder of the results
@@ -71,16 +74,16 @@ def search(
         )
     source = data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size)
     full = build_model(model, source.num_classes, weights, pretrained, seed)
-    graph = trace_model(full, torch.zeros(1, *source.input_shape, dtype=dtype_of(full)))
+    graph = trace_model(full, torch.zeros(1, *source.input_shape, dtype=dtype_of(full)), keep=keep)
     require_fit_for_data(full, source)
-    space = SearchSpace.of(graph, choose=choose)
-    budget.require_reachable(graph, space.smallest)
+    offered = SearchSpace.of(graph, space)
+    budget.require_reachable(graph, offered.smallest)
     settings = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
-    settings |= {"image_size": image_size, "budget": asdict(budget), "search": plain(search), "choose": choose}
-    settings |= {"execution": execution, "seed": seed}
+    settings |= {"image_size": image_size, "budget": asdict(budget), "search": without_seed(search)}
+    settings |= {"space": plain(space), "keep": list(split_patterns(keep)), "execution": execution, "seed": seed}
     run = RunFolder.open(output, to_yaml(settings), resume=resume, results=["architecture.json"])
     run.write_json(GRAPH, graph.to_dict())
-    supernet = Supernet(rank(full, graph) if search.start == "trained" else full, graph, space, execution=execution)
+    supernet = Supernet(rank(full, graph) if search.start == "trained" else full, graph, offered, execution=execution)
     found = search_model(
         supernet, source, budget=budget, config=search, teacher=full if search.teacher_weight else None,
         record=run.record(), checkpoint=run.checkpoint("search"),
@@ -94,5 +97,5 @@ def search(
     if json:
         print(json_module.dumps({"architecture": json_module.loads(found.to_json()), **cost}))
     else:
-        print_graph(graph, space.smallest, found)
+        print_graph(graph, offered, found)
         print(f"architecture: {output}/architecture.json; make the network with tas derive --run {output}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json as json_module
+import sys
 from pathlib import Path
 
 import torch
@@ -9,8 +11,8 @@ import torch
 from tas.commands.inputs import build_model
 from tas.errors import ConfigError
 from tas.pipeline.trace import trace as trace_model
-from tas.show import print_graph
-from tas.space import SearchSpace
+from tas.show import print_graph, summarize, why_nothing_is_open
+from tas.space import SearchSpace, SpaceConfig
 from tas.storage import write_text
 
 SEEDS: list[str] = []  # options that follow --seed
@@ -21,6 +23,8 @@ def trace(
     model: str = "cifar_resnet:20",
     num_classes: int | None = None,
     input_size: list[int] | None = None,
+    space: SpaceConfig = SpaceConfig(),  # noqa: B008  a frozen value
+    keep: tuple[str, ...] | str = (),
     output: str | None = None,
     json: bool = False,
 ) -> None:
@@ -30,16 +34,21 @@ def trace(
         model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION
         num_classes: outputs of the classifier, where the constructor takes it
         input_size: channels, height, width of one image; [3,32,32] for cifar_resnet, else [3,224,224]
+        space: which sizes may be chosen
+        keep: modules to leave alone, as patterns of their paths, such as layer1.*,fc
         output: file for the graph as JSON
-        json: print the graph as JSON
+        json: print the graph and a summary as JSON
     """
     size = input_size or ([3, 32, 32] if model.startswith("cifar_resnet") else [3, 224, 224])
     if len(size) != 3 or min(size) < 1:
         raise ConfigError(f"input_size is {size}; give channels, height and width of one image, such as [3,224,224]")
-    graph = trace_model(build_model(model, num_classes, None, False, 0), torch.zeros(1, *size))
+    graph = trace_model(build_model(model, num_classes, None, False, 0), torch.zeros(1, *size), keep=keep)
+    offered = SearchSpace.of(graph, space)
     if output is not None:
         write_text(Path(output), graph.to_json())
     if json:
-        print(graph.to_json())
+        print(json_module.dumps({**graph.to_dict(), "summary": summarize(graph, offered)}))
+        if message := why_nothing_is_open(graph, offered):
+            print(f"tas trace: {message}", file=sys.stderr)
     else:
-        print_graph(graph, SearchSpace.of(graph).smallest)
+        print_graph(graph, offered)

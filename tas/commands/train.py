@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from tas import data as data_sets
-from tas.commands.inputs import build_model, found_in, plain, to_yaml
+from tas.commands.inputs import build_model, found_in, to_yaml, without_seed
 from tas.pipeline.compress import short_teacher
 from tas.pipeline.measure import measure as measure_model
 from tas.pipeline.store import load, save
@@ -75,7 +75,7 @@ def train(
         place, trained = Path(run) / "model.safetensors", small
     else:
         settings = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
-        settings |= {"image_size": image_size, "train": plain(config), "seed": seed}
+        settings |= {"image_size": image_size, "train": without_seed(config), "seed": seed}
         folder = RunFolder.open(output, to_yaml(settings), resume=resume, results=["model.safetensors"])
         place = Path(output) / "model.safetensors"
         trained = train_model(

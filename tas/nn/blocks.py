@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from tas.graph import Depth
 from tas.nn.capture import Captured, module_paths
+from tas.nn.rules.opened import Opened
 
 _PASSES = {"dropout", "relu", "clone", "contiguous", "feature_dropout"}
 _PROJECTIONS = {"conv2d", "linear", "conv1d", "conv3d"}
@@ -163,14 +164,14 @@ class DepthState:
         return self.weights.get(kept) if self.vector is None else self.vector[kept - 1]
 
 
-class OpenBlock(nn.Module):
+class OpenBlock(Opened):
     """A block that may be skipped."""
 
-    def __init__(self, block: nn.Module, state: DepthState, position: int):
-        super().__init__()
-        self.block, self.position = block, position
+    def __init__(self, module: nn.Module, state: DepthState, position: int):
+        super().__init__(module)
+        self.position = position
         self._state = state
 
     def forward(self, inputs: Tensor, *arguments, **options) -> Tensor:
         """What the block gives, its input unchanged, or at the end of the run the mixture."""
-        return self._state.pass_block(self.block, self.position, inputs, arguments, options)
+        return self._state.pass_block(self.module, self.position, inputs, arguments, options)

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from tas.errors import ModelError
-from tas.nn.labels import Labels, fixed
-from tas.nn.rules import Call, Constant, Draft, label_rule
+from tas.nn.labels import Labels, fixed, varying_dims
+from tas.nn.rules import WITH_WEIGHTS, Call, Constant, Draft, label_rule, without_labels
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Captured:
         labels: their union-find.
         drafts: layers by module path.
         results: nodes that the model returns.
+        numbers: label vectors of dimensions that a module gives in numbers (to a view, say), with its path.
     """
 
     nodes: list[fx.Node]
@@ -33,6 +34,7 @@ class Captured:
     labels: Labels
     drafts: dict[str, Draft]
     results: list[fx.Node]
+    numbers: list[tuple[str, Tensor]]
 
 
 def module_path(node: fx.Node) -> str:
@@ -86,59 +88,120 @@ def capture(model: nn.Module, example: Sequence[Tensor]) -> Captured:
         ModelError: the model cannot be captured.
     """
     program = export(model, example)
-    signature = program.graph_signature
-    stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    nodes = list(program.graph.nodes)
-    labels, drafts, values = Labels(), {}, {}
-    results: list[fx.Node] = []
-    for node in nodes:
+    run = _LabelRun(program, model, example[0].shape[0])
+    for node in program.graph.nodes:
+        run.step(node)
+    run.labels.settle()
+    return Captured(list(program.graph.nodes), run.values, run.labels, run.drafts, run.results, run.numbers)
+
+
+class _LabelRun:
+    """The state of one run of labels through an exported graph."""
+
+    def __init__(self, program: torch.export.ExportedProgram, model: nn.Module, batch: int):
+        signature = program.graph_signature
+        self._stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self._tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+        self._lifted = {
+            name: program.constants[target] for name, target in signature.inputs_to_lifted_tensor_constants.items()
+        }
+        self._inputs = set(signature.user_inputs)
+        self._model, self._batch = model, batch
+        self._computed: dict[fx.Node, Any] = {}
+        self.labels, self.drafts = Labels(), {}
+        self.values: dict[fx.Node, Any] = {}
+        self.results: list[fx.Node] = []
+        self.numbers: list[tuple[str, Tensor]] = []
+
+    def step(self, node: fx.Node) -> None:
+        """Give a node its labels."""
         if node.op == "placeholder":
-            values[node] = _placeholder(node, stored, set(signature.user_inputs))
+            self.values[node] = self._placeholder(node)
         elif node.op == "get_attr":
-            values[node] = None
+            self.values[node] = None
         elif node.op == "call_function":
-            values[node] = _step(node, values, labels, drafts, model, example[0].shape[0])
+            self.values[node] = self._call(node)
         elif node.op == "output":
-            results = list(node.all_input_nodes)
-    for node in results:
-        for value in _flat(values[node]):
-            labels.freeze(value, "output of the model", module_path(node))
-    return Captured(nodes, values, labels, drafts, results)
+            self.results = list(node.all_input_nodes)
+            for result in self.results:
+                for value in _flat(self.values[result]):
+                    self.labels.freeze(value, "output of the model", module_path(result))
 
+    def _placeholder(self, node: fx.Node) -> Any:
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            return value
+        shape = tuple(value.shape)
+        if node.name in self._inputs:
+            return fixed(shape)
+        name = self._stored.get(node.name)
+        if name is None:
+            return Constant(None, shape, None, lambda: self._lifted[node.name])
+        return Constant(
+            name, shape, lambda: (name, torch.arange(value.numel()).view(shape)), lambda: self._tensors[name]
+        )
 
-def _placeholder(node: fx.Node, stored: dict[str, str], inputs: set[Any]) -> Any:
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor):
-        return value
-    if node.name in inputs:
-        return fixed(tuple(value.shape))
-    return Constant(stored.get(node.name), tuple(value.shape))
+    def _call(self, node: fx.Node) -> Any:
+        if node.target is operator.getitem:
+            whole, index = node.args
+            return self.values[whole][index]  # type: ignore[index]
+        shapes = [tuple(item.shape) for item in _flat(node.meta.get("val"))]
+        if not shapes:  # a number, or a check that returns nothing
+            return None
+        call = self._described(node, shapes)
+        is_list = isinstance(node.meta["val"], list | tuple)
+        if not call.label_tensors() and call.op not in WITH_WEIGHTS:
+            constants = without_labels(call, lambda: self._value(node))
+            return constants if is_list else constants[0]
+        try:
+            result = label_rule(call.op)(call)
+        except (
+            Exception
+        ) as error:  # a way of calling the operation that its rule did not foresee must not end the trace
+            result = call.refuse(f"passes {call.op} in a way its rule does not know ({type(error).__name__})")
+        self._note_numbers(node, call, result)
+        return [result] if is_list and isinstance(result, Tensor) else result
 
+    def _described(self, node: fx.Node, shapes: list[tuple[int, ...]]) -> Call:
+        first = node.all_input_nodes[0] if node.all_input_nodes else None
+        maker = module_path(first) if first is not None and len(first.users) == 1 else None
+        name = getattr(node.target, "_schema", None)
+        op = name.name.rpartition("::")[2] if name is not None else str(node.target)
+        op = op[:-1] if op.endswith("_") and not op.endswith("__") else op
+        return Call(
+            op, _arguments(node, self.values), shapes, module_path(node), self.labels, self.drafts, self._model,
+            self._batch, maker, lambda: self._entry(node),
+        )  # fmt: skip
 
-def _step(
-    node: fx.Node, values: dict[fx.Node, Any], labels: Labels, drafts: dict[str, Draft], model: nn.Module, batch: int
-) -> Any:
-    if node.target is operator.getitem:
-        whole, index = node.args
-        return values[whole][index]  # type: ignore[index]
-    arguments = _arguments(node, values)
-    shapes = [tuple(item.shape) for item in _flat(node.meta.get("val"))]
-    if not shapes:  # a number, or a check that returns nothing
-        return None
-    first = node.all_input_nodes[0] if node.all_input_nodes else None
-    maker = module_path(first) if first is not None and len(first.users) == 1 else None
-    name = getattr(node.target, "_schema", None)
-    op = name.name.rpartition("::")[2] if name is not None else str(node.target)
-    op = op[:-1] if op.endswith("_") and not op.endswith("__") else op
-    call = Call(op, arguments, shapes, module_path(node), labels, drafts, model, batch, maker)
-    if not call.label_tensors():  # computed from constants alone
-        constants = [Constant(None, shape) for shape in shapes]
-        return constants[0] if isinstance(node.meta["val"], Tensor) else constants
-    try:
-        result = label_rule(op)(call)
-    except Exception as error:  # a way of calling the operation that its rule did not foresee must not end the trace
-        result = call.refuse(f"passes {op} in a way its rule does not know ({type(error).__name__})")
-    return [result] if isinstance(node.meta["val"], list | tuple) and isinstance(result, Tensor) else result
+    def _entry(self, node: fx.Node) -> Tensor | None:
+        """Labels that the module around this node reads."""
+        path = module_path(node)
+        while module_path(node) == path:
+            sources = [source for source in node.all_input_nodes if isinstance(self.values.get(source), Tensor)]
+            if not sources:
+                return None
+            node = sources[0]
+        return self.values[node]
+
+    def _note_numbers(self, node: fx.Node, call: Call, result: Any) -> None:
+        """Dimensions around a call that takes numbers: the module may keep such a number as `num_heads`."""
+        if not any(isinstance(item, int | list | tuple) for item in node.args[1:]):
+            return
+        for tensor in (*call.label_tensors(), *_flat(result)):
+            for dim in varying_dims(tensor):
+                vector = tensor.movedim(dim, -1).reshape(-1, tensor.shape[dim])[0]
+                self.numbers.append((call.module, vector))
+
+    def _value(self, node: fx.Node) -> Any:
+        """What a node that depends on constants alone computes."""
+        if node not in self._computed:
+            constant = self.values.get(node)
+            if node.op == "placeholder" and isinstance(constant, Constant) and constant.value is not None:
+                self._computed[node] = constant.value()
+            else:
+                arguments, options = map_arg((node.args, dict(node.kwargs)), self._value)
+                self._computed[node] = node.target(*arguments, **options)  # type: ignore[operator]
+        return self._computed[node]
 
 
 def _arguments(node: fx.Node, values: dict[fx.Node, Any]) -> dict[str, Any]:

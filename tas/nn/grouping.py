@@ -8,9 +8,9 @@ import numpy as np
 from torch import nn
 
 from tas.cost import Count, Gate
-from tas.graph import Depth, Frozen, Graph, Layer, Layout, Parameter, Run, Width, count_of, whole_width
+from tas.graph import Attribute, Depth, Frozen, Graph, Layer, Layout, Parameter, Run, Width, count_of, whole_width
 from tas.nn.capture import Captured
-from tas.nn.rules import Draft
+from tas.nn.rules import KINDS, Draft
 
 Place = tuple[str, int]  # (width name, channel)
 
@@ -31,7 +31,26 @@ def build_graph(
     members = _members(layers)
     found = tuple(Width(name, size, tuple(members[name])) for name, size in widths.items())
     frozen = (*_frozen(captured, roots, reasons, places), *_unseen(model, captured))
-    return Graph(found, depths, layers, frozen, input_shapes)
+    attributes = _attributes(model, captured, {layer.name: layer.kind for layer in layers}, roots, places)
+    return Graph(found, depths, layers, frozen, input_shapes, attributes)
+
+
+def _attributes(
+    model: nn.Module, captured: Captured, kinds: dict[str, str], roots: np.ndarray, places: dict[int, Place]
+) -> tuple[Attribute, ...]:
+    """Numbers on modules that equal the size of an axis they give in numbers: they are taken to follow it.
+
+    A guess, such as `num_heads`; the self-check has the last word. Layers with a rule know their own numbers.
+    """
+    found: dict[tuple[str, str], Attribute] = {}
+    for path, vector in captured.numbers:
+        count = _count(roots[vector.numpy()], places)
+        if not count.widths or kinds.get(path, "other") != "other":
+            continue
+        for name, value in vars(model.get_submodule(path)).items():
+            if type(value) is int and value == len(vector):
+                found.setdefault((path, name), Attribute(path, name, count))
+    return tuple(found.values())
 
 
 def _frozen_roots(captured: Captured, roots: np.ndarray) -> dict[int, tuple[str, str]]:
@@ -131,7 +150,8 @@ def _layer(
         products.append((times, tuple(_count(vector, places) for vector in vectors)))
     gate = next((gate for block, gate in gates.items() if path == block or path.startswith(block + ".")), None)
     kind = draft.kind if draft else "other"
-    return Layer(path, kind, tuple(parameters), tuple(products), gate, _mixed_by(path, kind, captured, layouts))
+    mixed_by = _mixed_by(path, kind, captured, layouts)
+    return Layer(path, kind, tuple(parameters), tuple(products), gate, mixed_by, draft.channel_dim if draft else 1)
 
 
 def _count(vector: np.ndarray, places: dict[int, Place]) -> Count:
@@ -145,22 +165,29 @@ def _mixed_by(path: str, kind: str, captured: Captured, layouts: dict[tuple[str,
         makers = captured.drafts[path].makers
         maker = makers[0]
         has_tensors = any(layouts.get((f"{path}.{name}", 0)) for name in ("weight", "running_mean"))
-        is_alone = has_tensors and len(makers) == 1 and maker is not None and _makes_width(maker, captured, layouts)
+        is_alone = (
+            has_tensors and len(makers) == 1 and maker is not None and _makes_width(maker, captured, layouts) == 1
+        )
         is_alone = is_alone and maker is not None and len(captured.drafts[maker].products) == 1  # called once
         readers = [name for name, draft in captured.drafts.items() if maker in draft.makers]
         return path if is_alone and len(readers) == 1 else None
     if not _makes_width(path, captured, layouts):
         return None
     readers = [name for name, draft in captured.drafts.items() if path in draft.makers]
-    if len(readers) == 1 and _mixed_by(readers[0], "batch_norm", captured, layouts) == readers[0]:
+    is_read = len(readers) == 1 and captured.drafts[readers[0]].kind == "batch_norm"
+    if is_read and _mixed_by(readers[0], "batch_norm", captured, layouts) == readers[0]:
         return readers[0]
     return path
 
 
-def _makes_width(path: str, captured: Captured, layouts: dict[tuple[str, int], Layout | None]) -> bool:
+def _makes_width(path: str, captured: Captured, layouts: dict[tuple[str, int], Layout | None]) -> int:
+    """Positions per channel if this layer makes one whole width, else 0."""
     draft = captured.drafts.get(path)
-    layout = layouts.get((f"{path}.weight", 0))
-    return draft is not None and draft.kind in ("convolution", "linear") and whole_width(layout) is not None
+    for name, dim in KINDS[draft.kind].makes.items() if draft is not None and draft.kind != "other" else ():
+        whole = whole_width(layouts.get((f"{path}.{name}".lstrip("."), dim)))
+        if whole is not None:
+            return whole.repeat
+    return 0
 
 
 def _members(layers: tuple[Layer, ...]) -> dict[str, list[str]]:
@@ -178,14 +205,14 @@ def _frozen(
     captured: Captured, roots: np.ndarray, reasons: dict[int, tuple[str, str]], places: dict[int, Place]
 ) -> tuple[Frozen, ...]:
     """Axes on which a layer makes channels that stay; one entry per axis and reason."""
-    lonely = ("is a single channel", "")
     found = []
     for (parameter, dim), labels in captured.labels.axes.items():
-        if dim != 0 or not parameter.endswith(".weight"):
-            continue
         draft = captured.drafts.get(_owner(parameter))
-        if draft is None or draft.kind in ("batch_norm", "depthwise"):
+        makes = KINDS[draft.kind].makes if draft is not None else {}
+        if makes.get(parameter.rpartition(".")[2]) != dim:
             continue
+        tied = "is a single channel" if len(labels) == 1 else "all its channels must be cut together, that is, never"
+        lonely = (tied, "")
         mine = [root for root in np.unique(roots[labels]).tolist() if root not in places]
         for reason, module in dict.fromkeys(reasons.get(root, lonely) for root in mine):
             found.append(Frozen(f"{parameter}[{dim}]", reason, module))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ class Labels:
 
     def __init__(self):
         self._parent = [FIXED]
+        self._grids: list[Tensor] = []
         self.axes: dict[tuple[str, int], np.ndarray] = {}
         self.freezes: list[Freeze] = []
 
@@ -66,6 +68,36 @@ class Labels:
             low, high = sorted((self._find(first), self._find(second)))
             self._parent[high] = low  # the smallest label names the class: the order of channels is the maker's
 
+    def merge_along(self, labels: Tensor, dims: Iterable[int], module: str = "") -> None:
+        """Merge what differs along these dimensions alone."""
+        first = labels
+        for dim in dims:
+            first = first.narrow(dim, 0, 1)
+        self.union(labels, first, module)
+
+    def expect_grid(self, labels: Tensor) -> None:
+        """Say that what is kept of this tensor must be a tensor again, whichever labels are cut.
+
+        `settle` sees to it once everything else is known: labels may differ along one dimension only.
+        """
+        self._grids.append(_condense(labels))
+
+    def settle(self) -> None:
+        """Merge along all dimensions but one wherever labels still differ along several: where most of them differ."""
+        changed = True
+        while changed:
+            changed = False
+            roots = torch.as_tensor(self.roots())
+            for grid in self._grids:
+                current = roots[grid]
+                varying = varying_dims(current)
+                if len(varying) < 2:
+                    continue
+                kinds = {dim: _along(current, dim).unique().numel() for dim in varying}
+                widest = max(varying, key=lambda dim: kinds[dim])
+                self.merge_along(grid, [dim for dim in varying if dim != widest])
+                roots, changed = torch.as_tensor(self.roots()), True
+
     def _find(self, label: int) -> int:
         parent = self._parent
         while parent[label] != label:
@@ -79,12 +111,16 @@ class Labels:
 
     def channel_vector(self, labels: Tensor, dim: int) -> Tensor:
         """Labels along one dimension; positions that differ along the others are merged."""
-        first = labels.movedim(dim, -1).reshape(-1, labels.shape[dim])[0] if labels.numel() else labels.new_zeros(0)
+        first = _along(labels, dim) if labels.numel() else labels.new_zeros(0)
         if any(other != dim % labels.dim() for other in varying_dims(labels)):
             shape = [1] * labels.dim()
             shape[dim] = -1
             self.union(labels, first.view(shape))
         return first
+
+
+def _along(labels: Tensor, dim: int) -> Tensor:
+    return labels.movedim(dim, -1).reshape(-1, labels.shape[dim])[0]
 
 
 def varying_dims(labels: Tensor) -> list[int]:

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tas.architecture import Architecture
+from tas.cost import Count
 from tas.errors import ModelError
 from tas.graph import Depth, Frozen, Graph, Run
+from tas.nn.rules import KINDS
 from tas.nn.supernet import Supernet
 from tas.nn.surgery import cut, mask
 from tas.space import SearchSpace
@@ -260,14 +262,23 @@ def without(graph: Graph, name: str, reason: str) -> Graph:
     layers = tuple(_without_width(layer, name, graph) for layer in graph.layers)
     widths = tuple(width for width in graph.widths if width.name != name)
     axes = [
-        f"{parameter.name}[0]"
+        f"{parameter.name}[{dim}]"
         for layer in graph.layers
-        if layer.kind in ("convolution", "linear")
+        for short, dim in KINDS[layer.kind].makes.items()
         for parameter in layer.parameters
-        if parameter.name.endswith(".weight") and any(run.width == name for run in parameter.layouts[0] or ())
+        if parameter.name.rpartition(".")[2] == short and any(run.width == name for run in parameter.layouts[dim] or ())
     ]
     frozen = (*graph.frozen, *(Frozen(axis, reason, name) for axis in axes))
-    return replace(graph, widths=widths, layers=layers, frozen=frozen)
+    size = graph.full.widths[name]
+    attributes = tuple(replace(item, count=_without_count(item.count, name, size)) for item in graph.attributes)
+    attributes = tuple(item for item in attributes if item.count.widths)
+    return replace(graph, widths=widths, layers=layers, frozen=frozen, attributes=attributes)
+
+
+def _without_count(value: Count, name: str, size: int) -> Count:
+    times = dict(value.widths)
+    constant = value.constant + size * times.pop(name, 0)
+    return Count(constant, tuple(times.items()))
 
 
 def _without_width(layer: Any, name: str, graph: Graph) -> Any:
@@ -279,12 +290,14 @@ def _without_width(layer: Any, name: str, graph: Graph) -> Any:
         left = tuple(Run(None, 0, run.count * run.repeat) if run.width == name else run for run in runs)
         return left if any(run.width is not None for run in left) else None
 
-    def count(value: Any) -> Any:
-        times = dict(value.widths)
-        constant = value.constant + size * times.pop(name, 0)
-        return replace(value, constant=constant, widths=tuple(times.items()))
-
     parameters = tuple(replace(p, layouts=tuple(map(layout, p.layouts))) for p in layer.parameters)
-    products = tuple((times, tuple(map(count, factors))) for times, factors in layer.products)
-    changed = [new for new, old in zip(parameters, layer.parameters, strict=True) if new.layouts[:1] != old.layouts[:1]]
+    products = tuple(
+        (times, tuple(_without_count(factor, name, size) for factor in factors)) for times, factors in layer.products
+    )
+    makes = dict(KINDS[layer.kind].makes) or {"weight": 0, "running_mean": 0}
+    changed = any(
+        new.layouts[makes[short]] != old.layouts[makes[short]]
+        for new, old in zip(parameters, layer.parameters, strict=True)
+        if (short := new.name.rpartition(".")[2]) in makes
+    )
     return replace(layer, parameters=parameters, products=products, mixed_by=None if changed else layer.mixed_by)

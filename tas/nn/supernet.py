@@ -17,8 +17,8 @@ from tas.nn.blocks import DepthState, OpenBlock
 from tas.nn.mixing import PADDING, CompactWidth, DenseWidth, gumbel_weights
 from tas.nn.rules import KINDS
 from tas.nn.rules.normalization import OpenBatchNorm
-from tas.nn.rules.projection import CompactProjection, DenseProjection
-from tas.nn.surgery import require_fit
+from tas.nn.rules.opened import Opened
+from tas.nn.surgery import replaced, require_fit
 from tas.space import SearchSpace
 
 
@@ -73,8 +73,15 @@ class Supernet(nn.Module):
             name: CompactWidth(sizes) if execution == "compact" else DenseWidth(sizes, graph.full.widths[name])
             for name, sizes in space.widths.items()
         }
-        self._depths = {depth.name: DepthState(space.depths[depth.name], len(depth.blocks)) for depth in graph.depths}
-        self.model = _opened(model, graph, self._widths, self._depths, execution)
+        self._depths = {name: DepthState(kept, graph.full.depths[name]) for name, kept in space.depths.items()}
+        opened = copy.deepcopy(model)
+        # dense execution keeps full shapes, and with them the numbers on modules
+        self._attributes = [
+            (opened.get_submodule(item.module), item.name, item.count)
+            for item in (graph.attributes if execution == "compact" else ())
+        ]
+        self.model = _opened(opened, graph, self._widths, self._depths, execution)
+        self._set_attributes()
         choices = [*space.widths.values(), *space.depths.values()]
         columns = max(map(len, choices), default=1)
         self.logits = nn.Parameter(torch.zeros(len(choices), columns))
@@ -132,6 +139,7 @@ class Supernet(nn.Module):
                     continue
                 chosen, weights = gumbel_weights(rows, fragments, temperature=temperature, generator=generator)
                 self._open(states, chosen, weights)
+        self._set_attributes()
 
     def _open(self, states: Mapping[str, Any], chosen: Tensor, weights: Tensor) -> None:
         if self.execution == "dense":
@@ -147,6 +155,13 @@ class Supernet(nn.Module):
             else:
                 state.draw([indices[place] for place in real], row[real] if len(real) < len(indices) else row)
 
+    def _set_attributes(self) -> None:
+        """Let numbers on modules follow the sizes open now."""
+        if self._attributes:
+            sizes = {name: width.active for name, width in self._widths.items()}
+            for module, name, count in self._attributes:
+                setattr(module, name, count.of(sizes))
+
     @contextmanager
     def fixed(self, architecture: Architecture) -> Iterator[Supernet]:
         """Run exactly one architecture inside the block; afterwards what was open before is open again.
@@ -161,11 +176,13 @@ class Supernet(nn.Module):
         try:
             for name, size in (*architecture.widths.items(), *architecture.depths.items()):
                 states[name].pick(states[name].candidates.index(size))
+            self._set_attributes()
             yield self
         finally:
             for name, state in states.items():
                 vars(state).clear()
                 vars(state).update(before[name])
+            self._set_attributes()
 
     def reset_weights(self, seed: int) -> None:
         """Start the weights anew, each layer by its own `reset_parameters`."""
@@ -187,7 +204,10 @@ class Supernet(nn.Module):
             if isinstance(module, OpenBatchNorm) and module.width_name is not None:
                 name = module.width_name
                 module.restore(self.space.widths[name].index(architecture.widths[name]))
-        return _closed(whole)
+        whole = _closed(whole)
+        for item in self.graph.attributes:
+            setattr(whole.get_submodule(item.module), item.name, item.count.of(self.graph.full.widths))
+        return whole
 
 
 def reset_weights(model: nn.Module) -> None:
@@ -213,40 +233,30 @@ def _require_space(graph: Graph, space: SearchSpace) -> None:
 def _opened(
     model: nn.Module, graph: Graph, widths: dict[str, Any], depths: dict[str, DepthState], execution: str
 ) -> nn.Module:
-    opened = copy.deepcopy(model)
+    """The model with its open layers and blocks replaced, in place."""
+    others: dict[nn.Module, nn.Module] = {}
     for layer in graph.layers:
-        if layer.kind not in KINDS or not any(any(parameter.layouts) for parameter in layer.parameters):
-            continue
         kind = KINDS[layer.kind]
         make = kind.compact if execution == "compact" else kind.dense
-        module = opened.get_submodule(layer.name)
-        opened = _replaced(opened, module, make(module, layer, widths).train(module.training))
+        if make is not None and any(any(parameter.layouts) for parameter in layer.parameters):
+            module = model.get_submodule(layer.name)
+            others[module] = make(module, layer, widths).train(module.training)
     for depth in graph.depths:
-        blocks = [opened.get_submodule(path) for path in depth.blocks]
-        for position, block in enumerate(blocks):
-            open_block = OpenBlock(block, depths[depth.name], position)
+        for position, path in enumerate(depth.blocks):
+            block = model.get_submodule(path)
+            open_block = OpenBlock(others.get(block, block), depths[depth.name], position)
             open_block.training = block.training
-            opened = _replaced(opened, block, open_block)
-    return opened
-
-
-def _replaced(root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    """Put `new` in every place that holds `old`."""
-    if root is old:
-        return new
-    for parent in list(root.modules()):
-        if parent is new:
-            continue
-        for name, child in list(parent.named_children()):
-            if child is old:
-                setattr(parent, name, new)
-    return root
+            others[block] = open_block
+    return replaced(model, others)
 
 
 def _closed(model: nn.Module) -> nn.Module:
-    for module in list(model.modules()):
-        if isinstance(module, OpenBlock):
-            model = _replaced(model, module, module.block)
-        elif isinstance(module, CompactProjection | DenseProjection | OpenBatchNorm):
-            model = _replaced(model, module, module.module)
-    return model
+    """The user's modules in their own places again, in place."""
+    inner = {}
+    for module in model.modules():
+        if isinstance(module, Opened):
+            within = module.module
+            while isinstance(within, Opened):
+                within = within.module
+            inner[module] = within
+    return replaced(model, inner)

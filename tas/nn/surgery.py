@@ -13,6 +13,7 @@ from tas.architecture import Architecture
 from tas.errors import ModelError
 from tas.graph import Graph, Parameter, channels_of, positions_of
 from tas.nn.rules import KINDS
+from tas.nn.rules.base import layout_of
 
 
 def require_fit(model: nn.Module, graph: Graph) -> None:
@@ -36,23 +37,32 @@ def require_fit(model: nn.Module, graph: Graph) -> None:
 def cut(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Module:
     """A copy of `model` with the channels and blocks of `architecture` alone, prefixes of every width."""
     open_layers = [layer for layer in graph.layers if any(any(item.layouts) for item in layer.parameters)]
-    replaced = [
+    cut_away = [
         _tensor(model.get_submodule(layer.name), item)
         for layer in open_layers
         for item in layer.parameters
         if any(item.layouts)
     ]
     # what is replaced below, or dropped with its block, is not copied first: a large layer would be copied for nothing
-    small = copy.deepcopy(model, {id(tensor): tensor for tensor in replaced})
+    small = copy.deepcopy(model, {id(tensor): tensor for tensor in cut_away})
     _skip(small, graph, architecture)
     for layer in open_layers:
         if _is_skipped(layer.name, graph, architecture):
             continue
-        module = small.get_submodule(layer.name)
+        module, tensors = small.get_submodule(layer.name), {}
         for item in layer.parameters:
             if any(item.layouts):
-                _replace(module, item, _select(_tensor(module, item), item, architecture.widths))
-        KINDS[layer.kind].resize(module)
+                tensors[item.name.rpartition(".")[2]] = _select(_tensor(module, item), item, architecture.widths)
+        kind = KINDS[layer.kind]
+        for name, value in kind.numbers(module, tensors).items():
+            setattr(module, name, value)
+        for name, value in tensors.items():
+            _replace(module, name, value)
+        if kind.becomes is not None:
+            module.__class__ = kind.becomes
+    for item in graph.attributes:
+        if not _is_skipped(item.module, graph, architecture):
+            setattr(small.get_submodule(item.module), item.name, item.count.of(architecture.widths))
     return small
 
 
@@ -60,19 +70,23 @@ def mask(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Modul
     """A full-shape copy of `model` that ignores the channels and blocks `architecture` drops: what `cut` must equal."""
     masked = copy.deepcopy(model)
     _skip(masked, graph, architecture)
+    wrapped = {}
     for layer in graph.layers:
-        if layer.kind not in ("convolution", "linear") or _is_skipped(layer.name, graph, architecture):
-            continue
-        layout = next((p.layouts[1] for p in layer.parameters if p.name == f"{layer.name}.weight"), None)
-        if layout is None:
+        kind = KINDS[layer.kind]
+        if _is_skipped(layer.name, graph, architecture) or not any(any(item.layouts) for item in layer.parameters):
             continue
         module = masked.get_submodule(layer.name)
-        assert isinstance(module.weight, Tensor)
-        keep = torch.zeros(module.weight.shape[1], dtype=torch.bool)
-        keep[torch.as_tensor(positions_of(layout, architecture.widths))] = True
-        with torch.no_grad():
-            module.weight[:, ~keep] = 0
-    return masked
+        for name, dim in kind.reads.items():
+            layout = layout_of(layer, name, dim)
+            if layout is not None:
+                dropped = np.setdiff1d(
+                    np.arange(getattr(module, name).shape[dim]), positions_of(layout, architecture.widths)
+                )
+                with torch.no_grad():
+                    getattr(module, name).index_fill_(dim, torch.as_tensor(dropped), 0)
+        if kind.masked is not None:
+            wrapped[module] = kind.masked(module, layer, architecture.widths)
+    return replaced(masked, wrapped)
 
 
 def reorder(model: nn.Module, graph: Graph, orders: Mapping[str, np.ndarray]) -> nn.Module:
@@ -95,7 +109,7 @@ def reorder(model: nn.Module, graph: Graph, orders: Mapping[str, np.ndarray]) ->
                 for width in {run.width for run in layout or () if run.width is not None}:
                     index = index[_permutation(channels_of(layout or (), width), orders[width])]
                 tensor = tensor.index_select(dim, torch.as_tensor(index, device=tensor.device))
-            _replace(module, parameter, tensor)
+            _replace(module, parameter.name.rpartition(".")[2], tensor)
     return ranked
 
 
@@ -134,8 +148,16 @@ def _select(tensor: Tensor, parameter: Parameter, sizes: Mapping[str, int]) -> T
     return tensor
 
 
-def _replace(module: nn.Module, parameter: Parameter, value: Tensor) -> None:
-    name = parameter.name.rpartition(".")[2]
+def replaced(root: nn.Module, others: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Put other modules in the places of some, in place; gives the root, which may be one of them."""
+    for parent in list(root.modules()):
+        while found := [(name, child) for name, child in parent.named_children() if child in others]:
+            for name, child in found:  # of a child under two names, the first is listed
+                setattr(parent, name, others[child])
+    return others.get(root, root)
+
+
+def _replace(module: nn.Module, name: str, value: Tensor) -> None:
     old = getattr(module, name)
     if isinstance(old, nn.Parameter):
         setattr(

@@ -19,7 +19,7 @@ from tas.data import Source, as_source
 from tas.errors import DataError
 from tas.graph import Graph
 from tas.nn.supernet import Supernet
-from tas.options import check_options
+from tas.options import check_options, plain, split_patterns
 from tas.pipeline.derive import derive
 from tas.pipeline.measure import count_macs, evaluate, measure_latency
 from tas.pipeline.rank import rank
@@ -31,7 +31,7 @@ from tas.pipeline.train import TrainConfig, train
 from tas.profile import Profile
 from tas.record import Record, versions
 from tas.run import GRAPH, STAGES, SUMMARY, RunFolder
-from tas.space import SearchSpace
+from tas.space import SearchSpace, SpaceConfig
 from tas.task import Loss, Metric, dtype_of, require_fit_for_data
 
 
@@ -62,7 +62,8 @@ class CompressConfig:
         search: see `SearchConfig`.
         train: see `TrainConfig`; of the small network.
         teacher: see `TrainConfig`; of the full model, when it has to be trained first.
-        choose: search widths, depths, or both.
+        space: see `SpaceConfig`; which sizes may be chosen.
+        keep: modules to leave alone, as in `trace`.
         execution: of the supernet; both compute the same, compact is faster on a CPU.
         init: the small network inherits the ranked channels of the full one, or starts fresh as in the paper.
         latency_batch: samples in the timed forward pass.
@@ -72,7 +73,8 @@ class CompressConfig:
     search: SearchConfig = field(default_factory=short_search)
     train: TrainConfig = field(default_factory=short_train)
     teacher: TrainConfig = field(default_factory=short_teacher)
-    choose: Literal["both", "width", "depth"] = "both"
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    keep: tuple[str, ...] = ()
     execution: Literal["compact", "dense"] = "compact"
     init: Literal["inherit", "fresh"] = "inherit"
     latency_batch: int = 1
@@ -82,6 +84,7 @@ class CompressConfig:
         check_options(self, "compress", above_zero=("latency_batch",))
         for stage in ("search", "train", "teacher"):
             object.__setattr__(self, stage, replace(getattr(self, stage), seed=self.seed))
+        object.__setattr__(self, "keep", split_patterns(self.keep))
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ def compress(
 
     Raises:
         BudgetError: the budget cannot be held; known before any training, as what follows.
+        ConfigError: a pattern of `keep` or of the space matches nothing.
         ModelError: the model cannot be captured, does not accept the data, or is frozen as a whole.
         DataError: the training set cannot be halved, or does not fit the model, the loss and the metric.
         RunError: the output folder is in use.
@@ -149,12 +153,12 @@ def compress(
     source = as_source(data)
     if example is None:
         example = torch.zeros(1, *source.input_shape, dtype=dtype_of(model))
-    graph = trace(model, example)
+    graph = trace(model, example, keep=config.keep)
     teacher = copy.deepcopy(model)
     require_fit_for_data(teacher, source, loss=loss, metric=metric)
     _require_halves(source)
     _warn_of_frozen(teacher)
-    space = SearchSpace.of(graph, choose=config.choose)
+    space = SearchSpace.of(graph, config.space)
     budget.require_reachable(graph, space.smallest)
     run = RunFolder.open(output, _settings(config, budget, origin), resume=resume)
     record = run.record()
@@ -226,10 +230,9 @@ def _summary(
 def _settings(config: CompressConfig, budget: Budget, origin: Mapping[str, Any] | None) -> str:
     import yaml
 
-    stages = asdict(config)
+    stages = plain(config)
     for stage in ("search", "train", "teacher"):
         stages[stage].pop("seed")  # one seed rules them all
-    stages["search"]["logits_betas"] = list(stages["search"]["logits_betas"])
     return yaml.safe_dump({**(origin or {}), "budget": asdict(budget), **stages}, sort_keys=False)
 
 

@@ -12,6 +12,7 @@ from tas.architecture import Architecture
 from tas.data import as_source
 from tas.errors import ConfigError
 from tas.graph import Graph
+from tas.nn.interpolate import interpolate
 from tas.nn.supernet import reset_weights
 from tas.nn.surgery import cut, require_fit
 
@@ -21,7 +22,7 @@ def derive(
     graph: Graph,
     architecture: Architecture,
     *,
-    weights: Literal["inherit", "fresh"] = "inherit",
+    weights: Literal["inherit", "interpolate", "fresh"] = "inherit",
     seed: int = 0,
 ) -> nn.Module:
     """The network of one architecture: modules of the user's own classes, smaller; dropped blocks become identities.
@@ -30,18 +31,22 @@ def derive(
         model: the full model; not changed. Rank it first (`tas.rank`) to inherit the most important channels, or give
             `supernet.collapse(architecture)` to inherit what the search has learned.
         graph: traced from it.
-        architecture: sizes to keep; each width keeps its first channels.
-        weights: inherit them from `model`, or start anew with each layer's `reset_parameters`, as the paper does.
+        architecture: sizes to keep.
+        weights: inherit the first channels of each width from `model`; interpolate, so that each channel is the mean of
+            neighbouring ones of the full model (then do not rank it first); or start anew with each layer's
+            `reset_parameters`, as the paper does.
         seed: of fresh weights.
 
     Raises:
+        ConfigError: there is no such origin of weights.
         ModelError: the graph does not fit the model.
         ArchitectureError: the architecture does not belong to the graph.
     """
-    if weights not in ("inherit", "fresh"):
-        raise ConfigError(f"weights is {weights!r}; it can be inherit or fresh")
+    if weights not in ("inherit", "interpolate", "fresh"):
+        raise ConfigError(f"weights is {weights!r}; it can be inherit or interpolate or fresh")
     require_fit(model, graph)
-    small = cut(model, graph, graph.check(architecture))
+    make = interpolate if weights == "interpolate" else cut
+    small = make(model, graph, graph.check(architecture))
     if weights == "fresh":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

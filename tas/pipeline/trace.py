@@ -13,10 +13,12 @@ from tas.graph import Graph
 from tas.nn.blocks import find_depths
 from tas.nn.capture import capture
 from tas.nn.grouping import build_graph
+from tas.nn.keep import find_kept, keep_modules
 from tas.nn.selfcheck import self_check
+from tas.options import split_patterns
 
 
-def trace(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
+def trace(model: nn.Module, example: Tensor | Sequence[Tensor], *, keep: str | Sequence[str] = ()) -> Graph:
     """Find the widths and depths of a model, what they cost, and what stays frozen.
 
     Every output channel of a convolution or linear layer gets a label; labels flow through the graph that
@@ -26,12 +28,16 @@ def trace(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
     Args:
         model: any module `torch.export` can capture; not changed, and traced in evaluation mode.
         example: what `forward` takes, one tensor or several, batch first; the values do not matter.
+        keep: modules to leave alone, as patterns of their paths (`fnmatch`): `layer1` and `layer1.*` keep all of a
+            stage, `*.downsample.*` every shortcut. No parameter of a kept module changes shape, and none is dropped
+            with its block. Text holds several patterns separated by commas.
 
     Returns:
         The graph; its costs are per sample at the example's size.
 
     Raises:
         ModelError: the model cannot be captured, or has no parameters.
+        ConfigError: a pattern of `keep` matches no module.
 
     Example:
         graph = tas.trace(torchvision.models.resnet18(), torch.zeros(1, 3, 224, 224))
@@ -48,7 +54,9 @@ def trace(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
             f"{type(model).__name__} cannot be copied ({error}); remove what holds computed tensors"
         ) from error
     inputs = [tensor.detach().cpu() for tensor in inputs]
+    kept = find_kept(still, split_patterns(keep))
     captured = capture(still, inputs)
     graph = build_graph(still, captured, find_depths(still, captured), tuple(tuple(t.shape) for t in inputs))
+    graph = keep_modules(graph, kept)
     with torch.random.fork_rng(devices=[]):
         return self_check(still, graph, inputs)

@@ -15,12 +15,22 @@ from torch import Tensor, nn
 
 from tas.data import as_source
 from tas.data.augment import epoch_seed, own_randomness, seed_everything
-from tas.errors import TrainingError
-from tas.options import check_options
+from tas.errors import ConfigError, TrainingError
+from tas.nn.transfer import Attention, Hints, match_layers, recorded
+from tas.options import check_options, split_patterns
 from tas.progress import progress_bar
 from tas.record import Record
 from tas.storage import restore_epoch, save_epoch
-from tas.task import Loss, require_trainable, run_model, task_loss
+from tas.task import (
+    FEATURE_TRANSFERS,
+    TRANSFER_WEIGHTS,
+    Loss,
+    Transfer,
+    dtype_of,
+    require_trainable,
+    run_model,
+    task_loss,
+)
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,8 +46,14 @@ class TrainConfig:
         learning_rate: of SGD, at its highest.
         momentum: Nesterov's.
         weight_decay: on all weights.
-        teacher_weight: share of the teacher's term in the loss, in [0, 1]; without a teacher it has no effect.
-        temperature: of the distillation.
+        transfer: what is learned from the teacher: its outputs (kd, dkd, dist), the features of its layers (hints,
+            attention), or nothing; without a teacher it has no effect.
+        teacher_weight: share of the teacher's term in kd, in [0, 1]; 0 uses no teacher.
+        transfer_weight: of the teacher's term in the others, beside a loss against the labels of weight 1; in dkd of
+            its part for the other classes. None is the field's own: hints 100, attention 1000, dkd 2, dist 1.
+        temperature: of kd, dkd and dist.
+        layers: module paths whose features hints and attention compare, such as layer1,layer2; by default the last of
+            every stage.
         precision: of the arithmetic: no (float32), bf16 or fp16.
         seed: of shuffling, augmentation and dropout.
     """
@@ -48,16 +64,37 @@ class TrainConfig:
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    transfer: Transfer = "kd"
     teacher_weight: float = 0.9
+    transfer_weight: float | None = None
     temperature: float = 4.0
+    layers: tuple[str, ...] | str = ()
     precision: Literal["no", "bf16", "fp16"] = "no"
     seed: int = 0
 
     def __post_init__(self):
+        above_zero = ["epochs", "batch_size", "learning_rate", "temperature"]
+        above_zero += ["transfer_weight"] if self.transfer_weight is not None else []
         check_options(
-            self, "train", above_zero=("epochs", "batch_size", "learning_rate", "temperature"),
-            not_negative=("warmup_epochs", "weight_decay"), shares=("momentum", "teacher_weight"),
+            self, "train", above_zero=above_zero, not_negative=("warmup_epochs", "weight_decay"),
+            shares=("momentum", "teacher_weight"),
         )  # fmt: skip
+        if self.transfer_weight is not None and self.transfer not in TRANSFER_WEIGHTS:
+            raise ConfigError(
+                f"train transfer_weight is {self.transfer_weight}, but transfer is {self.transfer}, which does not use "
+                f"it; the weight of kd is teacher_weight"
+            )
+        object.__setattr__(self, "layers", split_patterns(self.layers))
+        if self.layers and self.transfer not in FEATURE_TRANSFERS:
+            raise ConfigError(
+                f"train layers are {', '.join(self.layers)}, but transfer is {self.transfer}, which does not use them; "
+                f"choose hints or attention"
+            )
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether a teacher would be asked."""
+        return self.transfer != "none" and not (self.transfer == "kd" and self.teacher_weight == 0)
 
 
 def learning_rate_factor(step: int, *, warmup: int, total: int) -> float:
@@ -83,10 +120,10 @@ def train(
     Args:
         model: the network to train.
         data: a `tas.data` source, or a pair of loaders (training, test) yielding (inputs, targets).
-        teacher: its outputs are imitated; used in evaluation mode, never changed.
+        teacher: the network learns from it as `config.transfer` says; used in evaluation mode, never changed.
         config: see `TrainConfig`.
         loss: (outputs, targets) to a scalar; cross-entropy by default. With a teacher and a loss of your own, the
-            teacher's term is the mean squared distance of the outputs.
+            teacher's term of kd is the mean squared distance of the outputs.
         record: receives one row per epoch.
         checkpoint: file that holds the state after every epoch; training goes on from it if it exists.
         stage: name in the record and the progress bar.
@@ -94,6 +131,7 @@ def train(
     Raises:
         ModelError: every parameter is frozen, or the model does not accept the inputs.
         DataError: without a loss, the data is not that of a classification.
+        ConfigError: the layers to compare do not exist or do not fit, or the transfer is for another task.
         TrainingError: the loss became NaN or infinite.
         RunError: the checkpoint belongs to another training.
     """
@@ -105,8 +143,18 @@ def train(
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     device = str(accelerator.device)
     model.to(device)
+    helper = teacher.to(device).eval() if teacher is not None and config.uses_teacher else None
+    weight = config.transfer_weight or TRANSFER_WEIGHTS.get(config.transfer, 0.0)
+    comparison, layers = None, []
+    if helper is not None and config.transfer in FEATURE_TRANSFERS:
+        example = torch.zeros(1, *source.input_shape, dtype=dtype_of(model), device=device)
+        matches = match_layers(model, helper, example, config.layers)
+        layers = [match.layer for match in matches]
+        comparison = Hints(matches, config.seed) if config.transfer == "hints" else Attention()
+        comparison.to(device, dtype_of(model))
+    learning = [*model.parameters(), *(comparison.parameters() if comparison is not None else ())]
     optimizer = torch.optim.SGD(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        [parameter for parameter in learning if parameter.requires_grad],
         lr=config.learning_rate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
@@ -118,15 +166,16 @@ def train(
     autocast = partial(
         torch.autocast, accelerator.device.type, PRECISIONS[config.precision], enabled=config.precision != "no"
     )
-    helper = teacher.to(device).eval() if teacher is not None and config.teacher_weight else None
     parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
+    parts |= {"comparison": comparison} if comparison is not None else {}
     options = json.dumps(asdict(config))
     first = restore_epoch(checkpoint, options, parts) if checkpoint and checkpoint.exists() else 0
     steps = len(source.train_batches(config.batch_size, seed=config.seed, epoch=first, device=device))
     warmup, total = min(config.warmup_epochs, config.epochs // 2) * steps, config.epochs * steps
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     schedule = partial(learning_rate_factor, warmup=warmup, total=total)
-    with progress_bar(stage, total, first * steps) as bar, own_randomness(devices):
+    models = [model, helper] if helper is not None else [model]
+    with progress_bar(stage, total, first * steps) as bar, own_randomness(devices), recorded(models, layers) as take:
         for epoch in range(first, config.epochs):
             started = time.perf_counter()
             seed_everything(epoch_seed(config.seed, epoch, None))
@@ -141,7 +190,10 @@ def train(
                     value = task_loss(
                         outputs, targets, loss=loss, wanted=_answer(helper, inputs),
                         teacher_weight=config.teacher_weight, temperature=config.temperature,
+                        transfer=config.transfer, transfer_weight=weight,
                     )  # fmt: skip
+                    if comparison is not None:
+                        value = value + weight * comparison(*take())
                 optimizer.zero_grad()
                 accelerator.backward(scaler.scale(value))
                 scaler.step(optimizer)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from toys import TinyNet, tiny_source
 
 import tas
@@ -230,3 +231,33 @@ def test_every_pixel_may_have_a_label():
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1))
     result = tas.compress(model, (loader, loader), config=tiny_config(), loss=torch.nn.functional.cross_entropy)
     assert 0 <= result.pruned.accuracy <= 100
+
+
+def test_what_may_change_is_part_of_the_config_and_of_the_run(tmp_path):
+    space = tas.SpaceConfig(choose="width", round_to=4, candidates={"blocks.2.*": [6, "25%"]})
+    config = tiny_config(space=space, keep=["stem"])
+    result = tas.compress(fresh(), tiny_source(), budget="80%", config=config, output=tmp_path / "run")
+    assert result.architecture.depths == {"blocks": 3}
+    sizes = result.architecture.widths
+    assert sizes.keys() == {f"blocks.{block}.conv1" for block in range(3)}
+    assert all(sizes[f"blocks.{block}.conv1"] in (4, 8) for block in range(2))
+    assert sizes["blocks.2.conv1"] in (4, 6, 8)
+    assert result.model.stem[0].weight.shape == (8, 3, 3, 3)
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert settings["keep"] == ["stem"]
+    assert tas.SpaceConfig(**settings["space"] | {"ratios": tuple(settings["space"]["ratios"])}) == space
+
+
+def test_patterns_in_one_text_are_the_same_patterns():
+    assert tiny_config(keep="stem, *.conv1").keep == tiny_config(keep=["stem", "*.conv1"]).keep == ("stem", "*.conv1")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"keep": ["stm"]}, "no module of TinyNet is called 'stm' .did you mean stem"),
+     ({"space": tas.SpaceConfig(candidates={"blcks": [1]})}, "no width and no depth is called 'blcks' .did you mean")],
+)  # fmt: skip
+def test_a_pattern_that_matches_nothing_is_refused_before_anything_is_written(tmp_path, options, message):
+    with pytest.raises(tas.ConfigError, match=message):
+        tas.compress(fresh(), tiny_source(), config=tiny_config(**options), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -114,7 +114,7 @@ def test_a_model_without_norms_needs_no_recalibration():
 
 def test_an_unknown_origin_of_weights_is_refused():
     model, graph, space = prepared(nets.Plain())
-    with pytest.raises(ConfigError, match="weights is 'none'; it can be inherit or fresh"):
+    with pytest.raises(ConfigError, match="weights is 'none'; it can be inherit or interpolate or fresh"):
         derive(model, graph, space.smallest, weights="none")  # type: ignore[arg-type]
 
 

@@ -1,10 +1,19 @@
 """Per kind of layer: how labels pass, what it costs, how it is cut, how it is opened. One home for each."""
 
-from tas.nn.rules import normalization, projection, shape
+from tas.nn.rules import attention, channel_norm, normalization, parameter, projection, shape
 from tas.nn.rules.base import Call, Constant, Draft, Kind, LabelRule
 
-LABELS: dict[str, LabelRule] = shape.LABELS | projection.LABELS | normalization.LABELS
-KINDS: dict[str, Kind] = projection.KINDS | normalization.KINDS
+_HOMES = (shape, parameter, projection, attention, normalization, channel_norm)
+LABELS: dict[str, LabelRule] = {op: rule for home in _HOMES for op, rule in home.LABELS.items()}
+KINDS: dict[str, Kind] = {
+    name: kind
+    for home in (parameter, projection, attention, normalization, channel_norm)
+    for name, kind in home.KINDS.items()
+}
+WITH_WEIGHTS = {**projection.LABELS, **attention.LABELS}  # these give channels even where they read a constant
+
+
+without_labels = shape.without_labels
 
 
 def label_rule(op: str) -> LabelRule:
@@ -12,4 +21,4 @@ def label_rule(op: str) -> LabelRule:
     return LABELS.get(op, shape.unknown)
 
 
-__all__ = ["KINDS", "Call", "Constant", "Draft", "Kind", "label_rule"]
+__all__ = ["KINDS", "WITH_WEIGHTS", "Call", "Constant", "Draft", "Kind", "label_rule", "without_labels"]

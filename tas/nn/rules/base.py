@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tas.graph import Layer
-from tas.nn.labels import FIXED, Labels, fixed
+from tas.graph import Layer, Layout
+from tas.nn.labels import Labels, fixed
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor that does not depend on the input; `name` is set while it is exactly a parameter or buffer."""
+    """A tensor that does not depend on the input.
+
+    Attributes:
+        name: of the parameter or buffer it is, as long as it is exactly that.
+        shape: of the tensor.
+        elements: gives (parameter name, which of its elements stands at every position) while the tensor is a parameter
+            with its elements moved about; None otherwise.
+        value: gives the tensor itself; None where it cannot be had.
+    """
 
     name: str | None
     shape: tuple[int, ...]
+    elements: Callable[[], tuple[str, Tensor]] | None = None
+    value: Callable[[], Any] | None = None
 
 
 @dataclass
@@ -31,6 +41,7 @@ class Draft:
     kind: str
     products: list[tuple[int, tuple[Tensor, ...]]] = field(default_factory=list)
     makers: list[str | None] = field(default_factory=list)
+    channel_dim: int = 1
 
 
 @dataclass
@@ -47,6 +58,7 @@ class Call:
         model: the module tree.
         batch: samples in the example.
         maker: path of the layer that made the first argument, if nothing else reads it.
+        entry: gives the label tensor that the innermost module reads, if there is one.
     """
 
     op: str
@@ -58,6 +70,7 @@ class Call:
     model: nn.Module
     batch: int
     maker: str | None = None
+    entry: Callable[[], Tensor | None] = lambda: None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,20 +79,18 @@ class Call:
 
     def label_tensors(self) -> list[Tensor]:
         """Every label tensor among the arguments, lists included."""
-        found = []
-        for value in self.arguments.values():
-            found += [
-                item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, Tensor)
-            ]
-        return found
+        return [item for item in self._items() if isinstance(item, Tensor)]
 
     def constants(self) -> list[Constant]:
         """Every constant among the arguments, lists included."""
-        found = []
-        for value in self.arguments.values():
-            items = value if isinstance(value, list | tuple) else [value]
-            found += [item for item in items if isinstance(item, Constant)]
-        return found
+        return [item for item in self._items() if isinstance(item, Constant)]
+
+    def _items(self) -> list[Any]:
+        return [
+            item
+            for value in self.arguments.values()
+            for item in (value if isinstance(value, list | tuple) else [value])
+        ]
 
     def refuse(self, reason: str) -> Any:
         """Freeze every label that comes in and give back unlabelled results."""
@@ -88,11 +99,14 @@ class Call:
         results = [fixed(shape) for shape in self.shapes]
         return results[0] if len(results) == 1 else results
 
-    def draft(self, kind: str) -> Draft:
-        """The layer at this module path."""
-        return self.drafts.setdefault(self.module, Draft(kind))
+    def draft(self, kind: str, path: str | None = None) -> Draft:
+        """The layer at this module path, or at another; a module that was known as no layer becomes one."""
+        found = self.drafts.setdefault(self.module if path is None else path, Draft(kind))
+        if found.kind == "other":
+            found.kind = kind
+        return found
 
-    def owner(self, parameter: Any, kind: type[nn.Module]) -> str | None:
+    def owner(self, parameter: Any, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> str | None:
         """Why this layer cannot be opened, or None if it can: a module of this kind that stores the weight itself.
 
         A subclass may have a forward of its own; the supernet calls it, and the self-check has the last word.
@@ -100,7 +114,7 @@ class Call:
         owner = self.model.get_submodule(self.module)
         if not isinstance(parameter, Constant) or parameter.name is None:
             return "its weight is computed in forward, not stored"
-        if parameter.name != f"{self.module}.weight":
+        if parameter.name != f"{self.module}.weight".lstrip("."):
             return f"its weight {parameter.name} belongs to another module"
         if not isinstance(owner, kind):
             return f"{type(owner).__name__} is not a layer with a rule"
@@ -114,27 +128,33 @@ class Kind:
     """What is to be known of a kind of layer besides its labels and cost.
 
     Attributes:
-        resize: set the module's size attributes from the shapes of its parameters, after these were cut.
+        numbers: what the module keeps beside its tensors and must follow them (`out_channels`); called with
+            (module of full size, cut tensors by name).
         compact: make the module that computes only the drawn channels; called with (module, layer, widths).
-        dense: make the module that keeps full shapes; called likewise.
+        dense: make the module that keeps full shapes; called likewise. None where the module itself does.
+        makes: by name of the parameter, the axis on which the layer makes channels.
+        reads: by name of the parameter, the axis on which the layer reads channels.
+        masked: make the full-shape module that ignores channels; called with (module, layer, sizes). None where it is
+            enough that nobody reads them.
+        becomes: class of the cut module, where the user's own cannot have every size.
     """
 
-    resize: Callable[[nn.Module], None]
+    numbers: Numbers
     compact: Callable[[nn.Module, Layer, dict[str, Any]], nn.Module]
-    dense: Callable[[nn.Module, Layer, dict[str, Any]], nn.Module]
+    dense: Callable[[nn.Module, Layer, dict[str, Any]], nn.Module] | None
+    makes: Mapping[str, int] = field(default_factory=dict)
+    reads: Mapping[str, int] = field(default_factory=dict)
+    masked: Callable[[nn.Module, Layer, Mapping[str, int]], nn.Module] | None = None
+    becomes: type[nn.Module] | None = None
 
 
+Numbers = Callable[[nn.Module, Mapping[str, Tensor]], dict[str, Any]]
 LabelRule = Callable[[Call], Any]
 
 
-def layout_of(layer: Layer, parameter: str, dim: int):
+def layout_of(layer: Layer, parameter: str, dim: int) -> Layout | None:
     """Layout of one axis of one of the layer's own parameters; None where it is never cut or there is none."""
     for item in layer.parameters:
-        if item.name == f"{layer.name}.{parameter}":
+        if item.name.rpartition(".")[2] == parameter:
             return item.layouts[dim]
     return None
-
-
-def is_all_fixed(labels: Tensor) -> bool:
-    """Whether no position is a channel."""
-    return bool((labels == FIXED).all())

@@ -1,7 +1,11 @@
-"""Batch norm: passes channels on; behind a convolution it holds one affine per candidate and mixes the fragments."""
+"""Batch norm: passes channels on; behind a convolution it holds one affine per candidate and mixes the fragments.
+
+Instance norm, which knows no other channels either, passes them on.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +15,7 @@ from torch import Tensor, nn
 from tas.graph import Layer, whole_width
 from tas.nn.mixing import CompactAxis, CompactWidth, DenseAxis, DenseWidth
 from tas.nn.rules.base import Call, Constant, Kind, layout_of
+from tas.nn.rules.opened import CompactLayer, Opened
 
 
 def batch_norm(call: Call) -> Any:
@@ -18,8 +23,10 @@ def batch_norm(call: Call) -> Any:
     inputs = call.arguments["input"]
     names = ("weight", "bias", "running_mean", "running_var")
     tensors = [call.arguments[name] for name in names if isinstance(call.arguments[name], Constant)]
-    owner = call.model.get_submodule(call.module)
-    if not isinstance(owner, nn.modules.batchnorm._BatchNorm):
+    owner, kind = call.model.get_submodule(call.module), call.op
+    if not isinstance(
+        owner, nn.modules.batchnorm._BatchNorm if kind == "batch_norm" else nn.modules.batchnorm._NormBase
+    ):
         return call.refuse(f"is normalised by {type(owner).__name__}, which has no rule")
     if not isinstance(inputs, Tensor) or any(
         t.name is None or t.name.rpartition(".")[0] != call.module for t in tensors
@@ -29,28 +36,26 @@ def batch_norm(call: Call) -> Any:
     for tensor in tensors:
         assert tensor.name is not None
         call.labels.attach(tensor.name, 0, channels)
-    call.draft("batch_norm").makers.append(call.maker)
+    call.draft(kind).makers.append(call.maker)
     return inputs
 
 
-def resize_batch_norm(module: nn.Module) -> None:
-    """Set the channel number from whichever tensor there is."""
-    assert isinstance(module, nn.modules.batchnorm._BatchNorm)
-    known = module.weight if module.weight is not None else module.running_mean
-    if known is not None:
-        module.num_features = known.shape[0]
+def norm_numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Channel number, from whichever tensor there is."""
+    known = [tensors.get(name, getattr(module, name)) for name in ("weight", "running_mean")]
+    sizes = [len(value) for value in known if value is not None]
+    return {"num_features": sizes[0]} if sizes else {}
 
 
-class OpenBatchNorm(nn.Module):
+class OpenBatchNorm(Opened):
     """What both executions share: statistics of all channels, and an affine per candidate where fragments are mixed."""
 
     def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, Any]):
-        super().__init__()
+        super().__init__(module)
         assert isinstance(module, nn.modules.batchnorm._BatchNorm)
-        self.module = module
         whole = whole_width(layout_of(layer, "weight", 0) or layout_of(layer, "running_mean", 0))
-        name, self._copies = whole or (None, 1)
-        self.width_name = name if layer.mixed_by == layer.name else None
+        self._copies = whole.copies if whole else 1
+        self.width_name = whole.width if whole and layer.mixed_by == layer.name else None
         self.width = widths[self.width_name] if self.width_name is not None else None
         # per candidate: the released code gives every candidate a norm of its own (paper.md, section 2)
         self.scales = self.shifts = None
@@ -105,7 +110,13 @@ class OpenBatchNorm(nn.Module):
         assert self.width is not None
         matrix, shift = self.width.mixture(self._per_copy(self.scales), self._per_copy(self.shifts), normal)
         matrix = matrix.expand(self._copies, *matrix.shape[-2:]).flatten(0, 1)
-        pixels = normal if normal.dim() == 4 else normal[:, :, None, None] if normal.dim() == 2 else normal.unsqueeze(2)
+        pixels = (
+            normal
+            if normal.dim() == 4
+            else normal.flatten(2)[..., None]
+            if normal.dim() > 2
+            else normal[..., None, None]
+        )
         shift = None if shift is None else shift.flatten()
         return F.conv2d(pixels, matrix[:, :, None, None], shift, groups=self._copies).view(normal.shape)
 
@@ -177,5 +188,12 @@ class DenseBatchNorm(OpenBatchNorm):
         return self._finish(result)
 
 
-LABELS = {"batch_norm": batch_norm}
-KINDS = {"batch_norm": Kind(resize_batch_norm, CompactBatchNorm, DenseBatchNorm)}
+def _compact_instance_norm(module: nn.Module, layer: Layer, widths: dict[str, Any]) -> nn.Module:
+    return CompactLayer(module, layer, widths, norm_numbers)
+
+
+LABELS = {"batch_norm": batch_norm, "instance_norm": batch_norm}
+KINDS = {
+    "batch_norm": Kind(norm_numbers, CompactBatchNorm, DenseBatchNorm),
+    "instance_norm": Kind(norm_numbers, _compact_instance_norm, None),
+}

@@ -2,175 +2,204 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from tas.graph import Layer, whole_width
-from tas.nn.labels import spread
-from tas.nn.mixing import CompactAxis, CompactWidth, DenseAxis, DenseWidth
-from tas.nn.rules.base import Call, Constant, Kind, layout_of
+from tas.nn.labels import fixed, spread, varying_dims
+from tas.nn.mixing import CompactWidth, DenseAxis, DenseWidth
+from tas.nn.rules.base import Call, Constant, Draft, Kind, layout_of
+from tas.nn.rules.opened import ActiveTensors, Opened, call_with
 
-CONVOLUTIONS = {"conv2d": nn.Conv2d}
+CONVOLUTIONS = {
+    "conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d, "conv_transpose1d": nn.ConvTranspose1d,
+    "conv_transpose2d": nn.ConvTranspose2d, "conv_transpose3d": nn.ConvTranspose3d,
+}  # fmt: skip
 
 
 def convolution(call: Call) -> Any:
     """Read the input's channels, make new ones, equally many per group; a depthwise convolution passes them on."""
     values = call.arguments
     inputs, weight, groups = values["input"], values["weight"], values["groups"]
-    problem = call.owner(weight, CONVOLUTIONS[call.op])
+    if not isinstance(weight, Constant):
+        return call.refuse(f"{call.op} convolves with a kernel that depends on the input")
     if not isinstance(inputs, Tensor):
-        return call.refuse("convolves a constant")
-    if len(call.shape) != 4:
-        return other_convolution(call)
-    out_channels, per_group = weight.shape[:2]
-    is_depthwise = groups > 1 and per_group == 1
-    positions = prod(call.shape) // out_channels * prod(weight.shape[2:]) // call.batch
+        inputs = fixed(inputs.shape)
+    is_transposed = call.op.startswith("conv_transpose")
+    kernel = prod(weight.shape[2:])
+    positions = prod(inputs.shape if is_transposed else call.shape) * kernel // call.batch
+    problem = call.owner(weight, CONVOLUTIONS[call.op]) or _odd_call(call, inputs, weight, is_transposed)
     if problem:
-        return _refused_projection(call, problem, positions * out_channels * per_group)
+        return _refused(call, problem, positions * weight.shape[1])
     reads = call.labels.channel_vector(inputs, 1)
-    if is_depthwise:
+    out_channels = call.shape[1]
+    positions //= inputs.shape[1] if is_transposed else out_channels
+    if groups == len(reads) > 1:
         makes = reads.repeat_interleave(out_channels // groups)
-        factors, draft = (makes,), call.draft("depthwise")
-    else:
-        # every group reads and makes as many channels as the others: they are cut alike
-        call.labels.union(reads.view(groups, per_group), reads[:per_group], call.module)
-        makes, reads = call.labels.fresh(out_channels // groups).repeat(groups), reads[:per_group]
-        factors, draft = (makes, reads), call.draft("convolution")
-        call.labels.attach(weight.name, 1, reads)
-    draft.products.append((positions, factors))
-    _attach_outputs(call, weight, values.get("bias"), makes)
-    return spread(makes, 1, call.shape)
+        return _connected(call, call.draft("depthwise"), positions, (makes,), {"weight": (0, makes)})
+    # every group reads and makes as many channels as the others: they are cut alike
+    per_group = len(reads) // groups
+    call.labels.union(reads.view(groups, per_group), reads[:per_group], call.module)
+    makes = call.labels.fresh(out_channels // groups).repeat(groups)
+    if is_transposed:
+        draft = call.draft("transposed")
+        return _connected(call, draft, positions, (makes, reads), {"weight": (1, makes)}, {"weight": (0, reads)})
+    draft, reads = call.draft("convolution"), reads[:per_group]
+    return _connected(call, draft, positions, (makes, reads), {"weight": (0, makes)}, {"weight": (1, reads)})
+
+
+def _odd_call(call: Call, inputs: Tensor, weight: Constant, is_transposed: bool) -> str | None:
+    if len(call.shape) != len(weight.shape):
+        return f"{call.op} without a batch dimension is not supported"
+    groups, along = call.arguments["groups"], varying_dims(inputs)
+    if is_transposed and groups > 1 and (groups != weight.shape[0] or weight.shape[1] != 1):
+        return "grouped transposed convolutions are not supported"
+    if along and 1 not in along:
+        return f"{call.op} runs along channels, not over them"
+    return None
 
 
 def linear(call: Call) -> Any:
     """Read the features on the last dimension, make new ones."""
     inputs, weight = call.arguments["input"], call.arguments["weight"]
-    if not isinstance(inputs, Tensor):
-        return call.refuse("multiplies a constant")
-    positions = prod(call.shape[:-1]) // call.batch
+    if not isinstance(weight, Constant):
+        return call.refuse("linear multiplies with a weight that depends on the input")
+    positions = prod(call.shape[:-1])
+    if not isinstance(inputs, Tensor):  # a table of positions, say: computed once, whatever the batch
+        inputs = fixed(inputs.shape)
+    else:
+        positions //= call.batch
     problem = call.owner(weight, nn.Linear)
     if problem:
-        return _refused_projection(call, problem, positions * prod(weight.shape))
-    reads = call.labels.channel_vector(inputs, inputs.dim() - 1)
-    makes = call.labels.fresh(weight.shape[0])
-    call.draft("linear").products.append((positions, (makes, reads)))
-    call.labels.attach(weight.name, 1, reads)
-    _attach_outputs(call, weight, call.arguments.get("bias"), makes)
-    return spread(makes, len(call.shape) - 1, call.shape)
+        return _refused(call, problem, positions * prod(weight.shape))
+    return connect_linear(call, call.draft("linear"), inputs, positions, "weight")
 
 
-def product_of_activations(call: Call) -> Any:
-    """Matrix products inside attention: counted, not opened yet."""
-    if call.op == "scaled_dot_product_attention":
-        query, key, value = (call.arguments[name] for name in ("query", "key", "value"))
-        cost = prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
-    else:
-        first = call.arguments[next(iter(call.arguments))]
-        cost = prod(call.shape) * first.shape[-1]
-    call.draft("attention").products.append((cost // call.batch, ()))
-    if call.constants():
-        return call.refuse(f"{call.op} multiplies it with a tensor that is not the weight of a layer")
-    return call.refuse("is multiplied with other activations (attention), which is not searched yet")
+def connect_linear(call: Call, draft: Draft, inputs: Tensor, positions: int, name: str) -> Tensor:
+    """Labels of a linear product with the layer's own parameter `name`; over positions, channels pass by."""
+    last, along = inputs.dim() - 1, varying_dims(inputs)
+    out_features = call.shape[-1]
+    if along and last not in along:
+        makes = call.labels.fresh(out_features)
+        call.labels.attach(call.arguments["weight"].name, 0, makes)
+        call.labels.freeze(makes, "mixes positions, not channels", call.module)
+        if len(along) > 1:
+            return call.refuse("linear runs over positions that hold different channels")
+        passing = call.labels.channel_vector(inputs, along[0])
+        others = positions // inputs.shape[along[0]] * inputs.shape[-1] * out_features
+        draft.products.append((others, (passing,)))
+        return inputs.narrow(last, 0, 1).expand(call.shape)
+    reads, makes = call.labels.channel_vector(inputs, last), call.labels.fresh(out_features)
+    return _connected(call, draft, positions, (makes, reads), {name: (0, makes)}, {name: (1, reads)}, last)
 
 
-def _attach_outputs(call: Call, weight: Constant, bias: Any, makes: Tensor) -> None:
-    assert weight.name is not None
-    call.labels.attach(weight.name, 0, makes)
+def _connected(
+    call: Call,
+    draft: Draft,
+    positions: int,
+    factors: tuple[Tensor, ...],
+    makes: dict[str, tuple[int, Tensor]],
+    reads: Mapping[str, tuple[int, Tensor]] | None = None,
+    channel_dim: int = 1,
+) -> Tensor:
+    """Note the cost and the axes of a layer; give the labels of its output."""
+    draft.products.append((positions, factors))
+    weight, bias = call.arguments["weight"], call.arguments.get("bias")
+    for dim, labels in (*makes.values(), *(reads or {}).values()):
+        call.labels.attach(weight.name, dim, labels)
+    ((_, made),) = makes.values()
     if isinstance(bias, Constant) and bias.name:
-        call.labels.attach(bias.name, 0, makes)
+        call.labels.attach(bias.name, 0, made)
+    return spread(made, channel_dim, call.shape)
 
 
-def _refused_projection(call: Call, reason: str, cost: int) -> Any:
+def _refused(call: Call, reason: str, cost: int) -> Any:
     """Count it all the same, and report its output as frozen."""
     call.draft("other").products.append((cost, ()))
     weight = call.arguments["weight"]
-    name = weight.name if isinstance(weight, Constant) and weight.name else f"{call.module}.weight"
+    name = weight.name or f"{call.module}.weight"
     held = dict(call.model.named_parameters(remove_duplicate=False)).get(name)
     if held is not None:
-        makes = call.labels.fresh(held.shape[0])
-        call.labels.attach(name, 0, makes)
+        dim = 1 if call.op.startswith("conv_transpose") else 0
+        makes = call.labels.fresh(held.shape[dim])
+        call.labels.attach(name, dim, makes)
         call.labels.freeze(makes, reason, call.module)
     return call.refuse(f"is read by {call.module or 'the model'}: {reason}")
 
 
-def other_convolution(call: Call) -> Any:
-    """Convolutions without a rule: counted, not opened."""
-    inputs, weight = call.arguments["input"], call.arguments["weight"]
-    is_transposed = call.op.startswith("conv_transpose")  # every input position, not every output one, meets the kernel
-    positions = prod(inputs.shape) // weight.shape[0] if is_transposed else prod(call.shape) // weight.shape[0]
-    return _refused_projection(call, f"{call.op} is not supported yet", positions * prod(weight.shape) // call.batch)
+def convolution_numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Channel numbers and groups of a cut convolution."""
+    assert isinstance(module, _ConvNd)
+    weight = tensors.get("weight", module.weight)
+    if isinstance(module, _ConvTransposeNd):
+        groups = weight.shape[0] if module.groups > 1 else 1
+        return {"in_channels": weight.shape[0], "out_channels": weight.shape[1] * groups, "groups": groups}
+    groups, out_channels = module.groups, weight.shape[0]
+    if groups == module.in_channels > 1:
+        groups = out_channels // (module.out_channels // groups)
+    return {"in_channels": weight.shape[1] * groups, "out_channels": out_channels, "groups": groups}
 
 
-def resize_convolution(module: nn.Module) -> None:
-    """Set the channel numbers from the weight."""
-    assert isinstance(module, nn.Conv2d)
-    out_channels, per_group = module.weight.shape[:2]
-    if module.groups == module.in_channels > 1:  # depthwise, before the cut
-        module.groups = out_channels // (module.out_channels // module.groups)
-    module.out_channels, module.in_channels = out_channels, per_group * module.groups
+def linear_numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Feature numbers of a cut linear layer."""
+    weight = tensors.get("weight", module.weight)
+    assert isinstance(weight, Tensor)
+    return {"in_features": weight.shape[1], "out_features": weight.shape[0]}
 
 
-def resize_linear(module: nn.Module) -> None:
-    """Set the feature numbers from the weight."""
-    assert isinstance(module, nn.Linear)
-    module.out_features, module.in_features = module.weight.shape
+def _numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return (convolution_numbers if isinstance(module, _ConvNd) else linear_numbers)(module, tensors)
 
 
-class CompactProjection(nn.Module):
+class CompactProjection(Opened):
     """A convolution or linear layer that computes only the drawn channels.
 
     Where no batch norm follows, the mixture of the fragments is folded into the weight: both are linear.
     """
 
     def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, CompactWidth]):
-        super().__init__()
-        self.module = module
-        self._makes = CompactAxis(layout_of(layer, "weight", 0), widths)
-        self._reads = CompactAxis(layout_of(layer, "weight", 1), widths)
-        self._mixed = _mixed_width(layer, widths)
-        self._multiplier = module.out_channels // module.groups if isinstance(module, nn.Conv2d) else 1
-        self._is_depthwise = layer.kind == "depthwise"
+        super().__init__(module)
+        self._tensors = ActiveTensors(layer, widths)
+        self._mixed = MixedWidth.of(layer, widths, "weight", _made_on(module))
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, *others: Any) -> Tensor:
         """(batch, active inputs, …) to (batch, active outputs, …); features last for linear layers."""
-        tensors = {name: self._makes.take(value, 0) for name, value in _stored(self.module).items()}
-        tensors["weight"] = self._reads.take(tensors["weight"], 1)
-        if self._mixed is not None and self._mixed.weights is not None:
-            return _mixed_call(self.module, tensors, inputs, self._mixed)
-        if not self._is_depthwise:
-            return functional_call(self.module, tensors, (inputs,))
-        assert isinstance(self.module, nn.Conv2d)
-        full = self.module.groups
-        self.module.groups = tensors["weight"].shape[0] // self._multiplier
-        try:
-            return functional_call(self.module, tensors, (inputs,))
-        finally:
-            self.module.groups = full
+        tensors = self._tensors.of(self.module)
+        numbers = _numbers(self.module, tensors)
+        if self._mixed is None or self._mixed.width.weights is None:
+            return call_with(self.module, tensors, numbers, inputs, *others)
+        return _mixed_call(self.module, _stored(self.module) | tensors, numbers, inputs, self._mixed)
 
 
-class DenseProjection(nn.Module):
+class DenseProjection(Opened):
     """A convolution or linear layer of full shape whose inactive inputs count as zero.
 
     Its own inactive outputs may hold anything: the mixture switches them off, or whoever reads them does.
     """
 
     def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, DenseWidth]):
-        super().__init__()
-        self.module = module
-        self._reads = DenseAxis(layout_of(layer, "weight", 1), widths)
-        self._mixed = _mixed_width(layer, widths)
+        super().__init__(module)
+        self._made_on = _made_on(module)
+        self._reads = DenseAxis(layout_of(layer, "weight", 1 - self._made_on), widths)
+        self._mixed = MixedWidth.of(layer, widths, "weight", self._made_on)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, *others: Any) -> Tensor:
         """Full shapes in and out."""
         tensors = _stored(self.module)
-        tensors["weight"] = self._reads.mask(tensors["weight"], 1)
+        tensors["weight"] = self._reads.mask(tensors["weight"], 1 - self._made_on)
         if self._mixed is not None:
-            return _mixed_call(self.module, tensors, inputs, self._mixed)
-        return functional_call(self.module, tensors, (inputs,))
+            return _mixed_call(self.module, tensors, {}, inputs, self._mixed)
+        return call_with(self.module, tensors, {}, inputs, *others)
+
+
+def _made_on(module: nn.Module) -> int:
+    return 1 if isinstance(module, _ConvTransposeNd) and module.groups == 1 else 0
 
 
 def _stored(module: nn.Module) -> dict[str, Tensor]:
@@ -178,39 +207,56 @@ def _stored(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in module.named_parameters(recurse=False) if name in ("weight", "bias")}
 
 
-def _mixed_width(layer: Layer, widths: dict[str, Any]) -> Any:
-    whole = whole_width(layout_of(layer, "weight", 0))
-    return widths[whole[0]] if layer.mixed_by == layer.name and whole is not None else None
+@dataclass(frozen=True)
+class MixedWidth:
+    """A width whose fragments a layer mixes in its own weight, and how many positions a channel has there."""
+
+    width: CompactWidth | DenseWidth
+    repeat: int
+
+    @classmethod
+    def of(cls, layer: Layer, widths: Mapping[str, Any], parameter: str, dim: int) -> MixedWidth | None:
+        """None for a layer that mixes nothing, or leaves it to a norm."""
+        whole = whole_width(layout_of(layer, parameter, dim))
+        return cls(widths[whole.width], whole.repeat) if layer.mixed_by == layer.name and whole is not None else None
+
+
+def fold(values: Tensor, matrix: Tensor, repeat: int, dim: int = 0) -> Tensor:
+    """Mix the fragments of a width in what makes its channels.
+
+    Args:
+        values: weight or bias; along `dim` stand copies of the width, every channel in `repeat` positions in a row.
+        matrix: (channels, channels), from `mixture`.
+        repeat: positions of a channel.
+        dim: axis of the channels.
+
+    Shape:
+        That of `values`.
+    """
+    moved = values.movedim(dim, 0)
+    copies = moved.shape[0] // (len(matrix) * repeat)
+    return (matrix @ moved.reshape(copies, len(matrix), -1)).view(moved.shape).movedim(0, dim)
 
 
 def _mixed_call(
-    module: nn.Module, tensors: dict[str, Tensor], inputs: Tensor, width: CompactWidth | DenseWidth
+    module: nn.Module, tensors: dict[str, Tensor], numbers: dict[str, Any], inputs: Tensor, mixed: MixedWidth
 ) -> Tensor:
     """Mix the fragments in the weight, or behind a linear layer in its outputs where those are fewer."""
     weight = tensors["weight"]
-    matrix, _ = width.mixture(None, None, weight)
-    copies = weight.shape[0] // len(matrix)
-    if copies == 1 and isinstance(module, nn.Linear) and inputs.numel() < weight.shape[1] ** 2:
-        return F.linear(functional_call(module, tensors, (inputs,)), matrix)
-    folded = {"weight": (matrix @ weight.reshape(copies, len(matrix), -1)).view(weight.shape)}
-    if "bias" in tensors:
-        folded["bias"] = (tensors["bias"].view(copies, -1) @ matrix.T).flatten()
-    return functional_call(module, folded, (inputs,))
+    matrix, _ = mixed.width.mixture(None, None, weight)
+    is_linear = isinstance(module, nn.Linear) and weight.shape[0] == len(matrix)
+    if is_linear and inputs.numel() < weight.shape[1] ** 2:
+        return F.linear(call_with(module, tensors, numbers, inputs), matrix)
+    dims = {"weight": _made_on(module), "bias": 0}
+    folded = {name: fold(value, matrix, mixed.repeat, dims[name]) for name, value in tensors.items()}
+    return call_with(module, folded, numbers, inputs)
 
 
-LABELS = {
-    "conv2d": convolution,
-    **dict.fromkeys(
-        ("conv1d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), other_convolution
-    ),
-    "linear": linear,
-    "matmul": product_of_activations,
-    "bmm": product_of_activations,
-    "mm": product_of_activations,
-    "scaled_dot_product_attention": product_of_activations,
-}
+_WEIGHT_0, _WEIGHT_1 = {"weight": 0}, {"weight": 1}
+LABELS = {**dict.fromkeys(CONVOLUTIONS, convolution), "linear": linear}
 KINDS = {
-    "convolution": Kind(resize_convolution, CompactProjection, DenseProjection),
-    "depthwise": Kind(resize_convolution, CompactProjection, DenseProjection),
-    "linear": Kind(resize_linear, CompactProjection, DenseProjection),
+    "convolution": Kind(convolution_numbers, CompactProjection, DenseProjection, makes=_WEIGHT_0, reads=_WEIGHT_1),
+    "transposed": Kind(convolution_numbers, CompactProjection, DenseProjection, makes=_WEIGHT_1, reads=_WEIGHT_0),
+    "depthwise": Kind(convolution_numbers, CompactProjection, DenseProjection),
+    "linear": Kind(linear_numbers, CompactProjection, DenseProjection, makes=_WEIGHT_0, reads=_WEIGHT_1),
 }

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from math import prod
 from typing import Any
 
 import torch
@@ -9,18 +13,15 @@ from torch import Tensor
 
 from tas.nn.labels import FIXED, fixed, spread, varying_dims
 from tas.nn.rules.base import Call, Constant
+from tas.nn.rules.parameter import bind
 
 
 def elementwise(call: Call) -> Any:
-    """Merge the labels of all operands position by position; constants must not differ between channels."""
+    """Merge the labels of all operands position by position; parameters are cut with the channels they meet."""
     tensors, shape = call.label_tensors(), call.shape
     if not tensors:
         return fixed(shape)
     varying = {dim - tensor.dim() for tensor in tensors for dim in varying_dims(tensor)}  # counted from the right
-    for constant in call.constants():
-        if any(-dim <= len(constant.shape) and constant.shape[dim] > 1 for dim in varying):
-            what = constant.name or "a tensor made in forward"
-            return call.refuse(f"is combined with {what}, which differs between channels")
     whole = [t for t in tensors if all(-dim <= t.dim() and t.shape[dim] == shape[dim] for dim in varying)]
     for tensor in tensors:
         if not any(tensor is other for other in whole):
@@ -32,6 +33,10 @@ def elementwise(call: Call) -> Any:
         call.labels.union(result, other, call.module)
         if bool((result == FIXED).any()):
             result = torch.where(result == FIXED, other, result)
+    for constant in call.constants():
+        problem = bind(call, constant, result)
+        if problem:
+            return call.refuse(problem)
     return result
 
 
@@ -47,13 +52,16 @@ def pooling(call: Call) -> Any:
 
 
 def reduction(call: Call) -> Any:
-    """Mean, sum, maximum over some dimensions: those must not hold different channels."""
+    """Mean, sum, maximum over some dimensions: not over channels, unless each of them stands for several positions."""
     inputs = call.label_tensors()[0]
     dims = call.arguments.get("dim")
     dims = list(range(inputs.dim())) if dims in (None, []) else [dims] if isinstance(dims, int) else list(dims)
     dims = [dim % inputs.dim() for dim in dims]
-    if set(dims) & set(varying_dims(inputs)):
-        return call.refuse(f"is reduced over channels by {call.op}")
+    varying = varying_dims(inputs)
+    if set(dims) & set(varying):
+        if set(varying) <= set(dims):
+            return call.refuse(f"is reduced over channels by {call.op}")
+        call.labels.merge_along(inputs, set(dims) & set(varying), call.module)
     keeps = bool(call.arguments.get("keepdim", False))
     for dim in sorted(dims, reverse=True):
         inputs = inputs.narrow(dim, 0, 1) if keeps else inputs.select(dim, 0)
@@ -63,34 +71,104 @@ def reduction(call: Call) -> Any:
 def along(call: Call) -> Any:
     """Softmax and the like: pass unless they run over channels."""
     inputs = call.label_tensors()[0]
-    if call.arguments["dim"] % inputs.dim() in varying_dims(inputs):
-        return call.refuse(f"{call.op} runs over channels")
+    dim, varying = call.arguments["dim"] % inputs.dim(), varying_dims(inputs)
+    if dim in varying:
+        if len(varying) == 1:
+            return call.refuse(f"{call.op} runs over channels")
+        call.labels.merge_along(inputs, [dim], call.module)
     return inputs
+
+
+def gated(call: Call) -> Any:
+    """One half times the sigmoid of the other: both are cut alike."""
+    inputs = call.label_tensors()[0]
+    halves = inputs.chunk(2, call.arguments["dim"])
+    call.labels.union(halves[0], halves[1], call.module)
+    return halves[0]
+
+
+def windows(call: Call) -> Any:
+    """Every channel becomes a row of positions, one per pixel of the window."""
+    inputs = call.label_tensors()[0]
+    if any(dim != 1 for dim in varying_dims(inputs)):
+        return call.refuse(f"{call.op} runs over positions that hold different channels")
+    vector = call.labels.channel_vector(inputs, 1)
+    return spread(vector.repeat_interleave(call.shape[1] // len(vector)), 1, call.shape)
+
+
+def made_anew(call: Call) -> Any:
+    """What only has its size from the input holds no channels."""
+    return fixed(call.shape)
+
+
+_SPLITS = ("split", "split_with_sizes", "chunk", "slice", "select", "narrow", "unbind", "tensor_split", "index")
 
 
 def movement(call: Call) -> Any:
     """Do to the labels what the operation does to the values."""
-    before = {dim for tensor in call.label_tensors() for dim in varying_dims(tensor)}
+    if call.op == "cat":
+        return _concatenation(call)
     moved = _move(call)
     results = list(moved) if isinstance(moved, list | tuple) else [moved]
     if [tuple(result.shape) for result in results] != call.shapes:
         return call.refuse(f"{call.op} is called in a way that has no rule")
-    if call.op in ("view", "reshape", "unflatten", "_unsafe_view"):
-        if any(len(varying_dims(result)) > max(1, len(before)) for result in results):
-            return call.refuse(f"{call.op} splits the channels over several dimensions")
-    elif call.op in ("split", "split_with_sizes", "chunk", "slice", "select", "narrow", "unbind", "tensor_split"):
-        # the numbers stand in the user's code and would not follow a cut
-        whole = call.label_tensors()[0]
-        dim = call.arguments.get("dim", 0) % whole.dim()
-        if dim in varying_dims(whole) and any(r.shape != whole.shape for r in results):
-            return call.refuse(f"{call.op} takes some of the channels by number")
+    if call.op in _SPLITS and not _is_even(call, results):
+        return call.refuse(f"{call.op} takes some of the channels by number")
+    for result in results:
+        if len(varying_dims(result)) > 1:
+            call.labels.expect_grid(result)
     return moved
+
+
+def _is_even(call: Call, results: list[Tensor]) -> bool:
+    """Whether whatever is cut, this gives the same parts; merges what must be cut alike for that."""
+    whole = call.label_tensors()[0]
+    dim = call.arguments.get("dim", 0) % whole.dim()
+    varying = varying_dims(whole)
+    if call.op == "index":
+        dims = [place for place, index in enumerate(call.arguments["indices"]) if index is not None]
+        return not set(dims) & set(varying)
+    if dim not in varying or all(result.shape == whole.shape for result in results):
+        return True
+    if len(varying) > 1:  # each of the others stands for several positions here
+        call.labels.merge_along(whole, [dim], call.module)
+        return True
+    if len(results) < 2 or any(result.shape != results[0].shape for result in results):
+        return False
+    for result in results[1:]:
+        call.labels.union(results[0], result, call.module)
+    return True
+
+
+def _concatenation(call: Call) -> Any:
+    """Over channels: one after the other. Over positions: all hold the same channels, a class token too."""
+    items, shape = list(call.arguments["tensors"]), call.shape
+    items = [item for item in items if len(item.shape) == len(shape)]  # torch ignores empty vectors
+    dim = call.arguments.get("dim", 0) % len(shape)
+    tensors = [item for item in items if isinstance(item, Tensor)]
+    if (
+        not tensors
+        or not any(varying_dims(tensor) for tensor in tensors)
+        or any(dim in varying_dims(tensor) for tensor in tensors)
+    ):
+        return _concatenate([_as_labels(item) for item in items], dim)
+    first = next(tensor for tensor in tensors if varying_dims(tensor)).narrow(dim, 0, 1)
+    for item in items:
+        if isinstance(item, Tensor):
+            call.labels.union(first, item.narrow(dim, 0, 1), call.module)
+        else:
+            size = list(shape)
+            size[dim] = item.shape[dim]
+            problem = bind(call, item, first.expand(size))
+            if problem:
+                return call.refuse(problem)
+    return first.expand(shape)
 
 
 def _move(call: Call) -> Any:
     values = dict(call.arguments)
-    if call.op == "cat":
-        return _concatenate([_as_labels(item) for item in values["tensors"]], values.get("dim", 0))
+    if call.op == "index":
+        return values["self"][tuple(slice(None) if i is None else i.value() for i in values["indices"])]
     if call.op in ("pad", "constant_pad_nd"):
         return _pad(values["self"], list(values["pad"]))
     operation = getattr(torch.ops.aten, call.op)
@@ -121,13 +199,51 @@ def _as_labels(value: Any) -> Any:
 
 def _concatenate(tensors: list[Tensor], dim: int) -> Tensor:
     """Concatenation that does not copy what is expanded in all of them."""
-    dim %= tensors[0].dim()
     shape = list(tensors[0].shape)
     shape[dim] = sum(tensor.shape[dim] for tensor in tensors)
     for other in range(len(shape)):
         if other != dim and all(tensor.stride(other) == 0 or tensor.shape[other] == 1 for tensor in tensors):
             tensors = [tensor.narrow(other, 0, min(1, tensor.shape[other])) for tensor in tensors]
     return torch.cat(tensors, dim).expand(shape)
+
+
+def without_labels(call: Call, value: Callable[[], Any]) -> list[Constant]:
+    """What is computed from constants alone; it remembers which elements of a parameter it holds.
+
+    Args:
+        call: an operation on constants.
+        value: gives what the operation computes.
+    """
+    sources = [constant for constant in call.constants() if constant.elements is not None]
+    sources = [constant for constant in sources if len(sources) == 1 or prod(constant.shape) > 1]
+    source = sources[0] if len(sources) == 1 else None
+    is_moved = LABELS.get(call.op) is movement and call.op not in ("cat", "stack")
+    is_same = LABELS.get(call.op) is elementwise and source is not None and call.shapes == [source.shape]
+    if source is None or source.elements is None or not (is_moved or is_same):
+        return [Constant(None, shape, None, _picked(value, place)) for place, shape in enumerate(call.shapes)]
+    elements = source.elements
+
+    @cache
+    def moved() -> list[Tensor]:
+        _, ids = elements()
+        if is_same:
+            return [ids]
+        arguments = {name: ids if item is source else item for name, item in call.arguments.items()}
+        result = _move(replace(call, arguments=arguments))
+        return list(result) if isinstance(result, list | tuple) else [result]
+
+    def of(place: int) -> Callable[[], tuple[str, Tensor]]:
+        return lambda: (elements()[0], moved()[place])
+
+    return [Constant(None, shape, of(place), _picked(value, place)) for place, shape in enumerate(call.shapes)]
+
+
+def _picked(value: Callable[[], Any], place: int) -> Callable[[], Any]:
+    def pick() -> Any:
+        whole = value()
+        return whole[place] if isinstance(whole, list | tuple) else whole
+
+    return pick
 
 
 def unknown(call: Call) -> Any:
@@ -140,21 +256,25 @@ _ELEMENTWISE = """
     softplus log_sigmoid softsign exp log abs neg sqrt rsqrt pow clamp clamp_min clamp_max dropout feature_dropout
     alpha_dropout clone contiguous to _to_copy type_as detach alias identity positive minimum maximum where
     lift_fresh_copy square floor bernoulli rand_like zeros_like ones_like full_like lerp addcmul reciprocal erf sin
-    cos sign logical_not eq ne gt lt ge le threshold rrelu
+    sign logical_not eq ne gt lt ge le threshold rrelu
 """
 _POOLING = """
     avg_pool2d max_pool2d max_pool2d_with_indices adaptive_avg_pool2d adaptive_max_pool2d avg_pool1d max_pool1d
-    adaptive_avg_pool1d upsample_nearest2d upsample_bilinear2d lp_pool2d
+    adaptive_avg_pool1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d upsample_nearest1d upsample_linear1d
+    upsample_nearest3d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa lp_pool2d avg_pool3d
+    max_pool3d adaptive_avg_pool3d adaptive_max_pool3d adaptive_max_pool1d reflection_pad2d replication_pad2d
 """
 _MOVEMENT = """
     view reshape flatten unflatten permute transpose t squeeze unsqueeze slice select narrow split split_with_sizes
     chunk tensor_split unbind expand expand_as repeat cat stack roll flip pad constant_pad_nd _unsafe_view movedim
-    swapaxes numpy_T pixel_shuffle pixel_unshuffle
+    swapaxes numpy_T pixel_shuffle pixel_unshuffle index repeat_interleave
 """
 LABELS = (
     dict.fromkeys(_ELEMENTWISE.split(), elementwise)
     | dict.fromkeys(_POOLING.split(), pooling)
     | dict.fromkeys(_MOVEMENT.split(), movement)
     | dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "norm", "linalg_vector_norm"), reduction)
+    | dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), made_anew)
+    | {"glu": gated, "im2col": windows}
     | dict.fromkeys(("softmax", "log_softmax", "_softmax", "_log_softmax"), along)
 )

@@ -1,0 +1,86 @@
+"""Make the small model's weights from all channels of the full one, by averaging neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tas.architecture import Architecture
+from tas.graph import Graph, Layout, Parameter, channels_of, positions_of
+from tas.nn.mixing import interpolation_matrix
+from tas.nn.surgery import cut
+
+
+@torch.no_grad()
+def interpolate(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Module:
+    """A copy of `model` with the sizes of `architecture`, whose channels are averages of neighbouring channels.
+
+    A width of n channels becomes one of m by channel-wise interpolation: channel i of the small model stands for the
+    channels S_i = [⌊i·n/m⌋, ⌈(i+1)·n/m⌉) of the full one.
+
+    * What makes or follows channels (outputs of a layer, biases, affine and statistics of norms) is the mean over S_i.
+    * What reads channels (inputs of a convolution or linear layer) is shared out and summed: the weights of channel j
+      go in equal parts to the outputs i with j in S_i.
+
+    So the total input weight stays, and a model whose channels are equal within every S_i computes the same after.
+    Products of two activations over channels (queries with keys) sum over fewer of them, and are not made up for.
+    Neighbours are what `model` has them to be: rank it only if channels of similar importance are to be averaged.
+
+    Source:
+        Dong and Yang, 2019, section 3.1, for the interpolation of features; used on weights here.
+    """
+    small = cut(model, graph, architecture)
+    given, wanted = _tensors(model), _tensors(small)
+    for layer in graph.layers:
+        for parameter in layer.parameters:
+            old = given[parameter.name]
+            if not any(parameter.layouts) or parameter.name not in wanted or not old.is_floating_point():
+                continue  # never cut, or dropped with its block
+            reads = _reading_dim(model.get_submodule(layer.name), parameter)
+            for dim, layout in enumerate(parameter.layouts):
+                if layout is not None:
+                    old = _interpolate_axis(old, layout, graph, architecture, dim=dim, reads=dim == reads)
+            wanted[parameter.name].copy_(old)
+    return small
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    parameters, buffers = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    return {**dict(parameters), **dict(buffers)}
+
+
+def _reading_dim(module: nn.Module, parameter: Parameter) -> int | None:
+    """The dimension of a weight on which its layer's inputs stand; None where there is none."""
+    if not parameter.name.endswith("weight") or len(parameter.shape) < 2:
+        return None
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return None if module.groups == module.in_channels > 1 else 0  # depthwise: every input makes its own outputs
+    return 1 if isinstance(module, nn.modules.conv._ConvNd | nn.Linear | nn.MultiheadAttention) else None
+
+
+def _interpolate_axis(
+    tensor: Tensor, layout: Layout, graph: Graph, architecture: Architecture, *, dim: int, reads: bool
+) -> Tensor:
+    kept = positions_of(layout, architecture.widths)
+    old = tensor.movedim(dim, 0)
+    new = old[torch.as_tensor(kept, device=old.device)]
+    places = np.full(old.shape[0], -1)
+    places[kept] = np.arange(len(kept))
+    for name in {run.width for run in layout if run.width is not None}:
+        size, wanted = graph.full.widths[name], architecture.widths[name]
+        channels = channels_of(layout, name)
+        # every channel stands equally often on the axis: row j has all places of channel j, in order
+        found = np.argsort(channels, kind="stable")[(channels < 0).sum() :].reshape(size, -1)
+        matrix = (
+            _shares(size, wanted) if reads else interpolation_matrix(size, wanted, wanted, size, dtype=tensor.dtype)
+        )
+        values = torch.tensordot(matrix.to(old), old[torch.as_tensor(found, device=old.device)], 1)
+        new[torch.as_tensor(places[found[:wanted]], device=old.device)] = values
+    return new.movedim(0, dim)
+
+
+def _shares(size: int, wanted: int) -> Tensor:
+    """(wanted, size): how much of what channel j is multiplied with goes to each of the wanted channels."""
+    takes = (interpolation_matrix(size, wanted, wanted, size, dtype=torch.float64) > 0).double()
+    return takes / takes.sum(0)

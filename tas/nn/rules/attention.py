@@ -1,0 +1,292 @@
+"""Products of activations, and attention: what is cut there is a whole head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tas.graph import Layer
+from tas.nn.labels import fixed, spread, varying_dims
+from tas.nn.mixing import DenseAxis
+from tas.nn.rules.base import Call, Constant, Kind, layout_of
+from tas.nn.rules.opened import ActiveTensors, Opened
+from tas.nn.rules.projection import MixedWidth, connect_linear, fold
+from tas.nn.rules.projection import linear as plain_linear
+from tas.nn.rules.shape import elementwise
+
+
+def contraction(call: Call, left: Any, right: Any, letters: tuple[str, str, str]) -> Any:
+    """A product summed over some dimensions, in the letters of einsum.
+
+    Where an operand has different channels along several dimensions, the one that both operands and the result share
+    (the head) is what can be cut; then one that the result has; then the one that is summed over.
+    """
+    first, second, result = letters
+    constant = first if isinstance(left, Constant) else second if isinstance(right, Constant) else ""
+    left, right = (fixed(item.shape) if isinstance(item, Constant) else item for item in (left, right))
+    chosen = [_reduced(call, labels, word, letters) for labels, word in ((left, first), (right, second))]
+    if any(letter is not None and letter in constant for letter in chosen):
+        _count(call, (left, right), letters, {})
+        return call.refuse(f"{call.op} multiplies it with a tensor that is not the weight of a layer")
+    for letter, other in ((chosen[0], 1), (chosen[1], 0)):
+        current = chosen[other]
+        if letter is not None and letter in letters[other] and current is not None and current != letter:
+            call.labels.merge_along((left, right)[other], [letters[other].index(current)], call.module)
+            chosen[other] = letter
+    operands = {word: labels for labels, word in ((left, first), (right, second))}
+    vectors: dict[str, Tensor] = {}
+    for word, labels in operands.items():
+        for letter in dict.fromkeys(letter for letter in chosen if letter is not None and letter in word):
+            vector = call.labels.channel_vector(labels, word.index(letter))
+            if letter in vectors:
+                call.labels.union(vectors[letter], vector, call.module)
+            vectors.setdefault(letter, vector)
+    _count(call, (left, right), letters, vectors)
+    kept = [letter for letter in vectors if letter in result]
+    if len(kept) > 1:
+        return call.refuse(f"{call.op} pairs every channel with every other")
+    return spread(vectors[kept[0]], result.index(kept[0]), call.shape) if kept else fixed(call.shape)
+
+
+def _reduced(call: Call, labels: Tensor, word: str, letters: tuple[str, str, str]) -> str | None:
+    """The one letter along which this operand may be cut."""
+    along = [word[dim] for dim in varying_dims(labels)]
+    if not along:
+        return None
+    order = sorted(along, key=lambda letter: (sum(letter not in word for word in letters), letter not in letters[2]))
+    call.labels.merge_along(labels, [word.index(letter) for letter in along if letter != order[0]], call.module)
+    return order[0]
+
+
+def _sizes(operands: tuple[Any, Any], letters: tuple[str, str, str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for operand, word in zip(operands, letters, strict=False):
+        for letter, size in zip(word, operand.shape, strict=True):
+            found[letter] = max(size, found.get(letter, 1))
+    return found
+
+
+def _count(call: Call, operands: tuple[Any, Any], letters: tuple[str, str, str], vectors: Mapping[str, Tensor]) -> None:
+    """Note the multiply-adds of one sample."""
+    others = prod(size for letter, size in _sizes(operands, letters).items() if letter not in vectors)
+    factors = list(vectors.values())
+    if others % call.batch == 0:
+        others //= call.batch
+    elif factors:  # samples and heads stand on one dimension
+        factors[0] = factors[0].view(call.batch, -1)[0]
+    call.draft("other").products.append((others, tuple(factors)))
+
+
+def matrix_product(call: Call) -> Any:
+    """Products of two activations, stacked along any number of dimensions in front."""
+    tensors = [value for value in call.arguments.values() if isinstance(value, Tensor | Constant)]
+    left, right = tensors[-2:]
+    if min(len(left.shape), len(right.shape)) < 2:
+        return call.refuse(f"{call.op} multiplies with a vector")
+    front = "abcdefgh"[: max(len(left.shape), len(right.shape)) - 2]
+    words = [front[len(front) - len(operand.shape) + 2 :] for operand in (left, right)]
+    result = contraction(call, left, right, (words[0] + "nk", words[1] + "km", front + "nm"))
+    if len(tensors) == 3:  # baddbmm and the like add something
+        result = elementwise(_sum_call(call, [result, tensors[0]]))
+    return result
+
+
+def einsum(call: Call) -> Any:
+    """Products of two activations in any order of dimensions."""
+    tensors, equation = call.arguments["tensors"], call.arguments["equation"].replace(" ", "")
+    words, _, result = equation.partition("->")
+    words = words.split(",")
+    if len(words) != 2 or "." in equation or any(len(set(word)) < len(word) for word in words):
+        return call.refuse(f"einsum {equation!r} has no rule")
+    return contraction(call, tensors[0], tensors[1], (words[0], words[1], result))
+
+
+def attention(call: Call) -> Any:
+    """Scaled dot-product attention: two products, with the softmax over the keys between them."""
+    query, key, value = (call.arguments[name] for name in ("query", "key", "value"))
+    if any(isinstance(item, Constant) for item in (query, key, value)) or call.arguments.get("enable_gqa"):
+        return call.refuse("attention with a constant, or with fewer keys than queries, has no rule")
+    front = "abcdef"[: query.dim() - 2]
+    shape = call.shapes[0]
+    weights = (*torch.broadcast_shapes(query.shape[:-2], key.shape[:-2]), query.shape[-2], key.shape[-2])
+    call.shapes = [weights]
+    scores = contraction(call, query, key, (f"{front}nk", f"{front}mk", f"{front}nm"))
+    if call.arguments.get("attn_mask") is not None:
+        scores = elementwise(_sum_call(call, [scores, call.arguments["attn_mask"]]))
+    call.shapes = [shape]
+    return contraction(call, scores, value, (f"{front}nm", f"{front}mv", f"{front}nv"))
+
+
+def _sum_call(call: Call, operands: list[Any]) -> Call:
+    return Call(
+        "add", {"tensors": operands}, call.shapes, call.module, call.labels, call.drafts, call.model, call.batch
+    )
+
+
+def linear(call: Call) -> Any:
+    """Linear layers, and the two projections of torch's own attention module, which are not called as layers."""
+    owner, weight, inputs = (
+        call.model.get_submodule(call.module), call.arguments["weight"], call.arguments["input"],
+    )  # fmt: skip
+    is_own = type(owner).forward is nn.MultiheadAttention.forward and isinstance(weight, Constant)
+    if not is_own or not isinstance(inputs, Tensor) or weight.name is None:
+        return plain_linear(call)
+    positions = prod(call.shape[:-1]) // call.batch
+    if weight.name == f"{call.module}.in_proj_weight".lstrip("."):
+        return connect_linear(call, call.draft("attention"), inputs, positions, "in_proj_weight")
+    path = f"{call.module}.out_proj".lstrip(".")
+    if weight.name == f"{path}.weight":
+        return connect_linear(call, call.draft("linear", path), inputs, positions, "weight")
+    return plain_linear(call)
+
+
+def attend(
+    module: nn.MultiheadAttention,
+    tensors: Mapping[str, Any],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """What `nn.MultiheadAttention` computes, for any number of heads and of input channels.
+
+    Args:
+        module: whose `out_proj`, `head_dim` and options count.
+        tensors: `in_proj_weight` (3 x heads x head_dim, channels) and `in_proj_bias`, heads of the query first.
+        query: as of the module's own forward, like all that follows.
+        key: likewise.
+        value: likewise.
+        key_padding_mask: True, or minus infinity, where a key is not to be seen.
+        need_weights: whether to return the attention weights.
+        attn_mask: added to the scores, or True where not to be seen.
+        average_attn_weights: over heads.
+        is_causal: a hint that `attn_mask` is causal.
+    """
+    is_single = query.dim() == 2
+    if is_single:
+        query, key, value = (tensor.unsqueeze(0) for tensor in (query, key, value))
+    elif not module.batch_first:
+        query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
+    weights = tensors["in_proj_weight"].chunk(3)
+    bias = tensors["in_proj_bias"]
+    biases = (None, None, None) if bias is None else bias.chunk(3)
+    projected = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+    q, k, v = (x.unflatten(-1, (-1, module.head_dim)).transpose(1, 2) for x in projected)
+    mask = _mask(attn_mask, key_padding_mask, q)
+    dropout = module.dropout if module.training else 0.0
+    if need_weights:
+        scores = q @ k.transpose(-2, -1) / module.head_dim**0.5
+        seen = (scores if mask is None else scores + mask).softmax(-1)
+        outputs = F.dropout(seen, dropout) @ v
+    else:
+        seen, outputs = None, F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    outputs = module.out_proj(outputs.transpose(1, 2).flatten(2))
+    if seen is not None and average_attn_weights:
+        seen = seen.mean(1)
+    if is_single:
+        return outputs[0], None if seen is None else seen[0]
+    return outputs if module.batch_first else outputs.transpose(0, 1), seen
+
+
+def _mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, like: Tensor) -> Tensor | None:
+    total = None
+    for mask in (attn_mask, None if key_padding_mask is None else key_padding_mask[:, None, None, :]):
+        if mask is None:
+            continue
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))
+        if mask.dim() == 3:  # (batch x heads, queries, keys)
+            mask = mask.unflatten(0, (len(like), -1))
+        total = mask if total is None else total + mask
+    return total
+
+
+class HeadwiseAttention(nn.MultiheadAttention):
+    """`nn.MultiheadAttention` whose heads need not fill the embedding: what a cut one becomes.
+
+    The class torch has insists on heads x head_dim = channels; this one reads both from its tensors.
+    """
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *masks: Any, **options: Any) -> Any:
+        """As of `nn.MultiheadAttention`."""
+        tensors = {"in_proj_weight": self.in_proj_weight, "in_proj_bias": self.in_proj_bias}
+        return attend(self, tensors, query, key, value, *masks, **options)
+
+
+def attention_numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Channels and heads; torch's transformer layers must not take their fast path, which reads them as one."""
+    assert isinstance(module, nn.MultiheadAttention)
+    weight = tensors.get("in_proj_weight", module.in_proj_weight)
+    channels, heads = weight.shape[1], weight.shape[0] // 3 // module.head_dim
+    return {
+        "embed_dim": channels, "kdim": channels, "vdim": channels, "num_heads": heads, "_qkv_same_embed_dim": False,
+    }  # fmt: skip
+
+
+class OpenAttention(Opened):
+    """What both executions share: torch's attention with other projections than its own."""
+
+    def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, Any]):
+        super().__init__(module)
+        self._mixed = MixedWidth.of(layer, widths, "in_proj_weight", 0)
+
+    def _attend(self, given: dict[str, Tensor], inputs: Any, options: dict[str, Any]) -> Any:
+        assert isinstance(self.module, nn.MultiheadAttention)
+        own = {"in_proj_weight": self.module.in_proj_weight, "in_proj_bias": self.module.in_proj_bias}
+        tensors: dict[str, Any] = own | given
+        if self._mixed is not None and getattr(self._mixed.width, "weights", None) is not None:
+            matrix, _ = self._mixed.width.mixture(None, None, tensors["in_proj_weight"])
+            tensors = {n: None if v is None else fold(v, matrix, self._mixed.repeat) for n, v in tensors.items()}
+        return attend(self.module, tensors, *inputs, **options)
+
+
+class CompactAttention(OpenAttention):
+    """Attention over the drawn heads."""
+
+    def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, Any]):
+        super().__init__(module, layer, widths)
+        self._tensors = ActiveTensors(layer, widths)
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """Active channels in and out."""
+        return self._attend(self._tensors.of(self.module), inputs, options)
+
+
+class DenseAttention(OpenAttention):
+    """Attention over all heads; inactive inputs count as zero, inactive heads are read by nobody."""
+
+    def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, Any]):
+        super().__init__(module, layer, widths)
+        self._reads = DenseAxis(layout_of(layer, "in_proj_weight", 1), widths)
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """Full shapes in and out."""
+        weight = self.module.in_proj_weight
+        assert isinstance(weight, Tensor)
+        return self._attend({"in_proj_weight": self._reads.mask(weight, 1)}, inputs, options)
+
+
+LABELS = {
+    "linear": linear,
+    "matmul": matrix_product,
+    "bmm": matrix_product,
+    "mm": matrix_product,
+    "baddbmm": matrix_product,
+    "einsum": einsum,
+    "scaled_dot_product_attention": attention,
+}
+KINDS = {
+    "attention": Kind(
+        attention_numbers, CompactAttention, DenseAttention, makes={"in_proj_weight": 0}, reads={"in_proj_weight": 1},
+        becomes=HeadwiseAttention,
+    ),
+}  # fmt: skip

@@ -1,0 +1,81 @@
+"""A user's module called with some of its tensors replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tas.graph import Layer
+from tas.nn.mixing import CompactAxis, CompactWidth
+from tas.nn.rules.base import Numbers
+
+
+class Opened(nn.Module):
+    """What stands in the place of a module of the user's.
+
+    Attributes:
+        module: the user's own.
+    """
+
+    module: Any
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+
+def no_numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """For modules that keep no number that must follow their tensors."""
+    return {}
+
+
+def call_with(module: nn.Module, tensors: dict[str, Tensor], numbers: dict[str, Any], *inputs: Any, **options: Any):
+    """Call a module with other tensors and other numbers (`groups`) than it has."""
+    before = {name: getattr(module, name) for name in numbers}
+    try:
+        for name, value in numbers.items():
+            setattr(module, name, value)
+        return functional_call(module, tensors, inputs, options, tie_weights=False)
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
+
+
+class ActiveTensors:
+    """The own tensors of a layer, cut to the sizes drawn now."""
+
+    def __init__(self, layer: Layer, widths: dict[str, CompactWidth]):
+        self._axes = {
+            item.name.rpartition(".")[2]: [
+                (dim, CompactAxis(layout, widths)) for dim, layout in enumerate(item.layouts) if layout is not None
+            ]
+            for item in layer.parameters
+        }
+
+    def of(self, module: nn.Module) -> dict[str, Tensor]:
+        """Every tensor with an open axis, by name; views where possible."""
+        found = {}
+        for name, axes in self._axes.items():
+            if axes:
+                tensor = getattr(module, name)
+                for dim, axis in axes:
+                    tensor = axis.take(tensor, dim)
+                found[name] = tensor
+        return found
+
+
+class CompactLayer(Opened):
+    """A module that computes only the drawn channels, because its own tensors are cut to them."""
+
+    def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, CompactWidth], numbers: Numbers = no_numbers):
+        super().__init__(module)
+        self._tensors = ActiveTensors(layer, widths)
+        self._numbers = numbers
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """What the module gives, for active channels in and out."""
+        tensors = self._tensors.of(self.module)
+        return call_with(self.module, tensors, self._numbers(self.module, tensors), *inputs, **options)

@@ -1,0 +1,89 @@
+"""Parameters that forward itself adds or multiplies: layer scale, position embeddings, class tokens, PReLU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tas.nn.labels import varying_dims
+from tas.nn.rules.base import Call, Constant, Kind
+from tas.nn.rules.opened import CompactLayer, no_numbers
+
+
+def bind(call: Call, constant: Constant, labels: Tensor) -> str | None:
+    """Cut a parameter that is combined, position by position, with labelled values; say why not where that fails.
+
+    Args:
+        call: the operation that combines them.
+        constant: of a shape that broadcasts to that of the labels.
+        labels: what stands at every position of the other operand.
+    """
+    along = varying_dims(labels)
+    sizes = [1] * (labels.dim() - len(constant.shape)) + list(constant.shape)
+    if all(sizes[dim] == 1 for dim in along):
+        return None
+    what = constant.name or "a tensor made in forward"
+    if constant.elements is None:
+        return f"is combined with {what}, which differs between channels"
+    name, elements = constant.elements()
+    shape = dict(call.model.named_parameters(remove_duplicate=False)) | dict(call.model.named_buffers())
+    coordinates = [torch.as_tensor(c) for c in np.unravel_index(elements.numpy(), shape[name].shape)]
+    coordinates = [c.view(sizes) for c in coordinates]
+    meeting = {k: set(varying_dims(c)) & set(along) for k, c in enumerate(coordinates)}
+    meeting = {k: dims for k, dims in meeting.items() if dims}
+    if not meeting:
+        return None
+    if len(meeting) > 1:
+        return f"is combined with {name}, of which several dimensions meet the channels"
+    ((axis, dims),) = meeting.items()
+    if set(varying_dims(coordinates[axis])) - set(along):
+        return f"is combined with {name}, which meets the channels in different ways"
+    if dims != set(along):  # the same values for several heads, say: those can be cut, what they share cannot
+        call.labels.merge_along(labels, dims, call.module)
+        return None
+    index = tuple(slice(None) if dim in along else 0 for dim in range(labels.dim()))
+    places, found = coordinates[axis].expand(labels.shape)[index].flatten(), labels[index].flatten()
+    first = torch.zeros(shape[name].shape[axis], dtype=torch.long)
+    first[places] = found
+    call.labels.union(first[places], found, call.module)
+    call.labels.attach(name, axis, first)
+    call.draft("other", name.rpartition(".")[0])
+    return None
+
+
+def prelu(call: Call) -> Any:
+    """Pass the channels on; a slope per channel is cut with them."""
+    inputs, weight = call.arguments["self"], call.arguments["weight"]
+    if not isinstance(inputs, Tensor) or not isinstance(weight, Constant):
+        return call.refuse("passes prelu with a slope that depends on the input")
+    if weight.shape == (1,) or weight.shape == ():
+        return inputs
+    problem = call.owner(weight, nn.PReLU)
+    if problem:
+        return call.refuse(f"is read by {call.module}: {problem}")
+    assert weight.name is not None
+    call.labels.attach(weight.name, 0, call.labels.channel_vector(inputs, 1))
+    call.draft("prelu")
+    return inputs
+
+
+def prelu_numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Number of slopes."""
+    weight = tensors.get("weight", module.weight)
+    assert isinstance(weight, Tensor)
+    return {"num_parameters": len(weight)}
+
+
+def _compact_prelu(module: nn.Module, layer: Any, widths: dict[str, Any]) -> nn.Module:
+    return CompactLayer(module, layer, widths, prelu_numbers)
+
+
+LABELS = {"prelu": prelu, "_prelu_kernel": prelu}
+KINDS = {
+    "other": Kind(no_numbers, CompactLayer, None, makes={"weight": 0}),
+    "prelu": Kind(prelu_numbers, _compact_prelu, None),
+}
