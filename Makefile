@@ -1,12 +1,13 @@
 # make demo   the main job on a small data set: environment, installation, tas compress
 # make test   environment, installation, the whole test suite
 # make check  format, lint, types, layers
+# make zoo    traces and cuts every model of torchvision and many of timm, and writes docs/zoo.md; ZOO=--resume goes on
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format zoo clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tas compress
@@ -23,6 +24,9 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+zoo: $(VENV)/.dev
+	$(BIN)/python benchmarks/zoo.py --write docs/zoo.md $(ZOO)
 
 $(VENV)/.uv:
 	$(PYTHON) -m venv $(VENV)

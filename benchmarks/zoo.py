@@ -77,7 +77,7 @@ class Reason:
     """Why axes are frozen.
 
     Attributes:
-        text: the reason, without its numbers.
+        text: the reason, without its numbers and module paths.
         axes: frozen for it.
         macs_share: of the layers of these axes, in [0, 1].
     """
@@ -198,17 +198,6 @@ def reload_difference(name: str, folder: Path) -> float:
     return worst
 
 
-def open_share(graph: Graph) -> float:
-    """Share of the full model's macs in layers with an open axis, or in blocks that can be dropped; in [0, 1]."""
-    macs = _layer_macs(graph)
-    reachable = sum(
-        macs[layer.name]
-        for layer in graph.layers
-        if any(factor.widths for _, factors in layer.products for factor in factors) or (layer.gate and layer.gate[1])
-    )
-    return reachable / max(1, graph.macs())
-
-
 def _build(row: Row, size: int | None) -> tuple[nn.Module, Row]:
     import torch
 
@@ -248,7 +237,7 @@ def _trace(model: nn.Module, row: Row) -> tuple[Graph, Row]:
         depths=len(graph.depths),
         frozen=len(graph.frozen),
         reasons=group_reasons(graph),
-        open_share=round(open_share(graph), 4),
+        open_share=round(graph.open_share, 4),
     )
 
 
@@ -321,25 +310,20 @@ def perturb_(model: nn.Module, draw: Any) -> None:
 
 
 def group_reasons(graph: Graph) -> tuple[Reason, ...]:
-    """The reasons of a graph with their numbers left out, the largest share of the macs first."""
-    macs, axes, layers = _layer_macs(graph), Counter(), {}
+    """The reasons of a graph without numbers and module paths, the largest share of the macs first."""
+    axes: Counter = Counter()
+    layers: dict[str, set[str]] = {}
     for item in graph.frozen:
         text = re.sub(r"\b\d+(\.\d+)?(e[+-]?\d+)?", "N", item.reason)
+        text = re.sub(r"\b(\w+\.)+(?=\w)", "*.", text)
         axes[text] += 1
         layers.setdefault(text, set()).add(item.axis.rpartition(".")[0])
-    shares = {text: sum(macs[name] for name in names) / max(1, graph.macs()) for text, names in layers.items()}
+    shares = {
+        text: sum(graph.layer_macs.get(name, 0) for name in names) / max(1, graph.macs())
+        for text, names in layers.items()
+    }
     found = [Reason(text, count, round(shares[text], 4)) for text, count in axes.items()]
     return tuple(sorted(found, key=lambda reason: (-reason.macs_share, -reason.axes)))
-
-
-def _layer_macs(graph: Graph) -> Counter:
-    macs: Counter = Counter()
-    for layer in graph.layers:
-        for times, factors in layer.products:
-            for factor in factors:
-                times *= factor.of(graph.full.widths)
-            macs[layer.name] += times
-    return macs
 
 
 def _macs_failures(what: str, said: int, counted: int) -> list[str]:

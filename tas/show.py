@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -44,7 +47,7 @@ def print_graph(graph: Graph, space: SearchSpace, chosen: Architecture | None = 
     """
     console, kept = Console(highlight=False), ["kept"] if chosen else []
     if graph.widths:
-        table = _table("width", "size", "candidates", *kept, "layers", "share of macs")
+        table = _table("width", "size", "candidates", *kept, "layers", "macs")
         for width in graph.widths:
             size = [str(chosen.widths[width.name])] if chosen else []
             share = _share(graph, width.layers)
@@ -53,13 +56,13 @@ def print_graph(graph: Graph, space: SearchSpace, chosen: Architecture | None = 
             )
         console.print(table)
     if graph.depths:
-        table = _table("depth", "blocks", "candidates", *kept, "share of macs")
+        table = _table("depth", "blocks", "candidates", *kept, "macs")
         for depth in graph.depths:
             size = [str(chosen.depths[depth.name])] if chosen else []
             share = _share(graph, [layer.name for layer in graph.layers if layer.gate and layer.gate[0] == depth.name])
             table.add_row(Text(depth.name), str(len(depth.blocks)), _few(space.depths[depth.name]), *size, share)
         console.print(table)
-    _print_frozen(console, graph)
+    _print_frozen(graph, console.width)
     print(f"\nfull model: {graph.macs():,} macs, {graph.params():,} params")
     for label, architecture in (("smallest", space.smallest), ("chosen", chosen)):
         if architecture is not None:
@@ -83,7 +86,7 @@ def why_nothing_is_open(graph: Graph, space: SearchSpace) -> str | None:
     if any(item.reason.startswith("kept, ") for item in graph.frozen):
         return "nothing can be made smaller, for the reasons given; keep fewer modules"
     return (
-        "nothing can be made smaller, for the reasons given; change the modules they name, or take a model in which one "
+        "nothing can be made smaller, for the reasons given; change the modules they name, or take a model where one "
         "convolution or linear layer reads another"
     )
 
@@ -102,7 +105,7 @@ def summarize(graph: Graph, space: SearchSpace) -> dict[str, Any]:
 
 
 def _table(*columns: str) -> Table:
-    table = Table()
+    table = Table(box=box.SIMPLE, pad_edge=False)
     for name in columns:  # a long name goes on in the next line: cut off, it could not be looked up
         is_text = name in ("width", "depth", "candidates")
         table.add_column(name, overflow="fold", justify="left" if is_text else "right")
@@ -111,7 +114,7 @@ def _table(*columns: str) -> Table:
 
 def _few(sizes: Sequence[int]) -> str:
     """The candidates, or those that show by which steps they go."""
-    return " ".join(map(str, sizes)) if len(sizes) < 6 else f"{sizes[0]} {sizes[1]} {sizes[2]} … {sizes[-1]}"
+    return " ".join(map(str, sizes)) if len(sizes) < 5 else f"{sizes[0]} {sizes[1]} … {sizes[-1]}"
 
 
 def _share(graph: Graph, layers: Iterable[str]) -> str:
@@ -127,14 +130,13 @@ def _costs(graph: Graph, architecture: Architecture) -> str:
     return ", ".join(f"{cost:,} {name} ({_percent(cost, full)})" for name, (cost, full) in costs.items())
 
 
-def _print_frozen(console: Console, graph: Graph) -> None:
-    """Every frozen axis under its reason, beside the module in which the reason lies."""
+def _print_frozen(graph: Graph, columns: int) -> None:
+    """Every frozen axis under its reason, behind the module in which the reason lies."""
     reasons: dict[str, dict[str, list[str]]] = {}
     for item in graph.frozen:
         reasons.setdefault(item.reason, {}).setdefault(item.module, []).append(item.axis)
+    wrap = partial(textwrap.fill, width=columns, break_long_words=False, break_on_hyphens=False)
     for reason, modules in reasons.items():
-        console.print(Text(f"left alone: {reason}"))
-        table = Table("module", "axes", box=None, padding=(0, 1, 0, 2))
+        print(wrap(f"left alone: {reason}"))
         for module, axes in modules.items():
-            table.add_row(Text(module or "-", overflow="fold"), Text(", ".join(axes), overflow="fold"))
-        console.print(table)
+            print(wrap(f"{module or '-'}: {', '.join(axes)}", initial_indent="  ", subsequent_indent="      "))

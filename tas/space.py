@@ -215,11 +215,8 @@ def _grid(graph: Graph, width: str, config: SpaceConfig) -> tuple[int, int]:
 def _filled(graph: Graph, width: str) -> int:
     """Output channels that each channel of a width fills in the layer that makes it."""
     maker = width.partition(":")[0]
-    for layer in graph.layers:
-        for parameter in layer.parameters if layer.name == maker else ():
-            if len(parameter.shape) > 1:  # a vector may hold one number per head
-                return dict(parameter.counts[0].widths).get(width, 1)
-    return 1
+    parameters = [parameter for layer in graph.layers if layer.name == maker for parameter in layer.parameters]
+    return max([1, *(dict(counts[0].widths).get(width, 1) for p in parameters if (counts := p.counts))])
 
 
 def _lists(graph: Graph, config: SpaceConfig) -> dict[str, list[int | float | str]]:

@@ -17,9 +17,9 @@ Loss = Callable[[Any, Any], Tensor]
 Metric = Callable[[Any, Any], Any]
 Transfer = Literal["none", "kd", "hints", "attention", "dkd", "dist"]
 
-# Beside a loss against the labels of weight 1. Hints and attention: Tian et al., "Contrastive Representation
-# Distillation", ICLR 2020, whose losses are means as ours are. DKD and DIST: the authors' code, for CIFAR ResNets.
-TRANSFER_WEIGHTS: dict[str, float] = {"hints": 100.0, "attention": 1000.0, "dkd": 2.0, "dist": 1.0}
+# Beside a loss against the labels of weight 1. Hints: Tian et al., ICLR 2020, https://arxiv.org/abs/1910.10699.
+# Attention: β / 2 with β = 10³ over positions and batch, section 4.1 of its paper. DKD, DIST: the authors' code.
+TRANSFER_WEIGHTS: dict[str, float] = {"hints": 100.0, "attention": 500.0, "dkd": 2.0, "dist": 1.0}
 FEATURE_TRANSFERS = ("hints", "attention")
 
 
@@ -73,7 +73,7 @@ def task_loss(
         wanted: outputs of the teacher; None for none.
         teacher_weight: share of the teacher's term in kd, in [0, 1].
         temperature: of kd, dkd and dist; a loss of one's own goes in kd with the mean squared distance of the outputs.
-        transfer: what is learned from the teacher's outputs; nothing but by kd, dkd and dist.
+        transfer: what is learned from the teacher; only kd, dkd and dist learn from its outputs.
         transfer_weight: of the terms of dkd (that of the other classes) and dist; None for the authors' own.
 
     Raises:
@@ -83,14 +83,13 @@ def task_loss(
     if loss is None:
         require_logits(outputs, targets)
         targets = targets.long()
-    is_kd = wanted is not None and transfer == "kd"
-    if is_kd and loss is None:
+    if loss is None and wanted is not None and transfer == "kd":
         return distillation_loss(outputs, wanted, targets, temperature=temperature, teacher_weight=teacher_weight)
     value = F.cross_entropy(outputs, targets) if loss is None else loss(outputs, targets)
-    if is_kd:
-        return (1 - teacher_weight) * value + teacher_weight * _imitation(outputs, wanted)
-    if wanted is None or transfer not in ("dkd", "dist"):
+    if wanted is None or transfer not in ("kd", "dkd", "dist"):
         return value
+    if transfer == "kd":
+        return (1 - teacher_weight) * value + teacher_weight * _imitation(outputs, wanted)
     _require_classification(outputs, targets, transfer)
     weight = TRANSFER_WEIGHTS[transfer] if transfer_weight is None else transfer_weight
     if transfer == "dkd":

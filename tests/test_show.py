@@ -1,5 +1,7 @@
 """What is printed about a graph: everything, in the columns there are, and never nothing."""
 
+import re
+
 import nets
 import pytest
 import torch
@@ -25,8 +27,8 @@ def printed(graph: Graph, capsys, monkeypatch, columns: int = 80, **options) -> 
 
 def row(text: str, first: str) -> list[str]:
     """Cells of the line of a table that starts with this word."""
-    (found,) = [cells for line in text.splitlines() if (cells := line.strip("│ ").split("│"))[0].strip() == first]
-    return [cell.strip() for cell in found]
+    (found,) = [cells for line in text.splitlines() if (cells := re.split(r" {2,}", line.strip()))[0] == first]
+    return found
 
 
 def test_every_width_and_depth_has_a_row_with_its_share_of_the_macs(graph, capsys, monkeypatch):
@@ -34,14 +36,14 @@ def test_every_width_and_depth_has_a_row_with_its_share_of_the_macs(graph, capsy
     full, inner = 64 * 9 * (3 * 8 + 3 * 2 * 8 * 6) + 8 * 5, 64 * 9 * 2 * 8 * 6
     for index in range(3):
         name = f"stage.{index}.inner.0"
-        assert row(text, name) == [name, "6", "1 2 3 … 6", "3", f"{100 * inner / full:.1f} %"]
+        assert row(text, name) == [name, "6", "1 2 … 6", "3", f"{100 * inner / full:.1f} %"]
     tied = [
         "stem.0",
         "stem.1",
         "head.2",
         *(f"{i}.{part}" for i in range(3) for part in ("inner.0", "outer.0", "outer.1")),
     ]
-    assert row(text, "stem.0") == ["stem.0", "8", "2 3 4 … 8", str(len(tied)), "100.0 %"]
+    assert row(text, "stem.0") == ["stem.0", "8", "2 3 … 8", str(len(tied)), "100.0 %"]
     assert row(text, "stage") == ["stage", "3", "1 2 3", f"{100 * 2 * inner / full:.1f} %"]
 
 
@@ -68,13 +70,12 @@ def test_every_frozen_axis_is_shown_under_its_reason(capsys, monkeypatch, column
     ]
     frozen.append(Frozen("a" * 150, "[bold]as it is[/bold] :x:", ""))
     text = printed(Graph((), (), (), tuple(frozen)), capsys, monkeypatch, columns)
-    assert "".join(text.split()).count("inmanywords" * 6) == 2
-    assert all(text.count(item.axis) == 1 for item in frozen[:-1])
-    assert text.count("a" * 40) >= 1
-    assert "…" not in text
+    assert " ".join(text.split()).count("left alone: a long reason " + "in many words " * 6) == 2
+    assert all(text.count(item.axis) == 1 for item in frozen)
     assert "[bold]as it is[/bold] :x:" in text
-    assert all(len(line) <= columns for line in text.partition("full model")[0].splitlines())
-    assert len(text.splitlines()) < 250
+    assert "…" not in text
+    assert all(len(line) <= columns for line in text.partition("full model")[0].splitlines() if "a" * 150 not in line)
+    assert len(text.splitlines()) < 200
 
 
 def test_a_long_name_goes_on_in_the_next_line(capsys, monkeypatch):
@@ -82,13 +83,14 @@ def test_a_long_name_goes_on_in_the_next_line(capsys, monkeypatch):
     model.add_module("a" * 90, nn.Conv2d(3, 8, 1))
     model.add_module("last", nn.Conv2d(8, 4, 1))
     text = printed(trace(model, images()), capsys, monkeypatch)
-    assert sum(line.split("│")[1].count("a") for line in text.splitlines() if line.startswith("│")) == 90
+    lines = text.partition("left alone")[0].splitlines()
+    assert sum(line.count("a") for line in lines if line.strip().startswith("aa")) == 90
 
 
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (nn.Conv2d(3, 4, 1), {}, "for the reasons given; change the modules they name, or take a model in which one"),
+        (nn.Conv2d(3, 4, 1), {}, "for the reasons given; change the modules they name, or take a model where one"),
         (nn.BatchNorm2d(3), {}, "the model has no convolution, no linear layer and no residual blocks"),
         (nets.Plain(), {"keep": "*"}, "for the reasons given; keep fewer modules"),
         (

@@ -26,7 +26,7 @@ class Captured:
         labels: their union-find.
         drafts: layers by module path.
         results: nodes that the model returns.
-        numbers: label vectors of dimensions that a module gives in numbers (to a view, say), with its path.
+        numbers: labels around every operation that a module gives sizes in numbers (a view, say), with its path.
     """
 
     nodes: list[fx.Node]
@@ -188,9 +188,8 @@ class _LabelRun:
         if not any(isinstance(item, int | list | tuple) for item in node.args[1:]):
             return
         for tensor in (*call.label_tensors(), *_flat(result)):
-            for dim in varying_dims(tensor):
-                vector = tensor.movedim(dim, -1).reshape(-1, tensor.shape[dim])[0]
-                self.numbers.append((call.module, vector))
+            if varying_dims(tensor):
+                self.numbers.append((call.module, tensor))
 
     def _value(self, node: fx.Node) -> Any:
         """What a node that depends on constants alone computes."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 
 import numpy as np
+import torch
 from torch import nn
 
 from tas.cost import Count, Gate
 from tas.graph import Attribute, Depth, Frozen, Graph, Layer, Layout, Parameter, Run, Width, count_of, whole_width
 from tas.nn.capture import Captured
+from tas.nn.labels import along, condense, varying_dims
 from tas.nn.rules import KINDS, Draft
 
 Place = tuple[str, int]  # (width name, channel)
@@ -43,12 +45,17 @@ def _attributes(
     A guess, such as `num_heads`; the self-check has the last word. Layers with a rule know their own numbers.
     """
     found: dict[tuple[str, str], Attribute] = {}
-    for path, vector in captured.numbers:
-        count = _count(roots[vector.numpy()], places)
-        if not count.widths or kinds.get(path, "other") != "other":
+    classes = torch.as_tensor(roots)
+    for path, labels in captured.numbers:
+        if kinds.get(path, "other") != "other":
             continue
-        for name, value in vars(model.get_submodule(path)).items():
-            if type(value) is int and value == len(vector):
+        values = {name: value for name, value in vars(model.get_submodule(path)).items() if type(value) is int}
+        for dim in varying_dims(labels) if set(values.values()) & set(labels.shape) else ():
+            vector = along(labels, dim)
+            if labels.shape[dim] not in values.values() or dim not in varying_dims(classes[condense(labels)]):
+                continue
+            count = _count(roots[vector.numpy()], places)
+            for name in [name for name, value in values.items() if value == len(vector) and count.widths]:
                 found.setdefault((path, name), Attribute(path, name, count))
     return tuple(found.values())
 

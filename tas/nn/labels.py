@@ -46,7 +46,7 @@ class Labels:
 
     def freeze(self, labels: Tensor, reason: str, module: str) -> None:
         """Never cut these labels; the first reason given counts."""
-        found = np.unique(_condense(labels).numpy())
+        found = np.unique(condense(labels).numpy())
         found = found[found > FIXED]
         if found.size:
             self.freezes.append(Freeze(found, reason, module))
@@ -80,7 +80,7 @@ class Labels:
 
         `settle` sees to it once everything else is known: labels may differ along one dimension only.
         """
-        self._grids.append(_condense(labels))
+        self._grids.append(condense(labels))
 
     def settle(self) -> None:
         """Merge along all dimensions but one wherever labels still differ along several: where most of them differ."""
@@ -93,7 +93,7 @@ class Labels:
                 varying = varying_dims(current)
                 if len(varying) < 2:
                     continue
-                kinds = {dim: _along(current, dim).unique().numel() for dim in varying}
+                kinds = {dim: along(current, dim).unique().numel() for dim in varying}
                 widest = max(varying, key=lambda dim: kinds[dim])
                 self.merge_along(grid, [dim for dim in varying if dim != widest])
                 roots, changed = torch.as_tensor(self.roots()), True
@@ -111,7 +111,7 @@ class Labels:
 
     def channel_vector(self, labels: Tensor, dim: int) -> Tensor:
         """Labels along one dimension; positions that differ along the others are merged."""
-        first = _along(labels, dim) if labels.numel() else labels.new_zeros(0)
+        first = along(labels, dim) if labels.numel() else labels.new_zeros(0)
         if any(other != dim % labels.dim() for other in varying_dims(labels)):
             shape = [1] * labels.dim()
             shape[dim] = -1
@@ -119,7 +119,8 @@ class Labels:
         return first
 
 
-def _along(labels: Tensor, dim: int) -> Tensor:
+def along(labels: Tensor, dim: int) -> Tensor:
+    """Labels along one dimension, at the first position of all others."""
     return labels.movedim(dim, -1).reshape(-1, labels.shape[dim])[0]
 
 
@@ -146,7 +147,7 @@ def fixed(shape: tuple[int, ...]) -> Tensor:
     return torch.full((), FIXED).expand(shape)
 
 
-def _condense(labels: Tensor) -> Tensor:
+def condense(labels: Tensor) -> Tensor:
     """Drop the copies along expanded dimensions."""
     for dim in range(labels.dim()):
         if labels.stride(dim) == 0:

@@ -50,7 +50,7 @@ class TrainConfig:
             attention), or nothing; without a teacher it has no effect.
         teacher_weight: share of the teacher's term in kd, in [0, 1]; 0 uses no teacher.
         transfer_weight: of the teacher's term in the others, beside a loss against the labels of weight 1; in dkd of
-            its part for the other classes. None is the field's own: hints 100, attention 1000, dkd 2, dist 1.
+            its part for the other classes. None is the field's own: hints 100, attention 500, dkd 2, dist 1.
         temperature: of kd, dkd and dist.
         layers: module paths whose features hints and attention compare, such as layer1,layer2; by default the last of
             every stage.

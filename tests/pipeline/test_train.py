@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from toys import TinyNet, build_nan, tiny_source
 
 import tas
-from tas.nn.transfer import distillation_loss, imitation_loss
+from tas.nn.transfer import attention_loss
 from tas.pipeline.measure import evaluate
 from tas.pipeline.train import TrainConfig, learning_rate_factor
+from tas.storage import load_state
 
 
 def quick(**options) -> TrainConfig:
@@ -102,6 +103,139 @@ def test_no_weight_for_the_teacher_is_no_teacher():
     assert same(with_teacher, tas.train(fresh(), tiny_source(), config=quick()))
 
 
+TRANSFERS = ["kd", "hints", "attention", "dkd", "dist"]
+
+
+def small(seed: int = 4) -> TinyNet:
+    """A student with fewer channels, and a block that was dropped."""
+    torch.manual_seed(seed)
+    model = TinyNet(width=5)
+    model.blocks[2] = torch.nn.Identity()
+    return model
+
+
+def teacher() -> TinyNet:
+    return tas.train(fresh(3), tiny_source(), config=quick(epochs=8))
+
+
+@pytest.mark.parametrize("transfer", TRANSFERS)
+def test_a_pruned_student_learns_with_every_transfer_and_keeps_no_trace_of_it(transfer):
+    helper, student = teacher(), small()
+    before = {name: value.clone() for name, value in helper.state_dict().items()}
+    names = list(student.state_dict())
+    record = tas.Record()
+    # maps of 8x8 pixels in batches of 16: both weights of features are large for so short a training
+    tas.train(
+        student,
+        tiny_source(),
+        teacher=helper,
+        config=quick(epochs=10, learning_rate=0.05, transfer=transfer),
+        record=record,
+    )
+    assert evaluate(student, tiny_source()) > 80
+    assert record.rows[-1]["loss"] < record.rows[0]["loss"]
+    assert list(student.state_dict()) == names
+    assert all(torch.equal(value, before[name]) for name, value in helper.state_dict().items())
+    assert not any(module._forward_hooks for net in (student, helper) for module in net.modules())
+
+
+def test_every_transfer_trains_to_something_else():
+    helper = teacher()
+    ends = [
+        tas.train(small(), tiny_source(), teacher=helper, config=quick(epochs=1, transfer=transfer))
+        for transfer in ["none", *TRANSFERS]
+    ]
+    assert same(ends[0], tas.train(small(), tiny_source(), config=quick(epochs=1)))
+    assert not any(same(one, other) for place, one in enumerate(ends) for other in ends[:place])
+
+
+@pytest.mark.parametrize("transfer", ["hints", "attention"])
+def test_features_of_the_student_come_closer_to_the_teachers(transfer):
+    helper, inputs = teacher(), tiny_source()._test[0]
+
+    def distance(model):
+        with torch.no_grad():
+            ours, theirs = (net.blocks(net.stem(inputs)) for net in (model, helper))
+        if transfer == "attention":
+            return float(attention_loss(ours, theirs))
+        ours, theirs = (values.transpose(0, 1).flatten(1).T for values in (ours, theirs))  # the best linear regressor
+        ours = torch.cat([ours, torch.ones(len(ours), 1)], 1)
+        return float((ours @ torch.linalg.lstsq(ours, theirs).solution - theirs).square().mean())
+
+    without = tas.train(small(), tiny_source(), teacher=helper, config=quick(epochs=10, transfer="none"))
+    config = quick(epochs=10, learning_rate=0.05, transfer=transfer, layers="blocks")
+    assert distance(tas.train(small(), tiny_source(), teacher=helper, config=config)) < 0.8 * distance(without)
+
+
+@pytest.mark.parametrize("transfer", ["hints", "attention"])
+def test_an_interrupted_training_on_features_ends_with_the_same_weights(tmp_path, transfer):
+    class Interrupts(tas.Record):
+        def add(self, stage, **values):
+            super().add(stage, **values)
+            if values["epoch"] == 1:
+                raise KeyboardInterrupt
+
+    helper, config, file = teacher(), quick(transfer=transfer, learning_rate=0.02), tmp_path / "train.pt"
+    whole = tas.train(small(), tiny_source(), teacher=helper, config=config)
+    student = small()
+    with pytest.raises(KeyboardInterrupt):
+        tas.train(student, tiny_source(), teacher=helper, config=config, record=Interrupts(), checkpoint=file)
+    assert not any(module._forward_hooks for net in (student, helper) for module in net.modules())
+    assert same(tas.train(small(9), tiny_source(), teacher=helper, config=config, checkpoint=file), whole)
+
+
+def test_regressors_learn_and_are_in_the_checkpoint_but_not_in_the_model(tmp_path):
+    ends = []
+    for rate in (1e-9, 0.02):
+        student, config = small(), quick(epochs=1, transfer="hints", layers="stem", learning_rate=rate)
+        file = tmp_path / f"{rate}.pt"
+        tas.train(student, tiny_source(), teacher=teacher(), config=config, checkpoint=file)
+        assert not any("regressor" in name for name in student.state_dict())
+        ends.append(load_state(file)["comparison"]["regressors.0.0.weight"])
+    assert ends[0].shape == (8, 5, 1, 1)
+    assert float((ends[0] - ends[1]).abs().max()) > 1e-3
+
+
+def test_a_checkpoint_without_regressors_is_refused(tmp_path):
+    file, helper = tmp_path / "train.pt", fresh(3)
+    tas.train(small(), tiny_source(), config=quick(epochs=1, transfer="hints"), checkpoint=file)  # without a teacher
+    with pytest.raises(tas.RunError, match="not a checkpoint of this stage"):
+        tas.train(small(), tiny_source(), teacher=helper, config=quick(epochs=1, transfer="hints"), checkpoint=file)
+
+
+def test_features_of_layers_that_do_not_exist_are_refused():
+    with pytest.raises(tas.ConfigError, match=r"no layer 'blok' in TinyNet \(did you mean blocks"):
+        tas.train(small(), tiny_source(), teacher=fresh(3), config=quick(transfer="hints", layers=("blok",)))
+
+
+def test_features_work_in_low_precision_and_for_other_tasks():
+    def regression(outputs, targets):
+        return F.mse_loss(outputs[:, 0], targets.float())
+
+    for transfer in ("hints", "attention"):
+        config = quick(epochs=1, transfer=transfer, precision="bf16", learning_rate=0.01)
+        record = tas.Record()
+        tas.train(small(), tiny_source(), teacher=fresh(3), config=config, loss=regression, record=record)
+        assert math.isfinite(record.rows[0]["loss"])
+
+
+def test_layers_are_a_list_or_text_with_commas():
+    assert quick(transfer="hints", layers="blocks, stem").layers == ("blocks", "stem")
+    assert quick(transfer="hints", layers=["blocks", "stem"]) == quick(transfer="hints", layers="blocks,stem")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"transfer": "fitnet"}, "'fitnet'; it can be none or kd or hints or attention or dkd or dist"),
+     ({"transfer": "hints", "transfer_weight": 0.0}, "transfer_weight is 0.0; it must be above 0"),
+     ({"transfer_weight": 1.0}, "transfer is kd, which does not use it; the weight of kd is teacher_weight"),
+     ({"layers": "blocks"}, "layers are blocks, but transfer is kd, which does not use them; choose hints or")],
+)  # fmt: skip
+def test_transfers_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(tas.ConfigError, match=message):
+        quick(**options)
+
+
 def test_the_learning_rate_warms_up_and_then_follows_a_cosine():
     values = [learning_rate_factor(step, warmup=10, total=110) for step in range(110)]
     assert values[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
@@ -170,37 +304,6 @@ def test_a_pair_of_loaders_is_data_too():
 def test_options_out_of_range_are_refused_by_name(option, value):
     with pytest.raises(tas.ConfigError, match=option):
         TrainConfig(**{option: value})
-
-
-def test_the_distillation_loss_is_the_formula_in_float64():
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = torch.randn(2, 6, 5, generator=generator, dtype=torch.double)
-    labels = torch.tensor([0, 1, 2, 3, 4, 0])
-    temperature, share = 3.0, 0.7
-    p, q = (teacher / temperature).softmax(1), (student / temperature).softmax(1)
-    divergence = (p * (p.log() - q.log())).sum(1).mean()
-    wanted = (1 - share) * -student.softmax(1)[range(6), labels].log().mean() + share * temperature**2 * divergence
-    found = distillation_loss(student, teacher, labels, temperature=temperature, teacher_weight=share)
-    assert float(found) == pytest.approx(float(wanted), rel=1e-12)
-
-
-def test_no_gradient_reaches_the_teacher():
-    both = torch.randn(4, 3, requires_grad=True)
-    distillation_loss(torch.randn(4, 3, requires_grad=True), both, torch.zeros(4, dtype=torch.long)).backward()
-    imitation_loss(torch.randn(4, 3, requires_grad=True), both).backward()
-    assert both.grad is None
-
-
-@pytest.mark.parametrize(("temperature", "share"), [(0.0, 0.5), (4.0, 1.5), (4.0, -0.1)])
-def test_distillation_out_of_range_is_refused(temperature, share):
-    with pytest.raises(tas.ConfigError, match="must be above 0"):
-        distillation_loss(
-            torch.zeros(1, 2),
-            torch.zeros(1, 2),
-            torch.zeros(1, dtype=torch.long),
-            temperature=temperature,
-            teacher_weight=share,
-        )
 
 
 def test_stages_of_one_process_may_differ_in_their_precision():

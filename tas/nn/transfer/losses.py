@@ -104,7 +104,7 @@ def relation_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature
         Mean over samples plus mean over classes, each in [0, 2], times temperature².
 
     Source:
-        Huang et al., "Knowledge Distillation from A Stronger Teacher" (DIST), NeurIPS 2022, equations 8 and 9,
+        Huang et al., "Knowledge Distillation from A Stronger Teacher" (DIST), NeurIPS 2022, section 4,
         https://arxiv.org/abs/2205.10536; temperature² as in the authors' code.
     """
     ours, theirs = (F.softmax(logits / temperature, 1) for logits in (student_logits, teacher_logits.detach()))
@@ -148,11 +148,12 @@ def attention_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor
         teacher_features: the same but for the channels, which may be more; constants.
 
     Returns:
-        Squared distance of the maps, each of Euclidean length 1, as a mean over batch and positions.
+        Squared distance of the maps, each of Euclidean length 1, as a mean over batch and positions. The fewer the
+        positions, the larger it is: maps of a few pixels want a small weight.
 
     Source:
         Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, equation 2 with p = 2,
-        https://arxiv.org/abs/1612.03928; squared and without the half, as in the authors' code.
+        https://arxiv.org/abs/1612.03928; the distance squared, as in the authors' code.
     """
     return F.mse_loss(_attention_map(student_features), _attention_map(teacher_features.detach()))
 

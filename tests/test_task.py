@@ -1,0 +1,85 @@
+"""The loss of a batch by what is learned from the teacher, and what is checked before anything long begins."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from toys import TinyNet, tiny_source
+
+from tas.errors import ConfigError
+from tas.nn.transfer import decoupled_loss, distillation_loss, imitation_loss, relation_loss
+from tas.task import TRANSFER_WEIGHTS, require_fit_for_data, task_loss
+
+LABELS = torch.tensor([0, 1, 2, 3])
+OUTPUTS, WANTED = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
+PLAIN = F.cross_entropy(OUTPUTS, LABELS)
+
+
+def smoothed(outputs, targets):
+    return F.cross_entropy(outputs, targets, label_smoothing=0.1)
+
+
+def loss_of(transfer, *, loss=None, wanted=WANTED, weight=None):
+    return task_loss(
+        OUTPUTS, LABELS, loss=loss, wanted=wanted, teacher_weight=0.3, temperature=2.0, transfer=transfer,
+        transfer_weight=weight,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("transfer", ["none", "kd", "hints", "attention", "dkd", "dist"])
+def test_without_a_teacher_only_the_labels_count(transfer):
+    assert torch.equal(loss_of(transfer, wanted=None), PLAIN)
+    assert torch.equal(loss_of(transfer, wanted=None, loss=smoothed), smoothed(OUTPUTS, LABELS))
+
+
+@pytest.mark.parametrize("transfer", ["none", "hints", "attention"])
+def test_outputs_of_the_teacher_count_only_where_they_are_learned_from(transfer):
+    assert torch.equal(loss_of(transfer), PLAIN)
+
+
+def test_each_transfer_adds_its_own_term():
+    mixed = distillation_loss(OUTPUTS, WANTED, LABELS, temperature=2.0, teacher_weight=0.3)
+    torch.testing.assert_close(loss_of("kd"), mixed)
+    decoupled = decoupled_loss(OUTPUTS, WANTED, LABELS, temperature=2.0, other_weight=2.0)
+    torch.testing.assert_close(loss_of("dkd"), PLAIN + decoupled)
+    torch.testing.assert_close(loss_of("dist"), PLAIN + relation_loss(OUTPUTS, WANTED, temperature=2.0))
+    assert TRANSFER_WEIGHTS == {"hints": 100.0, "attention": 500.0, "dkd": 2.0, "dist": 1.0}
+
+
+def test_the_weight_can_be_given():
+    decoupled = decoupled_loss(OUTPUTS, WANTED, LABELS, temperature=2.0, other_weight=8.0)
+    torch.testing.assert_close(loss_of("dkd", weight=8.0), PLAIN + decoupled)
+    torch.testing.assert_close(loss_of("dist", weight=3.0), PLAIN + 3 * relation_loss(OUTPUTS, WANTED, temperature=2.0))
+
+
+def test_a_loss_of_ones_own_takes_the_place_of_cross_entropy():
+    own = smoothed(OUTPUTS, LABELS)
+    torch.testing.assert_close(loss_of("kd", loss=smoothed), 0.7 * own + 0.3 * imitation_loss(OUTPUTS, WANTED))
+    torch.testing.assert_close(loss_of("dist", loss=smoothed), own + relation_loss(OUTPUTS, WANTED, temperature=2.0))
+
+
+@pytest.mark.parametrize("transfer", ["dkd", "dist"])
+def test_transfers_of_classes_are_refused_for_other_tasks_before_training(transfer):
+    def regression(outputs, targets):
+        return F.mse_loss(outputs, targets)
+
+    targets = torch.zeros(4, 5)
+    with pytest.raises(ConfigError, match=f"transfer {transfer} is for a classification with one label per sample"):
+        task_loss(
+            OUTPUTS, targets, loss=regression, wanted=WANTED, teacher_weight=0.9, temperature=4.0, transfer=transfer
+        )
+    with pytest.raises(ConfigError, match="choose kd, hints or attention"):
+        require_fit_for_data(
+            PixelNet(), tiny_source(), loss=lambda outputs, targets: outputs.mean(), metric=lambda *pair: 0.0,
+            transfer=transfer,
+        )  # fmt: skip
+
+
+class PixelNet(TinyNet):
+    def forward(self, images):
+        return self.stem(images)
+
+
+def test_layers_are_checked_before_training():
+    require_fit_for_data(TinyNet(), tiny_source(), transfer="hints", layers=["blocks"])
+    with pytest.raises(ConfigError, match="there is no layer 'block' in TinyNet"):
+        require_fit_for_data(TinyNet(), tiny_source(), transfer="hints", layers=["block"])
