@@ -247,13 +247,12 @@ def _cut_and_compare(model: nn.Module, graph: Graph, row: Row, folder: Path | No
 
     import tas
     from tas.nn.surgery import mask
-    from tas.pipeline.measure import count_macs
 
     draw = torch.Generator().manual_seed(0)
     perturb_(model, draw)
     images = torch.randn(2, 3, row.size, row.size, generator=draw)
     full, worst = _outputs(model, images), 0.0
-    failures = _macs_failures("the full model", graph.macs(), count_macs(model, images))
+    failures = _macs_failures("the full model", graph.macs(), _counted_macs(model, images))
     if not all(bool(tensor.isfinite().all()) for tensor in full):
         failures.append("the perturbed model's outputs are not finite, so that nothing is proven")
     space = tas.SearchSpace.of(graph)
@@ -270,7 +269,7 @@ def _cut_and_compare(model: nn.Module, graph: Graph, row: Row, folder: Path | No
             failures.append(f"{what}: the derived model differs from the masked one by {difference:.1e}")
         if place == 0 and architecture != graph.full and _difference(full, found) <= TOLERANCE:
             failures.append(f"{what}: the derived model computes what the full one does, so that nothing is proven")
-        failures += _macs_failures(what, graph.macs(architecture), count_macs(small, images))
+        failures += _macs_failures(what, graph.macs(architecture), _counted_macs(small, images))
         if folder is not None:
             tas.save(folder / str(place), small, graph, architecture)
             tensors = {str(index): tensor.contiguous() for index, tensor in enumerate(found)}
@@ -324,6 +323,19 @@ def group_reasons(graph: Graph) -> tuple[Reason, ...]:
     }
     found = [Reason(text, count, round(shares[text], 4)) for text, count in axes.items()]
     return tuple(sorted(found, key=lambda reason: (-reason.macs_share, -reason.axes)))
+
+
+def _counted_macs(model: nn.Module, images: Tensor) -> int:
+    import torch
+
+    from tas.pipeline.measure import count_macs
+
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # torch's counter does not know nn.MultiheadAttention's fused kernel
+    try:
+        return count_macs(model, images)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _macs_failures(what: str, said: int, counted: int) -> list[str]:

@@ -18,7 +18,7 @@ _PROJECTIONS = {"conv2d", "linear", "conv1d", "conv3d"}
 
 
 def find_depths(model: nn.Module, captured: Captured) -> tuple[Depth, ...]:
-    """Runs of residual blocks in every Sequential and ModuleList, outermost containers first.
+    """Runs of residual blocks in every Sequential and ModuleList, innermost containers first: those drop single blocks, not stages.
 
     A block can be skipped if it is one tensor in, one out, of the same shape and the same channels, with a sum onto
     its own input inside. The child before a run, or the run's first block, always stays.
@@ -29,20 +29,20 @@ def find_depths(model: nn.Module, captured: Captured) -> tuple[Depth, ...]:
             inside.setdefault(path, []).append(node)
     roots = captured.labels.roots()
     depths: list[Depth] = []
-    for path, container in model.named_modules():
+    containers = [path for path, module in model.named_modules() if isinstance(module, nn.Sequential | nn.ModuleList)]
+    for path in sorted(containers, key=lambda path: -path.count(".")):
+        children = [f"{path}.{name}" if path else name for name, _ in model.get_submodule(path).named_children()]
         taken = [block for depth in depths for block in depth.blocks]
-        if not isinstance(container, nn.Sequential | nn.ModuleList) or _is_within(path, taken):
-            continue
-        children = [f"{path}.{name}" if path else name for name, _ in container.named_children()]
-        runs = _runs(children, inside, captured, roots)
+        runs = [run for run in _runs(children, inside, captured, roots) if not _holds_any(run, taken)]
         for run in runs:
             name = path if len(runs) == 1 and path else run[1]  # run[0] may be a layer, and name a width
             depths.append(Depth(name, tuple(run)))
-    return tuple(depths)
+    order = {path: place for place, (path, _) in enumerate(model.named_modules())}
+    return tuple(sorted(depths, key=lambda depth: order[depth.blocks[0]]))
 
 
-def _is_within(path: str, blocks: list[str]) -> bool:
-    return any(path == block or path.startswith(block + ".") for block in blocks)
+def _holds_any(blocks: list[str], others: list[str]) -> bool:
+    return any(other == block or other.startswith(block + ".") for block in blocks for other in others)
 
 
 def _runs(

@@ -13,7 +13,7 @@ from torch.fx.node import map_arg
 
 from tas.errors import ModelError
 from tas.nn.labels import Labels, fixed, varying_dims
-from tas.nn.rules import WITH_WEIGHTS, Call, Constant, Draft, label_rule, without_labels
+from tas.nn.rules import WITH_WEIGHTS, Call, Constant, Draft, label_rule, positions_in, without_labels
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,8 @@ class _LabelRun:
             return fixed(shape)
         name = self._stored.get(node.name)
         if name is None:
-            return Constant(None, shape, None, lambda: self._lifted[node.name])
-        return Constant(
-            name, shape, lambda: (name, torch.arange(value.numel()).view(shape)), lambda: self._tensors[name]
-        )
+            return Constant(None, shape, lambda: [("", positions_in(shape))], lambda: self._lifted[node.name])
+        return Constant(name, shape, lambda: [(name, positions_in(shape))], lambda: self._tensors[name])
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
@@ -195,7 +193,7 @@ class _LabelRun:
         """What a node that depends on constants alone computes."""
         if node not in self._computed:
             constant = self.values.get(node)
-            if node.op == "placeholder" and isinstance(constant, Constant) and constant.value is not None:
+            if node.op == "placeholder" and isinstance(constant, Constant):
                 self._computed[node] = constant.value()
             else:
                 arguments, options = map_arg((node.args, dict(node.kwargs)), self._value)

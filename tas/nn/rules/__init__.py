@@ -1,7 +1,7 @@
 """Per kind of layer: how labels pass, what it costs, how it is cut, how it is opened. One home for each."""
 
 from tas.nn.rules import attention, channel_norm, normalization, parameter, projection, shape
-from tas.nn.rules.base import Call, Constant, Draft, Kind, LabelRule
+from tas.nn.rules.base import Call, Constant, Draft, Kind, LabelRule, positions_in
 
 _HOMES = (shape, parameter, projection, attention, normalization, channel_norm)
 LABELS: dict[str, LabelRule] = {op: rule for home in _HOMES for op, rule in home.LABELS.items()}
@@ -21,4 +21,4 @@ def label_rule(op: str) -> LabelRule:
     return LABELS.get(op, shape.unknown)
 
 
-__all__ = ["KINDS", "WITH_WEIGHTS", "Call", "Constant", "Draft", "Kind", "label_rule", "without_labels"]
+__all__ = ["KINDS", "WITH_WEIGHTS", "Call", "Constant", "Draft", "Kind", "label_rule", "positions_in", "without_labels"]

@@ -129,20 +129,17 @@ def _sum_call(call: Call, operands: list[Any]) -> Call:
 
 
 def linear(call: Call) -> Any:
-    """Linear layers, and the two projections of torch's own attention module, which are not called as layers."""
+    """Linear layers, and the first projection of torch's own attention module, which is none."""
     owner, weight, inputs = (
         call.model.get_submodule(call.module), call.arguments["weight"], call.arguments["input"],
     )  # fmt: skip
     is_own = type(owner).forward is nn.MultiheadAttention.forward and isinstance(weight, Constant)
     if not is_own or not isinstance(inputs, Tensor) or weight.name is None:
         return plain_linear(call)
+    if weight.name != f"{call.module}.in_proj_weight".lstrip("."):
+        return plain_linear(call)
     positions = prod(call.shape[:-1]) // call.batch
-    if weight.name == f"{call.module}.in_proj_weight".lstrip("."):
-        return connect_linear(call, call.draft("attention"), inputs, positions, "in_proj_weight")
-    path = f"{call.module}.out_proj".lstrip(".")
-    if weight.name == f"{path}.weight":
-        return connect_linear(call, call.draft("linear", path), inputs, positions, "weight")
-    return plain_linear(call)
+    return connect_linear(call, call.draft("attention"), inputs, positions, "in_proj_weight")
 
 
 def attend(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -20,15 +21,30 @@ class Constant:
     Attributes:
         name: of the parameter or buffer it is, as long as it is exactly that.
         shape: of the tensor.
-        elements: gives (parameter name, which of its elements stands at every position) while the tensor is a parameter
-            with its elements moved about; None otherwise.
-        value: gives the tensor itself; None where it cannot be had.
+        elements: gives the tensors it was computed from, each as (name, which of its elements stands at every
+            position); the name is empty where nothing is known but the shape.
+        value: gives the tensor itself.
     """
 
     name: str | None
     shape: tuple[int, ...]
-    elements: Callable[[], tuple[str, Tensor]] | None = None
-    value: Callable[[], Any] | None = None
+    elements: Callable[[], list[tuple[str, Tensor]]]
+    value: Callable[[], Any]
+
+    def stored_name(self) -> str | None:
+        """Name of the parameter whose elements these are, in their order; a clone has one too."""
+        if self.name is not None:
+            return self.name
+        found = self.elements()
+        if len(found) != 1 or not found[0][0]:
+            return None
+        name, ids = found[0]
+        return name if torch.equal(ids.flatten(), torch.arange(ids.numel())) else None
+
+
+def positions_in(shape: tuple[int, ...]) -> Tensor:
+    """The number of every element of a tensor."""
+    return torch.arange(prod(shape)).view(shape)
 
 
 @dataclass
@@ -92,6 +108,11 @@ class Call:
             for item in (value if isinstance(value, list | tuple) else [value])
         ]
 
+    def tensor(self, name: str) -> Tensor:
+        """A parameter or buffer of the model."""
+        path, _, short = name.rpartition(".")
+        return getattr(self.model.get_submodule(path), short)
+
     def refuse(self, reason: str) -> Any:
         """Freeze every label that comes in and give back unlabelled results."""
         for labels in self.label_tensors():
@@ -106,21 +127,23 @@ class Call:
             found.kind = kind
         return found
 
-    def owner(self, parameter: Any, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> str | None:
-        """Why this layer cannot be opened, or None if it can: a module of this kind that stores the weight itself.
+    def owner(self, weight: Constant, kind: type[nn.Module]) -> tuple[str, str | None]:
+        """Path of the layer that stores a weight, and why it cannot be opened, or None if it can.
 
-        A subclass may have a forward of its own; the supernet calls it, and the self-check has the last word.
+        A forward may use the weight of a module inside. A subclass may have a forward of its own; the supernet calls
+        it, and the self-check has the last word.
         """
-        owner = self.model.get_submodule(self.module)
-        if not isinstance(parameter, Constant) or parameter.name is None:
-            return "its weight is computed in forward, not stored"
-        if parameter.name != f"{self.module}.weight".lstrip("."):
-            return f"its weight {parameter.name} belongs to another module"
+        path, _, short = (weight.name or "").rpartition(".")
+        if weight.name is None:
+            return self.module, "its weight is computed in forward, not stored"
+        if short != "weight" or not (path == self.module or path.startswith(f"{self.module}.") or not self.module):
+            return self.module, f"its weight {weight.name} belongs to another module"
+        owner = self.model.get_submodule(path)
         if not isinstance(owner, kind):
-            return f"{type(owner).__name__} is not a layer with a rule"
+            return path, f"{type(owner).__name__} is not a layer with a rule"
         if torch.nn.utils.parametrize.is_parametrized(owner):
-            return "its weight is parametrised"
-        return None
+            return path, "its weight is parametrised"
+        return path, None
 
 
 @dataclass(frozen=True)

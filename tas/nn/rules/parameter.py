@@ -26,13 +26,19 @@ def bind(call: Call, constant: Constant, labels: Tensor) -> str | None:
     sizes = [1] * (labels.dim() - len(constant.shape)) + list(constant.shape)
     if all(sizes[dim] == 1 for dim in along):
         return None
-    what = constant.name or "a tensor made in forward"
-    if constant.elements is None:
-        return f"is combined with {what}, which differs between channels"
-    name, elements = constant.elements()
-    shape = dict(call.model.named_parameters(remove_duplicate=False)) | dict(call.model.named_buffers())
-    coordinates = [torch.as_tensor(c) for c in np.unravel_index(elements.numpy(), shape[name].shape)]
-    coordinates = [c.view(sizes) for c in coordinates]
+    for name, elements in constant.elements():
+        problem = _bind_one(call, name, elements.view(sizes), labels, along)
+        if problem:
+            return problem
+    return None
+
+
+def _bind_one(call: Call, name: str, elements: Tensor, labels: Tensor, along: list[int]) -> str | None:
+    if not name:
+        meets = set(varying_dims(elements)) & set(along)
+        return "is combined with a tensor made in forward, which differs between channels" if meets else None
+    shape = call.tensor(name).shape
+    coordinates = [torch.as_tensor(c) for c in np.unravel_index(elements.numpy(), shape)]
     meeting = {k: set(varying_dims(c)) & set(along) for k, c in enumerate(coordinates)}
     meeting = {k: dims for k, dims in meeting.items() if dims}
     if not meeting:
@@ -47,7 +53,7 @@ def bind(call: Call, constant: Constant, labels: Tensor) -> str | None:
         return None
     index = tuple(slice(None) if dim in along else 0 for dim in range(labels.dim()))
     places, found = coordinates[axis].expand(labels.shape)[index].flatten(), labels[index].flatten()
-    first = torch.zeros(shape[name].shape[axis], dtype=torch.long)
+    first = torch.zeros(shape[axis], dtype=torch.long)
     first[places] = found
     call.labels.union(first[places], found, call.module)
     call.labels.attach(name, axis, first)
@@ -62,12 +68,12 @@ def prelu(call: Call) -> Any:
         return call.refuse("passes prelu with a slope that depends on the input")
     if weight.shape == (1,) or weight.shape == ():
         return inputs
-    problem = call.owner(weight, nn.PReLU)
+    path, problem = call.owner(weight, nn.PReLU)
     if problem:
         return call.refuse(f"is read by {call.module}: {problem}")
     assert weight.name is not None
     call.labels.attach(weight.name, 0, call.labels.channel_vector(inputs, 1))
-    call.draft("prelu")
+    call.draft("prelu", path)
     return inputs
 
 

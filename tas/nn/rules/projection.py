@@ -34,7 +34,8 @@ def convolution(call: Call) -> Any:
     is_transposed = call.op.startswith("conv_transpose")
     kernel = prod(weight.shape[2:])
     positions = prod(inputs.shape if is_transposed else call.shape) * kernel // call.batch
-    problem = call.owner(weight, CONVOLUTIONS[call.op]) or _odd_call(call, inputs, weight, is_transposed)
+    path, problem = call.owner(weight, CONVOLUTIONS[call.op])
+    problem = problem or _odd_call(call, inputs, weight, is_transposed)
     if problem:
         return _refused(call, problem, positions * weight.shape[1])
     reads = call.labels.channel_vector(inputs, 1)
@@ -42,15 +43,15 @@ def convolution(call: Call) -> Any:
     positions //= inputs.shape[1] if is_transposed else out_channels
     if groups == len(reads) > 1:
         makes = reads.repeat_interleave(out_channels // groups)
-        return _connected(call, call.draft("depthwise"), positions, (makes,), {"weight": (0, makes)})
+        return _connected(call, call.draft("depthwise", path), positions, (makes,), {"weight": (0, makes)})
     # every group reads and makes as many channels as the others: they are cut alike
     per_group = len(reads) // groups
     call.labels.union(reads.view(groups, per_group), reads[:per_group], call.module)
     makes = call.labels.fresh(out_channels // groups).repeat(groups)
     if is_transposed:
-        draft = call.draft("transposed")
+        draft = call.draft("transposed", path)
         return _connected(call, draft, positions, (makes, reads), {"weight": (1, makes)}, {"weight": (0, reads)})
-    draft, reads = call.draft("convolution"), reads[:per_group]
+    draft, reads = call.draft("convolution", path), reads[:per_group]
     return _connected(call, draft, positions, (makes, reads), {"weight": (0, makes)}, {"weight": (1, reads)})
 
 
@@ -75,10 +76,10 @@ def linear(call: Call) -> Any:
         inputs = fixed(inputs.shape)
     else:
         positions //= call.batch
-    problem = call.owner(weight, nn.Linear)
+    path, problem = call.owner(weight, nn.Linear)
     if problem:
         return _refused(call, problem, positions * prod(weight.shape))
-    return connect_linear(call, call.draft("linear"), inputs, positions, "weight")
+    return connect_linear(call, call.draft("linear", path), inputs, positions, "weight")
 
 
 def connect_linear(call: Call, draft: Draft, inputs: Tensor, positions: int, name: str) -> Tensor:
@@ -114,8 +115,9 @@ def _connected(
     for dim, labels in (*makes.values(), *(reads or {}).values()):
         call.labels.attach(weight.name, dim, labels)
     ((_, made),) = makes.values()
-    if isinstance(bias, Constant) and bias.name:
-        call.labels.attach(bias.name, 0, made)
+    stored = bias.stored_name() if isinstance(bias, Constant) else None
+    if stored is not None:
+        call.labels.attach(stored, 0, made)
     return spread(made, channel_dim, call.shape)
 
 
@@ -157,54 +159,100 @@ def _numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]
     return (convolution_numbers if isinstance(module, _ConvNd) else linear_numbers)(module, tensors)
 
 
-class CompactProjection(Opened):
+class OpenProjection(Opened):
+    """What both executions share: a layer whose weight depends on the sizes drawn now.
+
+    A forward around it may also read `weight` and `bias` themselves, as torchvision's Swin does.
+    """
+
+    def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, Any]):
+        super().__init__(module)
+        self._made_on = 1 if isinstance(module, _ConvTransposeNd) and module.groups == 1 else 0
+        self._mixed = MixedWidth.of(layer, widths, "weight", self._made_on)
+
+    def _active(self) -> dict[str, Tensor]:
+        """Weight and bias before mixing."""
+        raise AssertionError("abstract")
+
+    def _matrix(self, like: Tensor) -> Tensor | None:
+        """What mixes the fragments now; None where one size is fixed, or another layer mixes."""
+        if self._mixed is None or getattr(self._mixed.width, "weights", None) is None:
+            return None
+        return self._mixed.width.mixture(None, None, like)[0]
+
+    def _folded(self, tensors: dict[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
+        assert self._mixed is not None
+        dims = {"weight": self._made_on, "bias": 0}
+        return {name: fold(value, matrix, self._mixed.repeat, dims[name]) for name, value in tensors.items()}
+
+    def _stored(self) -> dict[str, Tensor]:
+        """Weight and bias in full; what else a subclass holds stays as it is."""
+        return {n: value for n, value in self.module.named_parameters(recurse=False) if n in ("weight", "bias")}
+
+    def _effective(self, name: str) -> Tensor | None:
+        tensors = self._active()
+        matrix = self._matrix(tensors["weight"])
+        return (tensors if matrix is None else self._folded(tensors, matrix)).get(name)
+
+    @property
+    def weight(self) -> Tensor | None:
+        """As it acts now."""
+        return self._effective("weight")
+
+    @property
+    def bias(self) -> Tensor | None:
+        """As it acts now."""
+        return self._effective("bias")
+
+    def forward(self, inputs: Tensor, *others: Any) -> Tensor:
+        """Inputs and outputs as of the module, over the channels of this execution."""
+        tensors = self._active()
+        numbers = self._numbers(tensors)
+        weight = tensors["weight"]
+        matrix = self._matrix(weight)
+        if matrix is None:
+            return call_with(self.module, tensors, numbers, inputs, *others)
+        is_linear = isinstance(self.module, nn.Linear) and weight.shape[0] == len(matrix)
+        if is_linear and inputs.numel() < weight.shape[1] ** 2:  # fewer outputs than weights to mix
+            return F.linear(call_with(self.module, tensors, numbers, inputs), matrix)
+        return call_with(self.module, self._folded(tensors, matrix), numbers, inputs, *others)
+
+    def _numbers(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        return {}
+
+
+class CompactProjection(OpenProjection):
     """A convolution or linear layer that computes only the drawn channels.
 
     Where no batch norm follows, the mixture of the fragments is folded into the weight: both are linear.
     """
 
     def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, CompactWidth]):
-        super().__init__(module)
+        super().__init__(module, layer, widths)
         self._tensors = ActiveTensors(layer, widths)
-        self._mixed = MixedWidth.of(layer, widths, "weight", _made_on(module))
 
-    def forward(self, inputs: Tensor, *others: Any) -> Tensor:
-        """(batch, active inputs, …) to (batch, active outputs, …); features last for linear layers."""
-        tensors = self._tensors.of(self.module)
-        numbers = _numbers(self.module, tensors)
-        if self._mixed is None or self._mixed.width.weights is None:
-            return call_with(self.module, tensors, numbers, inputs, *others)
-        return _mixed_call(self.module, _stored(self.module) | tensors, numbers, inputs, self._mixed)
+    def _active(self) -> dict[str, Tensor]:
+        return self._stored() | self._tensors.of(self.module)
+
+    def _numbers(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        is_convolution = isinstance(self.module, _ConvNd)
+        return (convolution_numbers if is_convolution else linear_numbers)(self.module, tensors)
 
 
-class DenseProjection(Opened):
+class DenseProjection(OpenProjection):
     """A convolution or linear layer of full shape whose inactive inputs count as zero.
 
     Its own inactive outputs may hold anything: the mixture switches them off, or whoever reads them does.
     """
 
     def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, DenseWidth]):
-        super().__init__(module)
-        self._made_on = _made_on(module)
+        super().__init__(module, layer, widths)
         self._reads = DenseAxis(layout_of(layer, "weight", 1 - self._made_on), widths)
-        self._mixed = MixedWidth.of(layer, widths, "weight", self._made_on)
 
-    def forward(self, inputs: Tensor, *others: Any) -> Tensor:
-        """Full shapes in and out."""
-        tensors = _stored(self.module)
+    def _active(self) -> dict[str, Tensor]:
+        tensors = self._stored()
         tensors["weight"] = self._reads.mask(tensors["weight"], 1 - self._made_on)
-        if self._mixed is not None:
-            return _mixed_call(self.module, tensors, {}, inputs, self._mixed)
-        return call_with(self.module, tensors, {}, inputs, *others)
-
-
-def _made_on(module: nn.Module) -> int:
-    return 1 if isinstance(module, _ConvTransposeNd) and module.groups == 1 else 0
-
-
-def _stored(module: nn.Module) -> dict[str, Tensor]:
-    """Weight and bias; what else a subclass holds stays as it is."""
-    return {name: value for name, value in module.named_parameters(recurse=False) if name in ("weight", "bias")}
+        return tensors
 
 
 @dataclass(frozen=True)
@@ -236,20 +284,6 @@ def fold(values: Tensor, matrix: Tensor, repeat: int, dim: int = 0) -> Tensor:
     moved = values.movedim(dim, 0)
     copies = moved.shape[0] // (len(matrix) * repeat)
     return (matrix @ moved.reshape(copies, len(matrix), -1)).view(moved.shape).movedim(0, dim)
-
-
-def _mixed_call(
-    module: nn.Module, tensors: dict[str, Tensor], numbers: dict[str, Any], inputs: Tensor, mixed: MixedWidth
-) -> Tensor:
-    """Mix the fragments in the weight, or behind a linear layer in its outputs where those are fewer."""
-    weight = tensors["weight"]
-    matrix, _ = mixed.width.mixture(None, None, weight)
-    is_linear = isinstance(module, nn.Linear) and weight.shape[0] == len(matrix)
-    if is_linear and inputs.numel() < weight.shape[1] ** 2:
-        return F.linear(call_with(module, tensors, numbers, inputs), matrix)
-    dims = {"weight": _made_on(module), "bias": 0}
-    folded = {name: fold(value, matrix, mixed.repeat, dims[name]) for name, value in tensors.items()}
-    return call_with(module, folded, numbers, inputs)
 
 
 _WEIGHT_0, _WEIGHT_1 = {"weight": 0}, {"weight": 1}

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tas.nn.labels import FIXED, fixed, spread, varying_dims
-from tas.nn.rules.base import Call, Constant
+from tas.nn.rules.base import Call, Constant, positions_in
 from tas.nn.rules.parameter import bind
 
 
@@ -208,34 +207,34 @@ def _concatenate(tensors: list[Tensor], dim: int) -> Tensor:
 
 
 def without_labels(call: Call, value: Callable[[], Any]) -> list[Constant]:
-    """What is computed from constants alone; it remembers which elements of a parameter it holds.
+    """What is computed from constants alone; it remembers which elements of which parameters it holds.
 
     Args:
         call: an operation on constants.
         value: gives what the operation computes.
     """
-    sources = [constant for constant in call.constants() if constant.elements is not None]
-    sources = [constant for constant in sources if len(sources) == 1 or prod(constant.shape) > 1]
-    source = sources[0] if len(sources) == 1 else None
-    is_moved = LABELS.get(call.op) is movement and call.op not in ("cat", "stack")
-    is_same = LABELS.get(call.op) is elementwise and source is not None and call.shapes == [source.shape]
-    if source is None or source.elements is None or not (is_moved or is_same):
-        return [Constant(None, shape, None, _picked(value, place)) for place, shape in enumerate(call.shapes)]
-    elements = source.elements
+    sources, rule = call.constants(), LABELS.get(call.op)
 
     @cache
-    def moved() -> list[Tensor]:
-        _, ids = elements()
-        if is_same:
-            return [ids]
-        arguments = {name: ids if item is source else item for name, item in call.arguments.items()}
-        result = _move(replace(call, arguments=arguments))
-        return list(result) if isinstance(result, list | tuple) else [result]
+    def traced() -> list[list[tuple[str, Tensor]]]:
+        if rule is elementwise:
+            known = [entry for source in sources for entry in source.elements()]
+            return [[(name, ids.expand(shape)) for name, ids in known] for shape in call.shapes]
+        if rule is movement and call.op not in ("cat", "stack"):
+            (source,) = [item for name, item in call.arguments.items() if name == "self"]
+            moved = [(name, _moved_elements(call, ids)) for name, ids in source.elements()]
+            return [[(name, ids[place]) for name, ids in moved] for place in range(len(call.shapes))]
+        return [[("", positions_in(shape))] for shape in call.shapes]
 
-    def of(place: int) -> Callable[[], tuple[str, Tensor]]:
-        return lambda: (elements()[0], moved()[place])
+    def of(place: int) -> Callable[[], list[tuple[str, Tensor]]]:
+        return lambda: traced()[place]
 
     return [Constant(None, shape, of(place), _picked(value, place)) for place, shape in enumerate(call.shapes)]
+
+
+def _moved_elements(call: Call, ids: Tensor) -> list[Tensor]:
+    moved = _move(replace(call, arguments={**call.arguments, "self": ids}))
+    return list(moved) if isinstance(moved, list | tuple) else [moved]
 
 
 def _picked(value: Callable[[], Any], place: int) -> Callable[[], Any]:
