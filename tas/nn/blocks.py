@@ -18,8 +18,9 @@ _PROJECTIONS = {"conv2d", "linear", "conv1d", "conv3d"}
 
 
 def find_depths(model: nn.Module, captured: Captured) -> tuple[Depth, ...]:
-    """Runs of residual blocks in every Sequential and ModuleList, innermost containers first: those drop single blocks, not stages.
+    """Runs of residual blocks in every Sequential and ModuleList.
 
+    Innermost containers come first: dropping single blocks leaves more to choose than dropping stages.
     A block can be skipped if it is one tensor in, one out, of the same shape and the same channels, with a sum onto
     its own input inside. The child before a run, or the run's first block, always stays.
     """

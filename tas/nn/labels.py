@@ -21,12 +21,30 @@ class Freeze:
     module: str
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Channels that a module splits into heads, next to the channels it reads, equally many.
+
+    Attributes:
+        module: its path.
+        split: labels of its heads' channels, one head after the other.
+        entry: labels of the channels it reads.
+        shape: of what it reads.
+    """
+
+    module: str
+    split: Tensor
+    entry: Tensor
+    shape: tuple[int, ...]
+
+
 class Labels:
     """The labels of one trace: a union-find, the axes they reached, and what froze them."""
 
     def __init__(self):
         self._parent = [FIXED]
         self._grids: list[Tensor] = []
+        self.heads: list[Heads] = []
         self.axes: dict[tuple[str, int], np.ndarray] = {}
         self.freezes: list[Freeze] = []
 
@@ -124,15 +142,23 @@ def along(labels: Tensor, dim: int) -> Tensor:
     return labels.movedim(dim, -1).reshape(-1, labels.shape[dim])[0]
 
 
+def expanded(labels: Tensor) -> Tensor:
+    """The same labels, kept once along every dimension where all are the same: what follows need not look again."""
+    shape = labels.shape
+    for dim in range(labels.dim()):
+        if labels.shape[dim] < 2:
+            continue
+        first = labels.narrow(dim, 0, 1)
+        if labels.stride(dim) == 0 or (
+            torch.equal(first, labels.narrow(dim, -1, 1)) and torch.equal(labels, first.expand_as(labels))
+        ):
+            labels = first
+    return labels.expand(shape)
+
+
 def varying_dims(labels: Tensor) -> list[int]:
     """Dimensions along which the labels are not all the same."""
-    return [
-        dim
-        for dim in range(labels.dim())
-        if labels.shape[dim] > 1
-        and labels.stride(dim) != 0
-        and not torch.equal(labels, labels.narrow(dim, 0, 1).expand_as(labels))
-    ]
+    return [dim for dim, stride in enumerate(expanded(labels).stride()) if stride != 0 and labels.shape[dim] > 1]
 
 
 def spread(vector: Tensor, dim: int, shape: tuple[int, ...]) -> Tensor:

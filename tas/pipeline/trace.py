@@ -13,6 +13,7 @@ from tas.graph import Graph
 from tas.nn.blocks import find_depths
 from tas.nn.capture import capture
 from tas.nn.grouping import build_graph
+from tas.nn.heads import tie_heads
 from tas.nn.keep import find_kept, keep_modules
 from tas.nn.selfcheck import self_check
 from tas.options import split_patterns
@@ -56,7 +57,9 @@ def trace(model: nn.Module, example: Tensor | Sequence[Tensor], *, keep: str | S
     inputs = [tensor.detach().cpu() for tensor in inputs]
     kept = find_kept(still, split_patterns(keep))
     captured = capture(still, inputs)
-    graph = build_graph(still, captured, find_depths(still, captured), tuple(tuple(t.shape) for t in inputs))
-    graph = keep_modules(graph, kept)
+    depths, shapes = find_depths(still, captured), tuple(tuple(tensor.shape) for tensor in inputs)
+    graph = build_graph(still, captured, depths, shapes)
     with torch.random.fork_rng(devices=[]):
-        return self_check(still, graph, inputs)
+        if tie_heads(still, captured, graph):
+            graph = build_graph(still, captured, depths, shapes)
+        return self_check(still, keep_modules(graph, kept), inputs)

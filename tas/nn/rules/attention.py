@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tas.graph import Layer
-from tas.nn.labels import fixed, spread, varying_dims
+from tas.nn.labels import Heads, along, condense, fixed, spread, varying_dims
 from tas.nn.mixing import DenseAxis
 from tas.nn.rules.base import Call, Constant, Kind, layout_of
 from tas.nn.rules.opened import ActiveTensors, Opened
@@ -46,11 +46,26 @@ def contraction(call: Call, left: Any, right: Any, letters: tuple[str, str, str]
             if letter in vectors:
                 call.labels.union(vectors[letter], vector, call.module)
             vectors.setdefault(letter, vector)
+    for letter in vectors:
+        if letter in first and letter in second and letter in result:
+            _note_heads(call, left, first.index(letter))
     _count(call, (left, right), letters, vectors)
     kept = [letter for letter in vectors if letter in result]
     if len(kept) > 1:
         return call.refuse(f"{call.op} pairs every channel with every other")
     return spread(vectors[kept[0]], result.index(kept[0]), call.shape) if kept else fixed(call.shape)
+
+
+def _note_heads(call: Call, operand: Tensor, head: int) -> None:
+    """Keep in mind which channels become heads: some forwards only work if those are the channels they read."""
+    entry, varying = call.entry(), varying_dims(operand)
+    dims = varying_dims(entry) if entry is not None else []
+    if entry is None or len(dims) != 1 or len(varying) > 2 or head not in varying:
+        return
+    order = [*(dim for dim in range(operand.dim()) if dim not in varying), head, *(d for d in varying if d != head)]
+    split, read = condense(operand.permute(order)).flatten(), along(entry, dims[0])
+    if len(split) == len(read):
+        call.labels.heads.append(Heads(call.module, split, read, tuple(entry.shape)))
 
 
 def _reduced(call: Call, labels: Tensor, word: str, letters: tuple[str, str, str]) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tas.nn.labels import FIXED, fixed, spread, varying_dims
+from tas.nn.labels import FIXED, expanded, fixed, spread, varying_dims
 from tas.nn.rules.base import Call, Constant, positions_in
 from tas.nn.rules.parameter import bind
 
@@ -108,7 +108,8 @@ def movement(call: Call) -> Any:
     if call.op == "cat":
         return _concatenation(call)
     moved = _move(call)
-    results = list(moved) if isinstance(moved, list | tuple) else [moved]
+    is_list = isinstance(moved, list | tuple)
+    results = [expanded(result) for result in (moved if is_list else [moved])]
     if [tuple(result.shape) for result in results] != call.shapes:
         return call.refuse(f"{call.op} is called in a way that has no rule")
     if call.op in _SPLITS and not _is_even(call, results):
@@ -116,7 +117,7 @@ def movement(call: Call) -> Any:
     for result in results:
         if len(varying_dims(result)) > 1:
             call.labels.expect_grid(result)
-    return moved
+    return results if is_list else results[0]
 
 
 def _is_even(call: Call, results: list[Tensor]) -> bool:

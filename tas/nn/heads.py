@@ -1,0 +1,91 @@
+"""Attention whose forward only works if its heads together are as wide as what it reads: both are cut alike then."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tas.architecture import Architecture
+from tas.graph import Graph
+from tas.nn.capture import Captured
+from tas.nn.labels import Heads
+from tas.nn.surgery import cut
+
+
+def tie_heads(model: nn.Module, captured: Captured, graph: Graph) -> bool:
+    """Try one attention module of every class with fewer heads; where it fails, merge its heads with what it reads.
+
+    Args:
+        model: in evaluation mode; not changed.
+        captured: its labels are merged in place.
+        graph: built from them.
+
+    Returns:
+        Whether anything was merged, so that the graph must be built again.
+    """
+    works: dict[type[nn.Module], bool] = {}
+    has_tied = False
+    for heads in captured.labels.heads:
+        module = model.get_submodule(heads.module)
+        width = _width_of(graph, captured, heads)
+        if width is None:
+            continue
+        if type(module) not in works:
+            works[type(module)] = _runs_with_fewer(model, graph, width, heads)
+        if not works[type(module)]:
+            captured.labels.union(heads.split, heads.entry, heads.module)
+            has_tied = True
+    if has_tied:
+        captured.labels.settle()
+    return has_tied
+
+
+def _width_of(graph: Graph, captured: Captured, heads: Heads) -> str | None:
+    """The width whose channels are these heads, if it is not that of the input too."""
+    roots = captured.labels.roots()
+    if set(roots[heads.split.numpy()]) & set(roots[heads.entry.numpy()]):
+        return None
+    members = {layer.name for layer in graph.layers if f"{layer.name}.".startswith(f"{heads.module}.")}
+    for (parameter, dim), labels in captured.labels.axes.items():
+        owner = parameter.rpartition(".")[0]
+        if owner not in members or not set(roots[heads.split.numpy()]) <= set(roots[labels]):
+            continue
+        for layer in graph.layers:
+            for item in layer.parameters if layer.name == owner else ():
+                layout = item.layouts[dim] if item.name == parameter else None
+                found = {run.width for run in layout or () if run.width is not None}
+                if len(found) == 1:
+                    return found.pop()
+    return None
+
+
+def _runs_with_fewer(model: nn.Module, graph: Graph, width: str, heads: Heads) -> bool:
+    full = graph.full
+    fewer = Architecture({**full.widths, width: max(1, full.widths[width] // 2)}, full.depths)
+    arguments, options = _arguments(model, heads, graph)
+    try:
+        with torch.no_grad():
+            cut(model, graph, fewer).get_submodule(heads.module)(*arguments, **options)
+    except Exception:  # a forward of the user's may fail in any way
+        return False
+    return True
+
+
+def _arguments(model: nn.Module, heads: Heads, graph: Graph) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the module is called with: one tensor, or what the whole model gives it."""
+    module = model.get_submodule(heads.module)
+    alone = torch.zeros(heads.shape)
+    with torch.no_grad():
+        try:
+            module(alone)
+        except Exception:  # it takes more than one tensor
+            calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+            handle = module.register_forward_pre_hook(lambda _, *call: calls.append(call), with_kwargs=True)
+            try:
+                model(*(torch.zeros(shape) for shape in graph.input_shapes))
+            finally:
+                handle.remove()
+            return calls[0]
+    return (alone,), {}
