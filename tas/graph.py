@@ -152,11 +152,13 @@ class Attribute:
         module: its path.
         name: of the attribute.
         count: its value as a function of the widths.
+        place: of the number, where the attribute is a list or tuple.
     """
 
     module: str
     name: str
     count: Count
+    place: int | None = None
 
 
 @dataclass(frozen=True)
@@ -324,7 +326,10 @@ class Graph:
                 tuple(_layer(v) for v in value["layers"]),
                 tuple(Frozen(**v) for v in value["frozen"]),
                 tuple(tuple(shape) for shape in value["input_shapes"]),
-                tuple(Attribute(v["module"], v["name"], _count(v["count"])) for v in value.get("attributes", ())),
+                tuple(
+                    Attribute(v["module"], v["name"], _count(v["count"]), v["place"])
+                    for v in value.get("attributes", ())
+                ),
             )
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ArchitectureError(f"this is not a graph ({error!r}); give the graph.json of a run") from None

@@ -26,7 +26,8 @@ class Captured:
         labels: their union-find.
         drafts: layers by module path.
         results: nodes that the model returns.
-        numbers: labels around every operation that a module gives sizes in numbers (a view, say), with its path.
+        numbers: labels around every operation that a module gives sizes in numbers (a view, say), with its path, and
+            which of several results they are.
     """
 
     nodes: list[fx.Node]
@@ -34,7 +35,7 @@ class Captured:
     labels: Labels
     drafts: dict[str, Draft]
     results: list[fx.Node]
-    numbers: list[tuple[str, Tensor]]
+    numbers: list[tuple[str, Tensor, int | None]]
 
 
 def module_path(node: fx.Node) -> str:
@@ -95,6 +96,23 @@ def capture(model: nn.Module, example: Sequence[Tensor]) -> Captured:
     return Captured(list(program.graph.nodes), run.values, run.labels, run.drafts, run.results, run.numbers)
 
 
+_WITH_SIZES = frozenset(
+    [
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "unflatten",
+        "expand",
+        "repeat",
+        "split",
+        "split_with_sizes",
+        "slice",
+        "narrow",
+        "tensor_split",
+    ]
+)
+
+
 class _LabelRun:
     """The state of one run of labels through an exported graph."""
 
@@ -111,7 +129,7 @@ class _LabelRun:
         self.labels, self.drafts = Labels(), {}
         self.values: dict[fx.Node, Any] = {}
         self.results: list[fx.Node] = []
-        self.numbers: list[tuple[str, Tensor]] = []
+        self.numbers: list[tuple[str, Tensor, int | None]] = []
 
     def step(self, node: fx.Node) -> None:
         """Give a node its labels."""
@@ -183,11 +201,12 @@ class _LabelRun:
 
     def _note_numbers(self, node: fx.Node, call: Call, result: Any) -> None:
         """Dimensions around a call that takes numbers: the module may keep such a number as `num_heads`."""
-        if not any(isinstance(item, int | list | tuple) for item in node.args[1:]):
+        if call.op not in _WITH_SIZES:
             return
-        for tensor in (*call.label_tensors(), *_flat(result)):
-            if varying_dims(tensor):
-                self.numbers.append((call.module, tensor))
+        sources = [(tensor, None) for tensor in call.label_tensors()]
+        is_split = call.op == "split_with_sizes"
+        results = [(tensor, part if is_split else None) for part, tensor in enumerate(_flat(result))]
+        self.numbers += [(call.module, tensor, part) for tensor, part in (*sources, *results) if varying_dims(tensor)]
 
     def _value(self, node: fx.Node) -> Any:
         """What a node that depends on constants alone computes."""

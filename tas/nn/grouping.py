@@ -44,20 +44,30 @@ def _attributes(
 
     A guess, such as `num_heads`; the self-check has the last word. Layers with a rule know their own numbers.
     """
-    found: dict[tuple[str, str], Attribute] = {}
+    found: dict[tuple[str, str, int | None], Attribute] = {}
     classes = torch.as_tensor(roots)
-    for path, labels in captured.numbers:
+    for path, labels, part in captured.numbers:
         if kinds.get(path, "other") != "other":
             continue
-        values = {name: value for name, value in vars(model.get_submodule(path)).items() if type(value) is int}
+        values = _whole_numbers(model.get_submodule(path))
         for dim in varying_dims(labels) if set(values.values()) & set(labels.shape) else ():
             vector = along(labels, dim)
             if labels.shape[dim] not in values.values() or dim not in varying_dims(classes[condense(labels)]):
                 continue
             count = _count(roots[vector.numpy()], places)
-            for name in [name for name, value in values.items() if value == len(vector) and count.widths]:
-                found.setdefault((path, name), Attribute(path, name, count))
+            for (name, place), value in values.items() if count.widths else ():
+                if value == len(vector) and place in (None, part):
+                    found.setdefault((path, name, place), Attribute(path, name, count, place))
     return tuple(found.values())
+
+
+def _whole_numbers(module: nn.Module) -> dict[tuple[str, int | None], int]:
+    """Whole numbers that a module keeps, by attribute and place in it."""
+    found: dict[tuple[str, int | None], int] = {}
+    for name, value in vars(module).items():
+        items = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
+        found |= {(name, place): item for place, item in items if type(item) is int}
+    return found
 
 
 def _frozen_roots(captured: Captured, roots: np.ndarray) -> dict[int, tuple[str, str]]:

@@ -101,20 +101,19 @@ class Labels:
         self._grids.append(condense(labels))
 
     def settle(self) -> None:
-        """Merge along all dimensions but one wherever labels still differ along several: where most of them differ."""
-        changed = True
-        while changed:
-            changed = False
-            roots = torch.as_tensor(self.roots())
-            for grid in self._grids:
-                current = roots[grid]
-                varying = varying_dims(current)
-                if len(varying) < 2:
-                    continue
+        """Merge along all dimensions but one wherever labels still differ along several: where most of them differ.
+
+        A merge elsewhere never makes labels differ that did not, so every grid is looked at once.
+        """
+        for grid in self._grids:
+            found, places = grid.unique(return_inverse=True)
+            current = torch.tensor([self._find(label) for label in found.tolist()])[places]
+            varying = varying_dims(current)
+            if len(varying) > 1:
                 kinds = {dim: along(current, dim).unique().numel() for dim in varying}
                 widest = max(varying, key=lambda dim: kinds[dim])
                 self.merge_along(grid, [dim for dim in varying if dim != widest])
-                roots, changed = torch.as_tensor(self.roots()), True
+        self._grids = []
 
     def _find(self, label: int) -> int:
         parent = self._parent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +16,11 @@ from tas.errors import ModelError
 from tas.graph import Depth, Frozen, Graph, Run
 from tas.nn.rules import KINDS
 from tas.nn.supernet import Supernet
-from tas.nn.surgery import cut, mask
+from tas.nn.surgery import cut, mask, shared_copy
 from tas.space import SearchSpace
 
 TOLERANCE = 1e-4  # relative to the largest output, float32
-_PERIOD = 1_000_003  # prime, so that no two channels of a layer get the same noise
+_LARGE = 100_000  # weights
 
 
 def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: int = 0) -> Graph:
@@ -99,23 +98,31 @@ def _cut_only(graph: Graph, names: set[str]) -> Architecture:
 
 
 def _perturbed(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """A copy whose zeros (fresh biases, zero-initialised scales) no longer hide a wrong cut."""
-    noisy = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in noisy.parameters():
-            spread = parameter.std() if parameter.numel() > 1 else parameter.new_zeros(())
-            scale = 0.1 * (spread if spread > 0 else torch.ones(()))
-            noise = torch.randn(min(parameter.numel(), _PERIOD), generator=generator).to(parameter) * scale.to(
-                parameter
-            )
-            repeats = -(-parameter.numel() // _PERIOD)  # drawing every weight of a large layer would take seconds
-            parameter.add_(noise.repeat(repeats)[: parameter.numel()].view(parameter.shape))
-        for module in noisy.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-                assert module.running_var is not None
-                module.running_mean.add_(torch.randn(module.running_mean.shape, generator=generator) * 0.1)
-                module.running_var.mul_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
+    """A copy whose zeros (fresh biases, zero-initialised scales) no longer hide a wrong cut.
+
+    Large weights that are not all the same hide nothing, and are shared.
+    """
+    noisy = shared_copy(model)
+    new: dict[nn.Parameter, nn.Parameter] = {}  # what two modules share stays shared
+    for module in noisy.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter not in new:
+                new[parameter] = _moved(parameter, generator)
+            setattr(module, name, new[parameter])
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            assert module.running_var is not None
+            module.running_mean.add_(torch.randn(module.running_mean.shape, generator=generator) * 0.1)
+            module.running_var.mul_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
     return noisy
+
+
+def _moved(parameter: nn.Parameter, generator: torch.Generator) -> nn.Parameter:
+    with torch.no_grad():
+        spread = parameter.std() if parameter.numel() > 1 else parameter.new_zeros(())
+        if parameter.numel() > _LARGE and spread > 0:
+            return parameter
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+        return nn.Parameter(parameter + 0.1 * (spread if spread > 0 else 1.0) * noise)
 
 
 def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
@@ -129,13 +136,10 @@ class _Witness:
     Attributes:
         model: in evaluation mode, with perturbed weights where those give finite outputs.
         inputs: of its forward.
-        training_inputs: inputs on which it also runs in training mode, where a forward may take other paths (auxiliary
-            heads); None if there are none.
     """
 
     model: nn.Module
     inputs: list[Tensor]
-    training_inputs: list[Tensor] | None
 
     @classmethod
     def find(cls, model: nn.Module, example: Sequence[Tensor], generator: torch.Generator) -> _Witness | None:
@@ -151,7 +155,7 @@ class _Witness:
                 continue
             error = None
             if all(bool(torch.isfinite(tensor).all()) for tensor in outputs):
-                return cls(trial, inputs, _training_inputs(trial, inputs))
+                return cls(trial, inputs)
         if error is not None:
             raise ModelError(f"{type(model).__name__} fails on the example: {_first_line(error)}") from error
         return None
@@ -160,10 +164,15 @@ class _Witness:
         """Why a cut model differs from the masked one; None if none does."""
         for place, architecture in enumerate(architectures):
             try:
-                wanted = _run(mask(self.model, graph, architecture), self.inputs)
+                small = cut(self.model, graph, architecture)
+                found = _run(small, self.inputs)
             except Exception as error:  # the user's own forward may fail in any way
+                return f"the cut model fails: {_first_line(error)}"
+            try:
+                wanted = _run(mask(self.model, graph, architecture), self.inputs)
+            except Exception as error:
                 return f"the masked model fails: {_first_line(error)}"
-            reason = self._cut_failure(graph, architecture, wanted)
+            reason = self._cut_failure(graph, architecture, small, _difference(found, wanted))
             # in turn: that both executions agree is no property of the model
             execution = "dense" if place % 2 else "compact"
             reason = reason or self._supernet_failure(graph, architecture, execution, wanted)
@@ -171,22 +180,17 @@ class _Witness:
                 return reason
         return None
 
-    def _cut_failure(self, graph: Graph, architecture: Architecture, wanted: list[Tensor]) -> str | None:
-        try:
-            small = cut(self.model, graph, architecture)
-            found = _run(small, self.inputs)
-        except Exception as error:
-            return f"the cut model fails: {_first_line(error)}"
+    def _cut_failure(
+        self, graph: Graph, architecture: Architecture, small: nn.Module, difference: str | None
+    ) -> str | None:
         count = sum(parameter.numel() for parameter in small.parameters())
         if count != graph.params(architecture):
             return f"the cut model has {count} parameters instead of {graph.params(architecture)}"
-        reason = _difference(found, wanted)
-        if reason is not None or self.training_inputs is None:
-            return reason and f"the cut model {reason}"
-        try:
-            _run(small.train(), self.training_inputs)
-        except Exception as error:
-            return f"the cut model fails in training mode: {_first_line(error)}"
+        if difference is not None:
+            return f"the cut model {difference}"
+        error = _training_error(small, self.inputs)
+        if error is not None and _training_error(shared_copy(self.model), self.inputs) is None:
+            return f"the cut model fails in training mode: {error}"
         return None
 
     def _supernet_failure(
@@ -198,21 +202,25 @@ class _Witness:
             {name: tuple(sorted({size, full.depths[name]})) for name, size in architecture.depths.items()},
         )
         try:
-            with Supernet(self.model, graph, space, execution=execution).fixed(architecture) as supernet:
+            opened = Supernet(shared_copy(self.model), graph, space, execution=execution, in_place=True)
+            with opened.fixed(architecture) as supernet:
                 reason = _difference(_run(supernet, self.inputs), wanted)
         except Exception as error:
             return f"the {execution} supernet fails: {_first_line(error)}"
         return reason and f"the {execution} supernet {reason}"
 
 
-def _training_inputs(model: nn.Module, inputs: list[Tensor]) -> list[Tensor] | None:
+def _training_error(model: nn.Module, inputs: list[Tensor]) -> str | None:
+    """Why a model does not run in training mode, where a forward may take other paths (auxiliary heads)."""
+    error = None
     for trial in (inputs, [torch.cat([tensor, tensor]) for tensor in inputs]):  # a batch norm may need two samples
         try:
-            _run(copy.deepcopy(model).train(), trial)
-        except Exception:  # it then cannot be trained on such inputs, cut or not
+            _run(model.train(), trial)
+        except Exception as failure:  # the user's own forward may fail in any way
+            error = _first_line(failure)
             continue
-        return trial
-    return None
+        return None
+    return error
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from tas.nn.mixing import PADDING, CompactWidth, DenseWidth, gumbel_weights
 from tas.nn.rules import KINDS
 from tas.nn.rules.normalization import OpenBatchNorm
 from tas.nn.rules.opened import Opened
-from tas.nn.surgery import replaced, require_fit
+from tas.nn.surgery import replaced, require_fit, set_attribute
 from tas.space import SearchSpace
 
 
@@ -37,6 +37,7 @@ class Supernet(nn.Module):
         execution: compact or dense.
         fragments: candidates drawn per width, I of the paper.
         depth_samples: depths mixed per forward: as many as `fragments` (drawn), or all as in the paper.
+        in_place: open `model` itself instead of a copy.
 
     Attributes:
         logits: (choices, candidates), α of the paper; rows are widths then depths, padded on the right.
@@ -58,6 +59,7 @@ class Supernet(nn.Module):
         execution: Literal["compact", "dense"] = "compact",
         fragments: int = 2,
         depth_samples: Literal["drawn", "all"] = "drawn",
+        in_place: bool = False,
     ):
         super().__init__()
         if execution not in ("compact", "dense") or depth_samples not in ("drawn", "all") or fragments < 1:
@@ -74,11 +76,10 @@ class Supernet(nn.Module):
             for name, sizes in space.widths.items()
         }
         self._depths = {name: DepthState(kept, graph.full.depths[name]) for name, kept in space.depths.items()}
-        opened = copy.deepcopy(model)
+        opened = model if in_place else copy.deepcopy(model)
         # dense execution keeps full shapes, and with them the numbers on modules
         self._attributes = [
-            (opened.get_submodule(item.module), item.name, item.count)
-            for item in (graph.attributes if execution == "compact" else ())
+            (opened.get_submodule(item.module), item) for item in (graph.attributes if execution == "compact" else ())
         ]
         self.model = _opened(opened, graph, self._widths, self._depths, execution)
         self._set_attributes()
@@ -159,8 +160,8 @@ class Supernet(nn.Module):
         """Let numbers on modules follow the sizes open now."""
         if self._attributes:
             sizes = {name: width.active for name, width in self._widths.items()}
-            for module, name, count in self._attributes:
-                setattr(module, name, count.of(sizes))
+            for module, item in self._attributes:
+                set_attribute(module, item, sizes)
 
     @contextmanager
     def fixed(self, architecture: Architecture) -> Iterator[Supernet]:
@@ -206,7 +207,7 @@ class Supernet(nn.Module):
                 module.restore(self.space.widths[name].index(architecture.widths[name]))
         whole = _closed(whole)
         for item in self.graph.attributes:
-            setattr(whole.get_submodule(item.module), item.name, item.count.of(self.graph.full.widths))
+            set_attribute(whole.get_submodule(item.module), item, self.graph.full.widths)
         return whole
 
 

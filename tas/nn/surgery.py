@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tas.architecture import Architecture
 from tas.errors import ModelError
-from tas.graph import Graph, Parameter, channels_of, positions_of
+from tas.graph import Attribute, Graph, Parameter, channels_of, positions_of
 from tas.nn.rules import KINDS
 from tas.nn.rules.base import layout_of
+
+
+class Dropped(nn.Identity):
+    """What stands where a block was; blocks may take more than one argument."""
+
+    def forward(self, inputs: Any, *others: Any, **options: Any) -> Any:
+        """The first argument."""
+        return inputs
 
 
 def require_fit(model: nn.Module, graph: Graph) -> None:
@@ -25,6 +35,8 @@ def require_fit(model: nn.Module, graph: Graph) -> None:
     held = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
     for layer in graph.layers:
         for parameter in layer.parameters:
+            if parameter.is_buffer and not any(parameter.layouts):
+                continue  # a forward may give its own tables another size
             found = held.get(parameter.name)
             if found is None or tuple(found.shape) != parameter.shape:
                 has = "no such tensor" if found is None else f"shape {tuple(found.shape)}"
@@ -62,13 +74,36 @@ def cut(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Module
             module.__class__ = kind.becomes
     for item in graph.attributes:
         if not _is_skipped(item.module, graph, architecture):
-            setattr(small.get_submodule(item.module), item.name, item.count.of(architecture.widths))
+            set_attribute(small.get_submodule(item.module), item, architecture.widths)
     return small
 
 
+def set_attribute(module: nn.Module, attribute: Attribute, sizes: Mapping[str, int]) -> None:
+    """Give a number on a module the value it has under these sizes, in place."""
+    value: Any = attribute.count.of(sizes)
+    if attribute.place is not None:
+        held = getattr(module, attribute.name)
+        value = type(held)(value if place == attribute.place else item for place, item in enumerate(held))
+    setattr(module, attribute.name, value)
+
+
+class _ZeroAlong(nn.Module):
+    """A tensor with some positions of one dimension set to zero, computed anew each time: nothing is stored."""
+
+    def __init__(self, dim: int, dropped: np.ndarray):
+        super().__init__()
+        self._dim, self._dropped = dim, torch.as_tensor(dropped)
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        return tensor.index_fill(self._dim, self._dropped, 0)
+
+
 def mask(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Module:
-    """A full-shape copy of `model` that ignores the channels and blocks `architecture` drops: what `cut` must equal."""
-    masked = copy.deepcopy(model)
+    """A full-shape copy of `model` that ignores the channels and blocks `architecture` drops: what `cut` must equal.
+
+    Its parameters are those of `model`: it is for comparing, not for training.
+    """
+    masked = shared_copy(model)
     _skip(masked, graph, architecture)
     wrapped = {}
     for layer in graph.layers:
@@ -79,14 +114,17 @@ def mask(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Modul
         for name, dim in kind.reads.items():
             layout = layout_of(layer, name, dim)
             if layout is not None:
-                dropped = np.setdiff1d(
-                    np.arange(getattr(module, name).shape[dim]), positions_of(layout, architecture.widths)
-                )
-                with torch.no_grad():
-                    getattr(module, name).index_fill_(dim, torch.as_tensor(dropped), 0)
+                size = getattr(module, name).shape[dim]
+                dropped = np.setdiff1d(np.arange(size), positions_of(layout, architecture.widths))
+                parametrize.register_parametrization(module, name, _ZeroAlong(dim, dropped), unsafe=True)
         if kind.masked is not None:
             wrapped[module] = kind.masked(module, layer, architecture.widths)
     return replaced(masked, wrapped)
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy with modules and buffers of its own, and the same parameters: giants are not copied."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
 def reorder(model: nn.Module, graph: Graph, orders: Mapping[str, np.ndarray]) -> nn.Module:
@@ -125,7 +163,7 @@ def _permutation(channels: np.ndarray, order: np.ndarray) -> np.ndarray:
 def _skip(model: nn.Module, graph: Graph, architecture: Architecture) -> None:
     for block in graph.skipped(architecture):
         parent, _, name = block.rpartition(".")
-        setattr(model.get_submodule(parent), name, nn.Identity())
+        setattr(model.get_submodule(parent), name, Dropped())
 
 
 def _is_skipped(path: str, graph: Graph, architecture: Architecture) -> bool:

@@ -16,6 +16,7 @@ from tas.nn.grouping import build_graph
 from tas.nn.heads import tie_heads
 from tas.nn.keep import find_kept, keep_modules
 from tas.nn.selfcheck import self_check
+from tas.nn.surgery import shared_copy
 from tas.options import split_patterns
 
 
@@ -49,7 +50,8 @@ def trace(model: nn.Module, example: Tensor | Sequence[Tensor], *, keep: str | S
     if next(model.parameters(), None) is None:
         raise ModelError(f"{type(model).__name__} has no parameters; there is nothing to prune")
     try:
-        still = copy.deepcopy(model).cpu().eval()
+        is_here = all(tensor.device.type == "cpu" for tensor in (*model.parameters(), *model.buffers()))
+        still = (shared_copy(model) if is_here else copy.deepcopy(model).cpu()).eval()
     except Exception as error:  # anything may hang on a user's module
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({error}); remove what holds computed tensors"

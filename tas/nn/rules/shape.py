@@ -130,14 +130,36 @@ def _is_even(call: Call, results: list[Tensor]) -> bool:
         return not set(dims) & set(varying)
     if dim not in varying or all(result.shape == whole.shape for result in results):
         return True
-    if len(varying) > 1:  # each of the others stands for several positions here
-        call.labels.merge_along(whole, [dim], call.module)
+    if call.op == "select":
+        return len(varying) > 1 and _merged(call, whole, dim)
+    if len(varying) == 1 and _follows_numbers(call, [result.shape[dim] for result in results], whole.shape[dim]):
         return True
+    if len(varying) > 1:  # each of the others stands for several positions here
+        return _merged(call, whole, dim)
     if len(results) < 2 or any(result.shape != results[0].shape for result in results):
         return False
     for result in results[1:]:
         call.labels.union(results[0], result, call.module)
     return True
+
+
+def _merged(call: Call, labels: Tensor, dim: int) -> bool:
+    call.labels.merge_along(labels, [dim], call.module)
+    return True
+
+
+def _follows_numbers(call: Call, sizes: list[int], whole: int) -> bool:
+    """Whether uneven parts are cut off at numbers that the module keeps, which then follow the widths."""
+    values = vars(call.model.get_submodule(call.module)).values()
+    known = {value for value in values if type(value) is int}
+    known |= {item for value in values if isinstance(value, list | tuple) for item in value if type(item) is int}
+    if call.op == "split_with_sizes":
+        return len(set(sizes)) > 1 and known >= set(sizes)
+    if call.op in ("slice", "narrow"):
+        start = call.arguments.get("start") or 0
+        end = start + sizes[0]
+        return all(number in (0, whole) or number in known for number in (start, end))
+    return False
 
 
 def _concatenation(call: Call) -> Any:
@@ -173,6 +195,8 @@ def _move(call: Call) -> Any:
         return _pad(values["self"], list(values["pad"]))
     operation = getattr(torch.ops.aten, call.op)
     arguments = {name: _as_labels(value) if not isinstance(value, list) else value for name, value in values.items()}
+    if call.op in ("reshape_as", "view_as"):
+        return values["self"].reshape(call.shape)
     if call.op in ("view", "_unsafe_view"):  # labels are expanded where values are not: a view may need a copy
         return values["self"].reshape(values["size"])
     if call.op == "stack":
@@ -268,6 +292,7 @@ _MOVEMENT = """
     view reshape flatten unflatten permute transpose t squeeze unsqueeze slice select narrow split split_with_sizes
     chunk tensor_split unbind expand expand_as repeat cat stack roll flip pad constant_pad_nd _unsafe_view movedim
     swapaxes numpy_T pixel_shuffle pixel_unshuffle index repeat_interleave
+    reshape_as view_as
 """
 LABELS = (
     dict.fromkeys(_ELEMENTWISE.split(), elementwise)
