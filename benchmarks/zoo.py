@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4  # relative to the largest output, float32
 RANDOM_ARCHITECTURES = 3
+_GIANT = 10_000_000_000  # macs
 SEGMENTATION = ("fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
 SIZES = {"inception_v3": 299, "swin_v2_t": 256, "swin_v2_s": 256, "swin_v2_b": 256}  # torchvision's, where not 224
 TIMM = (  # the smallest member of every family
@@ -145,13 +146,8 @@ def all_names() -> list[str]:
 
 def load_model(name: str) -> nn.Module:
     """A model of the list with random weights; nothing is downloaded."""
-    import torchvision
-
     import tas
 
-    short = name.removeprefix("torchvision:")
-    if short in SEGMENTATION:  # these would download their backbone
-        return torchvision.models.get_model(short, weights=None, weights_backbone=None)
     return tas.models.load(name)
 
 
@@ -247,12 +243,13 @@ def _cut_and_compare(model: nn.Module, graph: Graph, row: Row, folder: Path | No
 
     import tas
     from tas.nn.surgery import mask
+    from tas.pipeline.measure import count_macs
 
     draw = torch.Generator().manual_seed(0)
     perturb_(model, draw)
-    images = torch.randn(2, 3, row.size, row.size, generator=draw)
+    images = torch.randn(1 if row.macs > _GIANT else 2, 3, row.size, row.size, generator=draw)
     full, worst = _outputs(model, images), 0.0
-    failures = _macs_failures("the full model", graph.macs(), _counted_macs(model, images))
+    failures = _macs_failures("the full model", graph.macs(), count_macs(model, images))
     if not all(bool(tensor.isfinite().all()) for tensor in full):
         failures.append("the perturbed model's outputs are not finite, so that nothing is proven")
     space = tas.SearchSpace.of(graph)
@@ -269,7 +266,7 @@ def _cut_and_compare(model: nn.Module, graph: Graph, row: Row, folder: Path | No
             failures.append(f"{what}: the derived model differs from the masked one by {difference:.1e}")
         if place == 0 and architecture != graph.full and _difference(full, found) <= TOLERANCE:
             failures.append(f"{what}: the derived model computes what the full one does, so that nothing is proven")
-        failures += _macs_failures(what, graph.macs(architecture), _counted_macs(small, images))
+        failures += _macs_failures(what, graph.macs(architecture), count_macs(small, images))
         if folder is not None:
             tas.save(folder / str(place), small, graph, architecture)
             tensors = {str(index): tensor.contiguous() for index, tensor in enumerate(found)}
@@ -288,7 +285,7 @@ def perturb_(model: nn.Module, draw: Any) -> None:
     import torch
     from torch import nn
 
-    model.requires_grad_(False)  # torch's flop counter asserts on a parameter that is a module's input (cait)
+    model.requires_grad_(False)
     with torch.no_grad():
         for parameter in model.parameters():
             fan_in = parameter[0].numel() if parameter.dim() else 1
@@ -323,19 +320,6 @@ def group_reasons(graph: Graph) -> tuple[Reason, ...]:
     }
     found = [Reason(text, count, round(shares[text], 4)) for text, count in axes.items()]
     return tuple(sorted(found, key=lambda reason: (-reason.macs_share, -reason.axes)))
-
-
-def _counted_macs(model: nn.Module, images: Tensor) -> int:
-    import torch
-
-    from tas.pipeline.measure import count_macs
-
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # torch's counter does not know nn.MultiheadAttention's fused kernel
-    try:
-        return count_macs(model, images)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _macs_failures(what: str, said: int, counted: int) -> list[str]:

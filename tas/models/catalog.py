@@ -1,6 +1,7 @@
 """The models that have a name: ours, torchvision's, timm's, and functions in the user's own files and packages."""
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ def _build_torchvision(name: str, num_classes: int | None, pretrained: bool) -> 
     if name not in models.list_models():
         raise ModelError(_unknown("torchvision", name, models.list_models()))
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+        options["weights_backbone"] = None  # torchvision would download some
     try:
         return models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
     except Exception as error:  # constructors and downloads raise what they like

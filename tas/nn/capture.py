@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,8 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
         ModelError: the model does not run on the example, or export refuses, with the first words of the reason.
     """
     name = type(model).__name__
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # about its own workings
         try:
             return torch.export.export(model, tuple(example))
         except Exception as refusal:  # export has no error root of its own
@@ -96,21 +98,7 @@ def capture(model: nn.Module, example: Sequence[Tensor]) -> Captured:
     return Captured(list(program.graph.nodes), run.values, run.labels, run.drafts, run.results, run.numbers)
 
 
-_WITH_SIZES = frozenset(
-    [
-        "view",
-        "reshape",
-        "_unsafe_view",
-        "unflatten",
-        "expand",
-        "repeat",
-        "split",
-        "split_with_sizes",
-        "slice",
-        "narrow",
-        "tensor_split",
-    ]
-)
+_WITH_SIZES = ("view", "reshape", "_unsafe_view", "unflatten", "expand", "repeat", "split", "split_with_sizes", "slice")
 
 
 class _LabelRun:

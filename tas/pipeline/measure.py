@@ -79,9 +79,17 @@ def count_macs(model: nn.Module, example: Tensor) -> int:
 
     device = next(model.parameters()).device
     counter = FlopCounterMode(display=False)
-    # the math backend's products are counted on every device; fused ones are not
-    with counter, sdpa_kernel(SDPBackend.MATH):
-        model.eval()(example[:1].to(device))
+    own, fused = [p for p in model.parameters() if p.requires_grad], torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)  # neither it nor a fused attention kernel is counted
+        for parameter in own:
+            parameter.requires_grad_(False)  # the counter takes one that a module is called with for an activation
+        with counter, sdpa_kernel(SDPBackend.MATH):
+            model.eval()(example[:1].to(device))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for parameter in own:
+            parameter.requires_grad_(True)
     return counter.get_total_flops() // 2
 
 
