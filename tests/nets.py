@@ -4,6 +4,7 @@ import copy
 
 import torch
 import torch.nn.functional as F
+from token_nets import TOKEN_NETS
 from torch import Tensor, nn
 
 
@@ -27,6 +28,9 @@ def perturbed(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float3
                 module.weight.copy_(torch.randn(module.weight.shape, generator=draw) * scale)
                 if module.bias is not None:
                     module.bias.copy_(0.2 * torch.randn(module.bias.shape, generator=draw))
+            else:
+                for parameter in module.parameters(recurse=False):
+                    parameter.add_(0.2 * torch.randn(parameter.shape, generator=draw))
     return model.to(dtype)
 
 
@@ -410,7 +414,7 @@ class PixelShuffled(nn.Module):
 
 
 class Transposed(nn.Module):
-    """A transposed convolution, which has no rule but costs something."""
+    """A transposed convolution."""
 
     def __init__(self):
         super().__init__()
@@ -481,4 +485,4 @@ PARTLY_FROZEN = {
     "hidden region": HiddenRegion,
     "transposed": Transposed,
 }
-ALL = EXACT | PARTLY_FROZEN
+ALL = EXACT | PARTLY_FROZEN | TOKEN_NETS

@@ -31,7 +31,7 @@ def find_depths(model: nn.Module, captured: Captured) -> tuple[Depth, ...]:
     roots = captured.labels.roots()
     depths: list[Depth] = []
     containers = [path for path, module in model.named_modules() if isinstance(module, nn.Sequential | nn.ModuleList)]
-    for path in sorted(containers, key=lambda path: -path.count(".")):
+    for path in sorted(containers, key=lambda path: -len(path.split(".")) if path else 0):
         children = [f"{path}.{name}" if path else name for name, _ in model.get_submodule(path).named_children()]
         taken = [block for depth in depths for block in depth.blocks]
         runs = [run for run in _runs(children, inside, captured, roots) if not _holds_any(run, taken)]

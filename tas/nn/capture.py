@@ -180,12 +180,13 @@ class _LabelRun:
     def _entry(self, node: fx.Node) -> Tensor | None:
         """Labels that the module around this node reads."""
         path = module_path(node)
-        while module_path(node) == path:
-            sources = [source for source in node.all_input_nodes if isinstance(self.values.get(source), Tensor)]
+        while path in ("", module_path(node)) or module_path(node).startswith(f"{path}."):
+            sources = [source for source in node.all_input_nodes if isinstance(self.values.get(source), Tensor | list)]
             if not sources:
                 return None
             node = sources[0]
-        return self.values[node]
+        found = self.values[node]
+        return found if isinstance(found, Tensor) else None
 
     def _note_numbers(self, node: fx.Node, call: Call, result: Any) -> None:
         """Dimensions around a call that takes numbers: the module may keep such a number as `num_heads`."""

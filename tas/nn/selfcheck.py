@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -169,7 +170,8 @@ class _Witness:
             except Exception as error:  # the user's own forward may fail in any way
                 return f"the cut model fails: {_first_line(error)}"
             try:
-                wanted = _run(mask(self.model, graph, architecture), self.inputs)
+                with _no_fast_path():
+                    wanted = _run(mask(self.model, graph, architecture), self.inputs)
             except Exception as error:
                 return f"the masked model fails: {_first_line(error)}"
             reason = self._cut_failure(graph, architecture, small, _difference(found, wanted))
@@ -221,6 +223,17 @@ def _training_error(model: nn.Module, inputs: list[Tensor]) -> str | None:
             continue
         return None
     return error
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """torch's transformer layers read the tensors of the layers inside, past whatever stands in their places."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @torch.no_grad()

@@ -212,11 +212,18 @@ class Supernet(nn.Module):
 
 
 def reset_weights(model: nn.Module) -> None:
-    """Give every module that knows how to a fresh start, in place."""
+    """Give every module that knows how to a fresh start, in place.
+
+    A parameter that a forward adds or multiplies by itself (a token, a layer scale) stays: nobody knows how it starts.
+    """
     for module in model.modules():
         reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
+        if callable(reset) and not isinstance(module, Opened):
             reset()
+        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:  # its own reset is private
+            nn.init.xavier_uniform_(module.in_proj_weight)
+            if module.in_proj_bias is not None:
+                nn.init.zeros_(module.in_proj_bias)
 
 
 def _require_space(graph: Graph, space: SearchSpace) -> None:
@@ -239,7 +246,7 @@ def _opened(
     for layer in graph.layers:
         kind = KINDS[layer.kind]
         make = kind.compact if execution == "compact" else kind.dense
-        if make is not None and any(any(parameter.layouts) for parameter in layer.parameters):
+        if any(any(parameter.layouts) for parameter in layer.parameters):
             module = model.get_submodule(layer.name)
             others[module] = make(module, layer, widths).train(module.training)
     for depth in graph.depths:

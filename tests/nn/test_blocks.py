@@ -55,7 +55,7 @@ def test_runs_of_residual_blocks_are_depths(children, wanted):
     assert {depth.name: depth.blocks for depth in graph.depths} == wanted
 
 
-def test_nested_blocks_belong_to_the_outermost_depth():
+def test_of_nested_blocks_the_inner_ones_can_be_dropped_one_by_one():
     class Group(nn.Module):
         def __init__(self):
             super().__init__()
@@ -65,7 +65,9 @@ def test_nested_blocks_belong_to_the_outermost_depth():
             return x + self.inside(x)
 
     graph = trace(perturbed(Listed(Group(), Group(), Group())), images())
-    assert [depth.name for depth in graph.depths] == ["blocks"]
+    assert [depth.blocks for depth in graph.depths] == [
+        (f"blocks.{group}.inside.0", f"blocks.{group}.inside.1") for group in range(3)
+    ]
 
 
 class Double(nn.Module):

@@ -250,6 +250,7 @@ class OpenAttention(Opened):
     def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, Any]):
         super().__init__(module)
         self._mixed = MixedWidth.of(layer, widths, "in_proj_weight", 0)
+        self._qkv_same_embed_dim = False  # torch's encoder layer then calls this, and does not read its tensors
 
     def _attend(self, given: dict[str, Tensor], inputs: Any, options: dict[str, Any]) -> Any:
         assert isinstance(self.module, nn.MultiheadAttention)

@@ -154,7 +154,7 @@ class Kind:
         numbers: what the module keeps beside its tensors and must follow them (`out_channels`); called with
             (module of full size, cut tensors by name).
         compact: make the module that computes only the drawn channels; called with (module, layer, widths).
-        dense: make the module that keeps full shapes; called likewise. None where the module itself does.
+        dense: make the module that keeps full shapes; called likewise.
         makes: by name of the parameter, the axis on which the layer makes channels.
         reads: by name of the parameter, the axis on which the layer reads channels.
         masked: make the full-shape module that ignores channels; called with (module, layer, sizes). None where it is
@@ -164,7 +164,7 @@ class Kind:
 
     numbers: Numbers
     compact: Callable[[nn.Module, Layer, dict[str, Any]], nn.Module]
-    dense: Callable[[nn.Module, Layer, dict[str, Any]], nn.Module] | None
+    dense: Callable[[nn.Module, Layer, dict[str, Any]], nn.Module]
     makes: Mapping[str, int] = field(default_factory=dict)
     reads: Mapping[str, int] = field(default_factory=dict)
     masked: Callable[[nn.Module, Layer, Mapping[str, int]], nn.Module] | None = None

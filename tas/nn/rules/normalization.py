@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tas.graph import Layer, whole_width
 from tas.nn.mixing import CompactAxis, CompactWidth, DenseAxis, DenseWidth
 from tas.nn.rules.base import Call, Constant, Kind, layout_of
-from tas.nn.rules.opened import CompactLayer, Opened
+from tas.nn.rules.opened import CompactLayer, DenseLayer, Opened
 
 
 def batch_norm(call: Call) -> Any:
@@ -195,5 +195,5 @@ def _compact_instance_norm(module: nn.Module, layer: Layer, widths: dict[str, An
 LABELS = {"batch_norm": batch_norm, "instance_norm": batch_norm}
 KINDS = {
     "batch_norm": Kind(norm_numbers, CompactBatchNorm, DenseBatchNorm),
-    "instance_norm": Kind(norm_numbers, _compact_instance_norm, None),
+    "instance_norm": Kind(norm_numbers, _compact_instance_norm, DenseLayer),
 }

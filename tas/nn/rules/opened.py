@@ -14,7 +14,7 @@ from tas.nn.rules.base import Numbers
 
 
 class Opened(nn.Module):
-    """What stands in the place of a module of the user's.
+    """What stands in the place of a module of the user's; a forward that asks it for something gets that module's.
 
     Attributes:
         module: the user's own.
@@ -25,6 +25,13 @@ class Opened(nn.Module):
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
+
+    def __getattr__(self, name: str) -> Any:
+        """What is not found here is the module's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
 
 
 def no_numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -79,3 +86,14 @@ class CompactLayer(Opened):
         """What the module gives, for active channels in and out."""
         tensors = self._tensors.of(self.module)
         return call_with(self.module, tensors, self._numbers(self.module, tensors), *inputs, **options)
+
+
+class DenseLayer(Opened):
+    """A module that in full shape needs nothing: it passes every channel on by itself."""
+
+    def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, Any]):
+        super().__init__(module)
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """What the module gives."""
+        return self.module(*inputs, **options)

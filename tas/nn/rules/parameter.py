@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tas.nn.labels import varying_dims
 from tas.nn.rules.base import Call, Constant, Kind
-from tas.nn.rules.opened import CompactLayer, no_numbers
+from tas.nn.rules.opened import CompactLayer, DenseLayer, no_numbers
 
 
 def bind(call: Call, constant: Constant, labels: Tensor) -> str | None:
@@ -90,6 +90,6 @@ def _compact_prelu(module: nn.Module, layer: Any, widths: dict[str, Any]) -> nn.
 
 LABELS = {"prelu": prelu, "_prelu_kernel": prelu}
 KINDS = {
-    "other": Kind(no_numbers, CompactLayer, None, makes={"weight": 0}),
-    "prelu": Kind(prelu_numbers, _compact_prelu, None),
+    "other": Kind(no_numbers, CompactLayer, DenseLayer, makes={"weight": 0}),
+    "prelu": Kind(prelu_numbers, _compact_prelu, DenseLayer),
 }

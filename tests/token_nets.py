@@ -1,0 +1,286 @@
+"""Toy networks of tokens, heads, norms over channels, gates and other layers that are not plain convolutions."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """torchvision's: over the channels of an image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ConvNextBlock(nn.Module):
+    """Depthwise, norm, two linear layers, layer scale, sum."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.norm, self.grow, self.shrink = (
+            nn.LayerNorm(channels),
+            nn.Linear(channels, hidden),
+            nn.Linear(hidden, channels),
+        )
+        self.scale = nn.Parameter(torch.full((channels, 1, 1), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.shrink(F.gelu(self.grow(self.norm(self.depthwise(x).permute(0, 2, 3, 1)))))
+        return x + self.scale * y.permute(0, 3, 1, 2)
+
+
+class ConvNext(nn.Module):
+    """Both forms of layer norm, layer scale, and a stage of blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 2, stride=2), LayerNorm2d(8)
+        self.stage = nn.Sequential(ConvNextBlock(8, 12), ConvNextBlock(8, 10), ConvNextBlock(8, 14))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stage(self.norm(self.stem(x))).mean((2, 3)))
+
+
+class Attention(nn.Module):
+    """Joint projection, a number of heads, the usual reshapes; `flat` merges the heads into what was read."""
+
+    def __init__(self, channels: int, heads: int, *, flat: bool = False, fused: bool = True):
+        super().__init__()
+        self.num_heads, self.head_dim, self.flat, self.fused = heads, channels // heads, flat, fused
+        self.qkv, self.proj = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, channels = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v)
+        else:
+            y = (q @ k.transpose(-2, -1) * self.head_dim**-0.5).softmax(-1) @ v
+        y = y.transpose(1, 2)
+        return self.proj(y.reshape(batch, tokens, channels) if self.flat else y.flatten(2))
+
+
+class SeparateAttention(nn.Module):
+    """A projection each for query, key and value; the heads' number is kept, a table adds a value per head."""
+
+    def __init__(self, channels: int, heads: int, tokens: int):
+        super().__init__()
+        self.num_heads = heads
+        self.query, self.key, self.value = (nn.Linear(channels, channels) for _ in range(3))
+        self.out = nn.Linear(channels, channels)
+        self.table = nn.Parameter(0.3 * torch.randn(9, heads))
+        self.register_buffer("index", torch.arange(tokens * tokens).view(tokens, tokens) % 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            p(x).view(*x.shape[:2], self.num_heads, -1).transpose(1, 2) for p in (self.query, self.key, self.value)
+        )
+        scores = torch.matmul(q, k.transpose(-1, -2)) + self.table[self.index].permute(2, 0, 1).unsqueeze(0)
+        return self.out(torch.matmul(scores.softmax(-1), v).transpose(1, 2).flatten(2))
+
+
+class EinsumAttention(nn.Module):
+    """One head, written with einsum: what is summed over is cut."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(channels, 8) for _ in range(3))
+        self.out = nn.Linear(8, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = torch.einsum("bnc,bmc->bnm", self.query(x), self.key(x)).softmax(-1)
+        return self.out(torch.einsum("bnm,bmc->bnc", scores, self.value(x)))
+
+
+class TorchAttention(nn.Module):
+    """torch's own module."""
+
+    def __init__(self, channels: int, heads: int, **options):
+        super().__init__()
+        self.inner = nn.MultiheadAttention(channels, heads, batch_first=True, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, x, x, need_weights=False)[0]
+
+
+class TokenBlock(nn.Module):
+    """Norm, attention, sum; norm, two linear layers, sum."""
+
+    def __init__(self, attention: nn.Module, channels: int, hidden: int):
+        super().__init__()
+        self.first, self.attention, self.second = nn.LayerNorm(channels), attention, nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.first(x))
+        return x + self.mlp(self.second(x))
+
+
+class Tokens(nn.Module):
+    """Patches, class token, position embedding, blocks, norm, classifier of the class token: 12 channels."""
+
+    def __init__(self, *attention: nn.Module):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 4, stride=4)
+        self.token, self.position = nn.Parameter(torch.randn(1, 1, 12)), nn.Parameter(torch.randn(1, 5, 12))
+        self.blocks = nn.ModuleList([TokenBlock(item, 12, 10) for item in attention])
+        self.norm, self.head = nn.LayerNorm(12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.position
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)[:, 0])
+
+
+class EncoderLayers(nn.Module):
+    """torch's transformer layer, which has a fast path of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 4, stride=4)
+        self.layer = nn.TransformerEncoderLayer(12, 3, 10, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+class Mixer(nn.Module):
+    """A linear layer over tokens, which leaves channels alone, and one over channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(3, 12, 2, stride=2), nn.LayerNorm(12)
+        self.over_tokens = nn.Sequential(nn.Linear(16, 6), nn.GELU(), nn.Linear(6, 16))
+        self.over_channels = nn.Sequential(nn.Linear(12, 10), nn.GELU(), nn.Linear(10, 12))
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + self.over_tokens(self.norm(x).transpose(1, 2)).transpose(1, 2)
+        return self.head((x + self.over_channels(x)).mean(1))
+
+
+class GroupNorms(nn.Module):
+    """Group norms with one, two and as many groups as channels, and an instance norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.one_norm = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(1, 8)
+        self.two, self.two_norm = nn.Conv2d(8, 12, 3, padding=1), nn.GroupNorm(2, 12)
+        self.all, self.all_norm = nn.Conv2d(12, 6, 3, padding=1), nn.GroupNorm(6, 6)
+        self.last, self.last_norm = nn.Conv2d(6, 10, 3, padding=1), nn.InstanceNorm2d(10, affine=True)
+        self.head = nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, norm in ((self.one, self.one_norm), (self.two, self.two_norm), (self.all, self.all_norm)):
+            x = norm(layer(x)).relu()
+        return self.head(self.last_norm(self.last(x)).relu().mean((2, 3)))
+
+
+class RmsNormed(nn.Module):
+    """A root-mean-square norm, and a slope per channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.slope, self.norm = nn.Conv2d(3, 8, 3), nn.PReLU(8), nn.RMSNorm(8)
+        self.hidden, self.head = nn.Linear(8, 10), nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.hidden(self.norm(self.slope(self.conv(x)).mean((2, 3)))).relu())
+
+
+class Gated(nn.Module):
+    """Half of the channels, sigmoid, times the other half: by chunk, by `glu` and by a slice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(3, 16, 3), nn.Conv2d(8, 12, 3), nn.Linear(6, 8)
+        self.keep, self.head = 4, nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.first(x).chunk(2, 1)
+        x = F.glu(self.second(one * other.sigmoid()), 1).mean((2, 3))
+        x = self.third(x)
+        return self.head(x[:, : self.keep] * x[:, self.keep :].sigmoid())
+
+
+class Split(nn.Module):
+    """Channels split in uneven parts, by numbers the module keeps in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.splits = nn.Conv2d(3, 12, 3, padding=1), [7, 5]
+        self.parts = nn.ModuleList([nn.Conv2d(7, 4, 3, padding=1), nn.Conv2d(5, 6, 1)])
+        self.last, self.head = nn.Conv2d(10, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = zip(self.parts, self.stem(x).split(self.splits, 1), strict=True)
+        return self.head(self.last(torch.cat([layer(part) for layer, part in parts], 1).relu()).mean((2, 3)))
+
+
+class OneAndThree(nn.Module):
+    """Convolutions over one and three dimensions, and transposed ones, plain and depthwise."""
+
+    def __init__(self):
+        super().__init__()
+        self.volume, self.volume_norm = nn.Conv3d(3, 8, (1, 3, 3), padding=(0, 1, 1)), nn.BatchNorm3d(8)
+        self.up, self.up_norm = nn.ConvTranspose2d(8, 10, 2, stride=2), nn.BatchNorm2d(10)
+        self.each = nn.ConvTranspose2d(10, 10, 2, stride=2, groups=10)
+        self.line, self.line_norm, self.head = nn.Conv1d(10, 6, 3), nn.BatchNorm1d(6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.volume_norm(self.volume(x.unsqueeze(2))).squeeze(2).relu()
+        x = self.each(self.up_norm(self.up(x)).relu())
+        return self.head(self.line_norm(self.line(x.mean(3))).relu().mean(2))
+
+
+class Interleaved(nn.Module):
+    """Two branches stacked and read as one, channels in turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.last = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3), nn.Conv2d(12, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.stack([self.left(x), self.right(x)], 2).flatten(1, 2)
+        return self.head(self.last(x.relu()).mean((2, 3)))
+
+
+class WithWeights(nn.Module):
+    """Attention weights are asked for, and masked."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.inner = nn.Conv2d(3, 12, 4, stride=4), nn.MultiheadAttention(12, 3)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).permute(2, 0, 1)
+        mask = torch.ones(4, 4, dtype=torch.bool).triu(1)
+        y, weights = self.inner(x, x, x, attn_mask=mask)
+        return self.head(y.mean(0)) * weights.amax()
+
+
+TOKEN_NETS = {
+    "convnext": ConvNext,
+    "attention": lambda: Tokens(Attention(12, 3), Attention(12, 2, fused=False), Attention(12, 4)),
+    "attention as wide as its input": lambda: Tokens(Attention(12, 3, flat=True), Attention(12, 3, flat=True)),
+    "separate attention": lambda: Tokens(SeparateAttention(12, 3, 5)),
+    "einsum attention": lambda: Tokens(EinsumAttention(12)),
+    "torch attention": lambda: Tokens(TorchAttention(12, 3), TorchAttention(12, 4, bias=False)),
+    "torch encoder layer": EncoderLayers,
+    "attention weights": WithWeights,
+    "mixer": Mixer,
+    "group norms": GroupNorms,
+    "rms norm": RmsNormed,
+    "gated": Gated,
+    "split": Split,
+    "one and three dimensions": OneAndThree,
+    "interleaved": Interleaved,
+}
