@@ -1,16 +1,21 @@
 """Files that are whole or absent: everything is written beside its place and moved there."""
 
+from __future__ import annotations
+
 import io
 import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from tas.errors import RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def is_temporary(path: Path) -> bool:
@@ -65,6 +70,36 @@ def load_state(path: Path) -> dict[str, Any]:
         raise RunError(
             f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start this stage anew"
         ) from error
+
+
+def fill(module: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Copy saved tensors into a module, in place; of tensors that are one, one suffices.
+
+    A buffer may have another size: a forward may have made it anew. Unlike `load_state_dict`, this asks no module for
+    the version of a state, which safetensors does not keep.
+
+    Raises:
+        ValueError: names or shapes differ; the module may be half filled.
+    """
+    import torch
+
+    own = module.state_dict()
+    filled = {own[name].data_ptr() for name in tensors if name in own}
+    missing = [name for name, value in own.items() if name not in tensors and value.data_ptr() not in filled]
+    strange = [name for name in tensors if name not in own]
+    if missing or strange:
+        word, name = ("missing", missing[0]) if missing else ("unexpected", strange[0])
+        raise ValueError(f"{name} is {word}")
+    buffers = dict(module.named_buffers())
+    with torch.no_grad():
+        for name, value in tensors.items():
+            if own[name].shape == value.shape:
+                own[name].copy_(value)
+                continue
+            if name not in buffers:
+                raise ValueError(f"{name} has shape {tuple(value.shape)} instead of {tuple(own[name].shape)}")
+            path, _, short = name.rpartition(".")
+            setattr(module.get_submodule(path), short, value.clone())
 
 
 def save_epoch(path: Path, epochs: int, config: str, parts: Mapping[str, Any]) -> None:

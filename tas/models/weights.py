@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tas.errors import ModelError
+from tas.storage import fill
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights in their checkpoints
 PREFIXES = ("module.", "_orig_mod.")  # put before every name by DistributedDataParallel and torch.compile
@@ -36,7 +37,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     weights = _without_prefixes(_find_weights(_read(path), path), expected)
     _check_names(weights, expected, path)
     _check_shapes(weights, expected, path)
-    model.load_state_dict(weights)
+    counters = {name: value for name, value in expected.items() if name.endswith(".num_batches_tracked")}
+    fill(model, counters | weights)
 
 
 def _read(path: Path) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tas.architecture import Architecture
 from tas.graph import Graph
@@ -14,13 +15,14 @@ from tas.nn.labels import Heads
 from tas.nn.surgery import cut
 
 
-def tie_heads(model: nn.Module, captured: Captured, graph: Graph) -> bool:
+def tie_heads(model: nn.Module, captured: Captured, graph: Graph, example: Sequence[Tensor]) -> bool:
     """Try one attention module of every class with fewer heads; where it fails, merge its heads with what it reads.
 
     Args:
         model: in evaluation mode; not changed.
         captured: its labels are merged in place.
         graph: built from them.
+        example: inputs of its forward; their values do not matter.
 
     Returns:
         Whether anything was merged, so that the graph must be built again.
@@ -33,7 +35,7 @@ def tie_heads(model: nn.Module, captured: Captured, graph: Graph) -> bool:
         if width is None:
             continue
         if type(module) not in works:
-            works[type(module)] = _runs_with_fewer(model, graph, width, heads)
+            works[type(module)] = _runs_with_fewer(model, graph, width, heads, example)
         if not works[type(module)]:
             captured.labels.union(heads.split, heads.entry, heads.module)
             has_tied = True
@@ -61,10 +63,10 @@ def _width_of(graph: Graph, captured: Captured, heads: Heads) -> str | None:
     return None
 
 
-def _runs_with_fewer(model: nn.Module, graph: Graph, width: str, heads: Heads) -> bool:
+def _runs_with_fewer(model: nn.Module, graph: Graph, width: str, heads: Heads, example: Sequence[Tensor]) -> bool:
     full = graph.full
     fewer = Architecture({**full.widths, width: max(1, full.widths[width] // 2)}, full.depths)
-    arguments, options = _arguments(model, heads, graph)
+    arguments, options = _arguments(model, heads, example)
     try:
         with torch.no_grad():
             cut(model, graph, fewer).get_submodule(heads.module)(*arguments, **options)
@@ -73,10 +75,10 @@ def _runs_with_fewer(model: nn.Module, graph: Graph, width: str, heads: Heads) -
     return True
 
 
-def _arguments(model: nn.Module, heads: Heads, graph: Graph) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(model: nn.Module, heads: Heads, example: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the module is called with: one tensor, or what the whole model gives it."""
     module = model.get_submodule(heads.module)
-    alone = torch.zeros(heads.shape)
+    alone = torch.zeros(heads.shape, dtype=next(model.parameters()).dtype)
     with torch.no_grad():
         try:
             module(alone)
@@ -84,7 +86,7 @@ def _arguments(model: nn.Module, heads: Heads, graph: Graph) -> tuple[tuple[Any,
             calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
             handle = module.register_forward_pre_hook(lambda _, *call: calls.append(call), with_kwargs=True)
             try:
-                model(*(torch.zeros(shape) for shape in graph.input_shapes))
+                model(*example)
             finally:
                 handle.remove()
             return calls[0]

@@ -80,12 +80,15 @@ def _without_all(graph: Graph, names: Sequence[str], reason: str) -> Graph:
 
 
 def _trials(graph: Graph, seed: int) -> list[Architecture]:
-    draw = random.Random(seed)
-    full = graph.full
-    some = Architecture(
-        {name: draw.randint(1, size) for name, size in full.widths.items()},
-        {name: draw.randint(1, size) for name, size in full.depths.items()},
-    )
+    """A small architecture, and one that cuts widths of one size to different sizes: a forward may mix them up."""
+    draw, full = random.Random(seed), graph.full
+    left: dict[int, list[int]] = {}
+    mixed: dict[str, int] = {}
+    for name, size in full.widths.items():
+        if not left.get(size):
+            left[size] = draw.sample(range(1, size), size - 1) if size > 1 else [1]
+        mixed[name] = left[size].pop()
+    some = Architecture(mixed, {name: draw.randint(1, size) for name, size in full.depths.items()})
     third = Architecture(
         {name: max(1, size * 3 // 10) for name, size in full.widths.items()}, dict.fromkeys(full.depths, 1)
     )

@@ -10,7 +10,7 @@ from tas.architecture import Architecture
 from tas.errors import ArchitectureError, ModelError
 from tas.graph import Graph
 from tas.nn.surgery import cut, require_fit
-from tas.storage import write_text, write_with
+from tas.storage import fill, write_text, write_with
 
 WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
 _KEY = "tas_graph"
@@ -60,14 +60,13 @@ def load(folder: str | Path, fresh_model: nn.Module) -> nn.Module:
     graph, architecture = load_graph(folder)
     require_fit(fresh_model, graph)
     small = cut(fresh_model, graph, graph.check(architecture))
-    from safetensors.torch import load_model
+    from safetensors.torch import load_file
 
     try:
-        load_model(small, str(Path(folder) / WEIGHTS))
-    except (RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        fill(small, load_file(Path(folder) / WEIGHTS))
+    except ValueError as error:
         raise ModelError(
-            f"the weights in {folder} do not fit: {first}. Give the constructor of the model that was pruned"
+            f"the weights in {folder} do not fit: {error}. Give the constructor of the model that was pruned"
         ) from error
     return small.eval()
 

@@ -62,6 +62,6 @@ def trace(model: nn.Module, example: Tensor | Sequence[Tensor], *, keep: str | S
     depths, shapes = find_depths(still, captured), tuple(tuple(tensor.shape) for tensor in inputs)
     graph = build_graph(still, captured, depths, shapes)
     with torch.random.fork_rng(devices=[]):
-        if tie_heads(still, captured, graph):
+        if tie_heads(still, captured, graph, inputs):
             graph = build_graph(still, captured, depths, shapes)
         return self_check(still, keep_modules(graph, kept), inputs)
