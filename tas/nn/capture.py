@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,9 +91,10 @@ def capture(model: nn.Module, example: Sequence[Tensor]) -> Captured:
         ModelError: the model cannot be captured.
     """
     program = export(model, example)
-    run = _LabelRun(program, model, example[0].shape[0])
-    for node in program.graph.nodes:
-        run.step(node)
+    run = _LabelRun(model, example[0].shape[0])
+    run.follow(program)
+    if any(unseen_layers(model, run.labels)):
+        run.follow_training(example)
     run.labels.settle()
     return Captured(list(program.graph.nodes), run.values, run.labels, run.drafts, run.results, run.numbers)
 
@@ -101,17 +102,23 @@ def capture(model: nn.Module, example: Sequence[Tensor]) -> Captured:
 _WITH_SIZES = ("view", "reshape", "_unsafe_view", "unflatten", "expand", "repeat", "split", "split_with_sizes", "slice")
 
 
+def unseen_layers(model: nn.Module, labels: Labels) -> Iterator[str]:
+    """Paths of the convolutions and linear layers that no captured graph has."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+            axis = 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
+            if (f"{name}.weight".lstrip("."), axis) not in labels.axes:
+                yield name
+
+
 class _LabelRun:
     """The state of one run of labels through an exported graph."""
 
-    def __init__(self, program: torch.export.ExportedProgram, model: nn.Module, batch: int):
-        signature = program.graph_signature
-        self._stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    def __init__(self, model: nn.Module, batch: int):
         self._tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
-        self._lifted = {
-            name: program.constants[target] for name, target in signature.inputs_to_lifted_tensor_constants.items()
-        }
-        self._inputs = set(signature.user_inputs)
+        self._stored: dict[str, str] = {}
+        self._lifted: dict[str, Any] = {}
+        self._inputs: set[Any] = set()
         self._model, self._batch = model, batch
         self._computed: dict[fx.Node, Any] = {}
         self.labels, self.drafts = Labels(), {}
@@ -119,8 +126,36 @@ class _LabelRun:
         self.results: list[fx.Node] = []
         self.numbers: list[tuple[str, Tensor, int | None]] = []
 
-    def step(self, node: fx.Node) -> None:
-        """Give a node its labels."""
+    def follow(self, program: torch.export.ExportedProgram) -> None:
+        """Give every node of a captured graph its labels."""
+        signature = program.graph_signature
+        self._stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self._lifted = {
+            name: program.constants[target] for name, target in signature.inputs_to_lifted_tensor_constants.items()
+        }
+        self._inputs = set(signature.user_inputs)
+        for node in program.graph.nodes:
+            self._step(node)
+
+    def follow_training(self, example: Sequence[Tensor]) -> None:
+        """Follow what runs in training only, such as auxiliary heads; it is cut with the rest and costs nothing."""
+        counted, results, size = dict(self.drafts), self.results, self._batch
+        batch = [torch.cat([tensor, tensor]) for tensor in example]  # a batch norm may need two samples
+        try:
+            self._model.train()
+            program = export(self._model, batch)
+        except ModelError:  # training is tried by the self-check, which freezes what fails there
+            return
+        finally:
+            self._model.eval()
+        self.drafts, self._batch = {path: Draft(draft.kind) for path, draft in counted.items()}, 2 * size
+        self.follow(program)
+        for path, draft in self.drafts.items():
+            draft.products.clear()
+            counted.setdefault(path, draft)
+        self.drafts, self.results, self._batch = counted, results, size
+
+    def _step(self, node: fx.Node) -> None:
         if node.op == "placeholder":
             self.values[node] = self._placeholder(node)
         elif node.op == "get_attr":

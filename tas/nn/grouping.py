@@ -10,7 +10,7 @@ from torch import nn
 
 from tas.cost import Count, Gate
 from tas.graph import Attribute, Depth, Frozen, Graph, Layer, Layout, Parameter, Run, Width, count_of, whole_width
-from tas.nn.capture import Captured
+from tas.nn.capture import Captured, unseen_layers
 from tas.nn.labels import along, condense, varying_dims
 from tas.nn.rules import KINDS, Draft
 
@@ -238,9 +238,5 @@ def _frozen(
 
 def _unseen(model: nn.Module, captured: Captured) -> list[Frozen]:
     """Layers that were never met: those are not counted either."""
-    reason = "is not in the captured graph, and not counted: it runs in training only, or in a region export hides"
-    return [
-        Frozen(f"{name}.weight[0]", reason, name)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and (f"{name}.weight", 0) not in captured.labels.axes
-    ]
+    reason = "is not in the captured graph, and not counted: it never runs, or in a region export hides"
+    return [Frozen(f"{name}.weight[0]".lstrip("."), reason, name) for name in unseen_layers(model, captured.labels)]

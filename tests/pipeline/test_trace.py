@@ -130,6 +130,7 @@ EXPECTED = {  # widths by name, depths by name
     "input added": ({"first.0": 8, "last.0": 6}, {}),
     "layer norm": ({"conv.0": 8}, {}),
     "reads a weight": ({}, {}),
+    "auxiliary head": ({"first.0": 8, "second.0": 10}, {}),
     "convnext": ({"stem": 8, "stage.0.grow": 12, "stage.1.grow": 10, "stage.2.grow": 14}, {"stage": 3}),
     "attention": (
         {
@@ -178,7 +179,7 @@ REASONS = {
     "hidden region": ("before.0", "passes the operation wrap_with_autocast, which has no rule"),
     "mixer": ("over_tokens.0", "mixes positions, not channels"),
     "attention weights": ("inner", "is reduced over channels by mean"),
-    "auxiliary head": ("first.0", "the cut model fails in training mode"),
+    "auxiliary head": ("auxiliary.2", "output of the model"),
 }
 
 
@@ -211,9 +212,13 @@ def test_what_has_no_rule_is_frozen_with_the_reason(name):
 
 
 def test_layers_the_trace_never_meets_are_named_as_neither_searched_nor_counted():
-    for net, hidden in ((nets.HiddenRegion(), "inside.0"), (nets.AuxiliaryHead(), "auxiliary.2")):
-        reasons = {item.axis: item.reason for item in trace(net, images()).frozen}
-        assert "not in the captured graph, and not counted" in reasons[f"{hidden}.weight[0]"]
+    reasons = {item.axis: item.reason for item in trace(nets.HiddenRegion(), images()).frozen}
+    assert "not in the captured graph, and not counted" in reasons["inside.0.weight[0]"]
+
+
+def test_a_layer_that_is_the_whole_model_is_frozen_for_one_reason():
+    graph = trace(nn.Conv2d(3, 4, 3), images())
+    assert [(item.axis, item.reason) for item in graph.frozen] == [("weight[0]", "output of the model")]
 
 
 def test_blocks_under_both_a_tap_and_a_block_stay():
