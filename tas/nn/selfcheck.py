@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -80,19 +81,25 @@ def _without_all(graph: Graph, names: Sequence[str], reason: str) -> Graph:
 
 
 def _trials(graph: Graph, seed: int) -> list[Architecture]:
-    """A small architecture, and one that cuts widths of one size to different sizes: a forward may mix them up."""
+    """A small architecture, and some that cut widths of one size to different sizes: a forward may mix them up."""
     draw, full = random.Random(seed), graph.full
-    left: dict[int, list[int]] = {}
-    mixed: dict[str, int] = {}
-    for name, size in full.widths.items():
-        if not left.get(size):
-            left[size] = draw.sample(range(1, size), size - 1) if size > 1 else [1]
-        mixed[name] = left[size].pop()
-    some = Architecture(mixed, {name: draw.randint(1, size) for name, size in full.depths.items()})
+    counts = Counter(full.widths.values())
+    # where there are more widths of a size than smaller sizes, two of them may get the same by chance
+    repeats = 3 if any(count >= size for size, count in counts.items()) else 1
     third = Architecture(
         {name: max(1, size * 3 // 10) for name, size in full.widths.items()}, dict.fromkeys(full.depths, 1)
     )
-    return [third, some]
+    return [third, *(_mixed(full, draw) for _ in range(repeats))]
+
+
+def _mixed(full: Architecture, draw: random.Random) -> Architecture:
+    left: dict[int, list[int]] = {}
+    widths: dict[str, int] = {}
+    for name, size in full.widths.items():
+        if not left.get(size):
+            left[size] = draw.sample(range(1, size), size - 1) if size > 1 else [1]
+        widths[name] = left[size].pop()
+    return Architecture(widths, {name: draw.randint(1, size) for name, size in full.depths.items()})
 
 
 def _cut_only(graph: Graph, names: set[str]) -> Architecture:
