@@ -447,6 +447,19 @@ class FixedBatch(nn.Module):
         return self.last(self.conv(x).mean((2, 3)).view(4, -1))
 
 
+class Parametrised(nn.Module):
+    """Convolutions with spectral and weight norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.head = conv_bn(3, 8), conv_bn(6, 10), head(10)
+        self.spectral = nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 8, 3, padding=1))
+        self.weighted = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 6, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(self.weighted(self.spectral(self.first(x)))))
+
+
 EXACT = {
     "plain": Plain,
     "without norm": WithoutNorm,
@@ -484,5 +497,6 @@ PARTLY_FROZEN = {
     "auxiliary head": AuxiliaryHead,
     "hidden region": HiddenRegion,
     "transposed": Transposed,
+    "parametrised": Parametrised,
 }
 ALL = EXACT | PARTLY_FROZEN | TOKEN_NETS

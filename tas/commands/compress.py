@@ -37,7 +37,7 @@ def compress(
     space: SpaceConfig = SpaceConfig(),  # noqa: B008
     keep: tuple[str, ...] | str = (),
     execution: Literal["compact", "dense"] = "compact",
-    init: Literal["inherit", "fresh"] = "inherit",
+    init: Literal["inherit", "interpolate", "fresh"] = "inherit",
     latency_batch: int = 1,
     seed: int = 0,
     output: str | None = None,
@@ -61,7 +61,7 @@ def compress(
         space: which sizes may be chosen
         keep: modules to leave alone, as patterns of their paths, such as layer1.*,fc
         execution: of the supernet; both compute the same, compact is faster on a CPU
-        init: the small model inherits weights, or starts fresh as in the paper
+        init: the small model inherits weights, averages neighbouring channels, or starts fresh as in the paper
         latency_batch: images in the timed forward pass
         seed: of everything random
         output: folder of the results, runs/DATE-TIME by default

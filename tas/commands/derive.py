@@ -25,7 +25,7 @@ def derive(
     weights: str | None = None,
     pretrained: bool = False,
     run: str = "runs/search",
-    init: Literal["inherit", "fresh"] = "inherit",
+    init: Literal["inherit", "interpolate", "fresh"] = "inherit",
     data: str | None = None,
     data_dir: str | None = None,
     image_size: int | None = None,
@@ -39,14 +39,14 @@ def derive(
         weights: its trained weights, to inherit from
         pretrained: use the released weights of torchvision or timm
         run: folder with graph.json and architecture.json, from tas search
-        init: inherit the most important channels, or start fresh
+        init: inherit the most important channels, average neighbouring ones (interpolate), or start fresh
         data: data set to recalibrate the norms on; without it they keep their old statistics until trained
         data_dir: where cifar10 and cifar100 lie
         image_size: resize images to this many pixels a side
         seed: of fresh weights
         json: print the costs as JSON
     """
-    if init == "inherit" and weights is None and not pretrained:
+    if init != "fresh" and weights is None and not pretrained:
         raise ConfigError("there is nothing to inherit; give --weights or --pretrained, or --init fresh")
     graph, architecture = found_in(run)
     full = build_model(model, _classes(graph), weights, pretrained, seed)

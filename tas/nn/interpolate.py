@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from tas.architecture import Architecture
-from tas.graph import Graph, Layout, Parameter, channels_of, positions_of
+from tas.graph import Graph, Layout, channels_of, positions_of
 from tas.nn.mixing import interpolation_matrix
+from tas.nn.rules import KINDS
 from tas.nn.surgery import cut
 
 
@@ -37,7 +38,7 @@ def interpolate(model: nn.Module, graph: Graph, architecture: Architecture) -> n
             old = given[parameter.name]
             if not any(parameter.layouts) or parameter.name not in wanted or not old.is_floating_point():
                 continue  # never cut, or dropped with its block
-            reads = _reading_dim(model.get_submodule(layer.name), parameter)
+            reads = KINDS[layer.kind].reads.get(parameter.name.rpartition(".")[2])
             for dim, layout in enumerate(parameter.layouts):
                 if layout is not None:
                     old = _interpolate_axis(old, layout, graph, architecture, dim=dim, reads=dim == reads)
@@ -48,15 +49,6 @@ def interpolate(model: nn.Module, graph: Graph, architecture: Architecture) -> n
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     parameters, buffers = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
     return {**dict(parameters), **dict(buffers)}
-
-
-def _reading_dim(module: nn.Module, parameter: Parameter) -> int | None:
-    """The dimension of a weight on which its layer's inputs stand; None where there is none."""
-    if not parameter.name.endswith("weight") or len(parameter.shape) < 2:
-        return None
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return None if module.groups == module.in_channels > 1 else 0  # depthwise: every input makes its own outputs
-    return 1 if isinstance(module, nn.modules.conv._ConvNd | nn.Linear | nn.MultiheadAttention) else None
 
 
 def _interpolate_axis(

@@ -214,7 +214,8 @@ class Supernet(nn.Module):
 def reset_weights(model: nn.Module) -> None:
     """Give every module that knows how to a fresh start, in place.
 
-    A parameter that a forward adds or multiplies by itself (a token, a layer scale) stays: nobody knows how it starts.
+    What a forward adds or multiplies by itself (a token, a layer scale) and parametrised weights stay: nobody knows how
+    they start.
     """
     for module in model.modules():
         reset = getattr(module, "reset_parameters", None)

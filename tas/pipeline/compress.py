@@ -65,7 +65,8 @@ class CompressConfig:
         space: see `SpaceConfig`; which sizes may be chosen.
         keep: modules to leave alone, as in `trace`.
         execution: of the supernet; both compute the same, compact is faster on a CPU.
-        init: the small network inherits the ranked channels of the full one, or starts fresh as in the paper.
+        init: the small network inherits the ranked channels of the full one, averages neighbouring channels of it, or
+            starts fresh as in the paper.
         latency_batch: samples in the timed forward pass.
         seed: takes the place of every stage's own seed.
     """
@@ -76,7 +77,7 @@ class CompressConfig:
     space: SpaceConfig = field(default_factory=SpaceConfig)
     keep: tuple[str, ...] = ()
     execution: Literal["compact", "dense"] = "compact"
-    init: Literal["inherit", "fresh"] = "inherit"
+    init: Literal["inherit", "interpolate", "fresh"] = "inherit"
     latency_batch: int = 1
     seed: int = 0
 
@@ -155,7 +156,9 @@ def compress(
         example = torch.zeros(1, *source.input_shape, dtype=dtype_of(model))
     graph = trace(model, example, keep=config.keep)
     teacher = copy.deepcopy(model)
-    require_fit_for_data(teacher, source, loss=loss, metric=metric)
+    require_fit_for_data(
+        teacher, source, loss=loss, metric=metric, transfer=config.train.transfer, layers=config.train.layers
+    )
     _require_halves(source)
     _warn_of_frozen(teacher)
     space = SearchSpace.of(graph, config.space)

@@ -177,6 +177,7 @@ REASONS = {
     "spatial attention": ("gate", "one channel acts on many (it is broadcast over channels)"),
     "subclassed": ("own", "its weight is computed in forward, not stored"),
     "hidden region": ("before.0", "passes the operation wrap_with_autocast, which has no rule"),
+    "parametrised": ("spectral", "its weight is parametrised"),
     "mixer": ("over_tokens.0", "mixes positions, not channels"),
     "attention weights": ("inner", "is reduced over channels by mean"),
     "auxiliary head": ("auxiliary.2", "output of the model"),

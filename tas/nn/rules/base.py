@@ -135,7 +135,11 @@ class Call:
         """
         path, _, short = (weight.name or "").rpartition(".")
         if weight.name is None:
-            return self.module, "its weight is computed in forward, not stored"
+            is_parametrised = torch.nn.utils.parametrize.is_parametrized(self.model.get_submodule(self.module))
+            return (
+                self.module,
+                f"its weight is {'parametrised' if is_parametrised else 'computed in forward, not stored'}",
+            )
         if short != "weight" or not (path == self.module or path.startswith(f"{self.module}.") or not self.module):
             return self.module, f"its weight {weight.name} belongs to another module"
         owner = self.model.get_submodule(path)

@@ -124,14 +124,10 @@ def _connected(
 def _refused(call: Call, reason: str, cost: int) -> Any:
     """Count it all the same, and report its output as frozen."""
     call.draft("other").products.append((cost, ()))
-    weight = call.arguments["weight"]
-    name = weight.name or f"{call.module}.weight"
-    held = dict(call.model.named_parameters(remove_duplicate=False)).get(name)
-    if held is not None:
-        dim = 1 if call.op.startswith("conv_transpose") else 0
-        makes = call.labels.fresh(held.shape[dim])
-        call.labels.attach(name, dim, makes)
-        call.labels.freeze(makes, reason, call.module)
+    weight, dim = call.arguments["weight"], 1 if call.op.startswith("conv_transpose") else 0
+    makes = call.labels.fresh(weight.shape[dim])
+    call.labels.attach(weight.name or f"{call.module}.weight".lstrip("."), dim, makes)
+    call.labels.freeze(makes, reason, call.module)
     return call.refuse(f"is read by {call.module or 'the model'}: {reason}")
 
 
