@@ -93,10 +93,11 @@ def capture(model: nn.Module, example: Sequence[Tensor]) -> Captured:
     program = export(model, example)
     run = _LabelRun(model, example[0].shape[0])
     run.follow(program)
+    nodes = list(run.nodes)
     if any(unseen_layers(model, run.labels)):
         run.follow_training(example)
     run.labels.settle()
-    return Captured(list(program.graph.nodes), run.values, run.labels, run.drafts, run.results, run.numbers)
+    return Captured(nodes, run.values, run.labels, run.drafts, run.results, run.numbers)
 
 
 _WITH_SIZES = ("view", "reshape", "_unsafe_view", "unflatten", "expand", "repeat", "split", "split_with_sizes", "slice")
@@ -121,6 +122,8 @@ class _LabelRun:
         self._inputs: set[Any] = set()
         self._model, self._batch = model, batch
         self._computed: dict[fx.Node, Any] = {}
+        self._root: fx.GraphModule | None = None
+        self.nodes: list[fx.Node] = []
         self.labels, self.drafts = Labels(), {}
         self.values: dict[fx.Node, Any] = {}
         self.results: list[fx.Node] = []
@@ -133,7 +136,7 @@ class _LabelRun:
         self._lifted = {
             name: program.constants[target] for name, target in signature.inputs_to_lifted_tensor_constants.items()
         }
-        self._inputs = set(signature.user_inputs)
+        self._inputs, self._root = set(signature.user_inputs), program.graph_module
         for node in program.graph.nodes:
             self._step(node)
 
@@ -156,10 +159,12 @@ class _LabelRun:
         self.drafts, self.results, self._batch = counted, results, size
 
     def _step(self, node: fx.Node) -> None:
+        self.nodes.append(node)
         if node.op == "placeholder":
             self.values[node] = self._placeholder(node)
         elif node.op == "get_attr":
-            self.values[node] = None
+            region = getattr(self._root, str(node.target), None)
+            self.values[node] = region if isinstance(region, fx.GraphModule) else None
         elif node.op == "call_function":
             self.values[node] = self._call(node)
         elif node.op == "output":
@@ -184,6 +189,10 @@ class _LabelRun:
         if node.target is operator.getitem:
             whole, index = node.args
             return self.values[whole][index]  # type: ignore[index]
+        places = [place for place, item in enumerate(node.args) if isinstance(item, fx.Node)]
+        regions = [place for place in places if isinstance(self.values[node.args[place]], fx.GraphModule)]  # type: ignore[index]
+        if len(regions) == 1 and "wrap" in str(node.target):
+            return self._region(self.values[node.args[regions[0]]], node.args[regions[0] + 1 :])  # type: ignore[index]
         shapes = [tuple(item.shape) for item in _flat(node.meta.get("val"))]
         if not shapes:  # a number, or a check that returns nothing
             return None
@@ -194,12 +203,22 @@ class _LabelRun:
             return constants if is_list else constants[0]
         try:
             result = label_rule(call.op)(call)
-        except (
-            Exception
-        ) as error:  # a way of calling the operation that its rule did not foresee must not end the trace
+        except Exception as error:  # its rule did not foresee such a call; that must not end the trace
             result = call.refuse(f"passes {call.op} in a way its rule does not know ({type(error).__name__})")
         self._note_numbers(node, call, result)
         return [result] if is_list and isinstance(result, Tensor) else result
+
+    def _region(self, region: fx.GraphModule, inputs: Sequence[Any]) -> list[Any]:
+        """Follow a part of the graph under other rules of autocast or gradients."""
+        given, results = iter(inputs), []
+        for node in region.graph.nodes:
+            if node.op == "placeholder":
+                self.values[node] = self.values[next(given)]
+            elif node.op == "output":
+                results = [self.values[item] for item in node.args[0]]  # type: ignore[union-attr]
+            else:
+                self._step(node)
+        return results
 
     def _described(self, node: fx.Node, shapes: list[tuple[int, ...]]) -> Call:
         first = node.all_input_nodes[0] if node.all_input_nodes else None

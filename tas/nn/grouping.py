@@ -238,5 +238,5 @@ def _frozen(
 
 def _unseen(model: nn.Module, captured: Captured) -> list[Frozen]:
     """Layers that were never met: those are not counted either."""
-    reason = "is not in the captured graph, and not counted: it never runs, or in a region export hides"
+    reason = "is not in the captured graph, and not counted: it never runs"
     return [Frozen(f"{name}.weight[0]".lstrip("."), reason, name) for name in unseen_layers(model, captured.labels)]

@@ -126,6 +126,9 @@ def attention(call: Call) -> Any:
     query, key, value = (call.arguments[name] for name in ("query", "key", "value"))
     if any(isinstance(item, Constant) for item in (query, key, value)) or call.arguments.get("enable_gqa"):
         return call.refuse("attention with a constant, or with fewer keys than queries, has no rule")
+    for part in (query, key) if call.arguments.get("scale") is None else ():
+        if varying_dims(part) == [part.dim() - 1]:
+            call.labels.freeze(part, "attention divides by the number of channels of its only head", call.module)
     front = "abcdef"[: query.dim() - 2]
     shape = call.shapes[0]
     weights = (*torch.broadcast_shapes(query.shape[:-2], key.shape[:-2]), query.shape[-2], key.shape[-2])
