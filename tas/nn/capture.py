@@ -6,14 +6,16 @@ import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from tas.errors import ModelError
-from tas.nn.labels import Labels, fixed, varying_dims
+from tas.nn.labels import Labels, expanded, fixed, varying_dims
 from tas.nn.rules import WITH_WEIGHTS, Call, Constant, Draft, label_rule, positions_in, without_labels
 
 
@@ -96,6 +98,7 @@ def capture(model: nn.Module, example: Sequence[Tensor]) -> Captured:
     nodes = list(run.nodes)
     if any(unseen_layers(model, run.labels)):
         run.follow_training(example)
+    run.note_numbers_of_constants()
     run.labels.settle()
     return Captured(nodes, run.values, run.labels, run.drafts, run.results, run.numbers)
 
@@ -124,6 +127,7 @@ class _LabelRun:
         self._computed: dict[fx.Node, Any] = {}
         self._root: fx.GraphModule | None = None
         self.nodes: list[fx.Node] = []
+        self._constants: list[tuple[str, Constant]] = []
         self.labels, self.drafts = Labels(), {}
         self.values: dict[fx.Node, Any] = {}
         self.results: list[fx.Node] = []
@@ -157,6 +161,19 @@ class _LabelRun:
             draft.products.clear()
             counted.setdefault(path, draft)
         self.drafts, self.results, self._batch = counted, results, size
+
+    def note_numbers_of_constants(self) -> None:
+        """The same for parameters that turned out to be cut after they had been given a shape (`bias_shape`)."""
+        axes: dict[str, list[tuple[int, Tensor]]] = {}
+        for (name, dim), vector in self.labels.axes.items():
+            axes.setdefault(name, []).append((dim, torch.as_tensor(vector)))
+        for path, constant in self._constants:
+            for name, elements in constant.elements() if prod(constant.shape) > 1 else ():
+                for dim, vector in axes.get(name, ()):
+                    coordinates = np.unravel_index(elements.numpy(), self._tensors[name].shape)[dim]
+                    labels = expanded(vector[torch.as_tensor(coordinates)])
+                    if len(varying_dims(labels)) == 1 and labels.shape == constant.shape:
+                        self.numbers.append((path, labels, None))
 
     def _step(self, node: fx.Node) -> None:
         self.nodes.append(node)
@@ -200,6 +217,8 @@ class _LabelRun:
         is_list = isinstance(node.meta["val"], list | tuple)
         if not call.label_tensors() and call.op not in WITH_WEIGHTS:
             constants = without_labels(call, lambda: self._value(node))
+            if call.op in _WITH_SIZES:
+                self._constants += [(call.module, constant) for constant in constants]
             return constants if is_list else constants[0]
         try:
             result = label_rule(call.op)(call)

@@ -56,7 +56,8 @@ def _attributes(
                 continue
             count = _count(roots[vector.numpy()], places)
             for (name, place), value in values.items() if count.widths else ():
-                if value == len(vector) and place in (None, part):
+                is_shape = place == dim and getattr(model.get_submodule(path), name) == tuple(labels.shape)
+                if value == len(vector) and (place in (None, part) or is_shape):
                     found.setdefault((path, name, place), Attribute(path, name, count, place))
     return tuple(found.values())
 
