@@ -14,8 +14,8 @@ from rich.text import Text
 
 from tas.architecture import Architecture
 from tas.budget import QUANTITIES
-from tas.graph import Graph
-from tas.space import SearchSpace
+from tas.graph import Graph, Width
+from tas.space import SearchSpace, outputs_per_channel
 
 
 def print_profiles(profiles: Mapping[str, Mapping[str, Any]]) -> None:
@@ -51,9 +51,8 @@ def print_graph(graph: Graph, space: SearchSpace, chosen: Architecture | None = 
         for width in graph.widths:
             size = [str(chosen.widths[width.name])] if chosen else []
             share = _share(graph, width.layers)
-            table.add_row(
-                Text(width.name), str(width.size), _few(space.widths[width.name]), *size, str(len(width.layers)), share
-            )
+            sizes = _size(graph, width), _few(space.widths[width.name])
+            table.add_row(Text(width.name), *sizes, *size, str(len(width.layers)), share)
         console.print(table)
     if graph.depths:
         table = _table("depth", "blocks", "candidates", *kept, "macs")
@@ -110,6 +109,12 @@ def _table(*columns: str) -> Table:
         is_text = name in ("width", "depth", "candidates")
         table.add_column(name, overflow="fold", justify="left" if is_text else "right")
     return table
+
+
+def _size(graph: Graph, width: Width) -> str:
+    """Channels, times the outputs of a layer that each stands for (a head, a channel of every group)."""
+    outputs = outputs_per_channel(graph, width.name)
+    return f"{width.size}" if outputs == 1 else f"{width.size} x {outputs}"
 
 
 def _few(sizes: Sequence[int]) -> str:

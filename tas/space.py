@@ -207,12 +207,12 @@ def _offered(sizes: Sequence[Size], full: int, step: int = 1, least: int = 1) ->
 
 def _grid(graph: Graph, width: str, config: SpaceConfig) -> tuple[int, int]:
     """Channels by which the candidates of a width differ, and the fewest, for `round_to` and `minimum` outputs."""
-    filled = _filled(graph, width)
+    filled = outputs_per_channel(graph, width)
     step = config.round_to // gcd(config.round_to, filled)
     return step, -(-config.minimum // (filled * step)) * step
 
 
-def _filled(graph: Graph, width: str) -> int:
+def outputs_per_channel(graph: Graph, width: str) -> int:
     """Output channels that each channel of a width fills in the layer that makes it."""
     maker = width.partition(":")[0]
     parameters = [parameter for layer in graph.layers if layer.name == maker for parameter in layer.parameters]

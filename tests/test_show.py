@@ -128,3 +128,10 @@ def test_the_summary_counts_what_there_is(graph):
         "depths": 1,
         "frozen": len(graph.frozen),
     }
+
+
+def test_a_width_whose_channels_stand_for_several_outputs_says_for_how_many(capsys, monkeypatch):
+    grouped = trace(perturbed(nets.Grouped()), images())
+    text = printed(grouped, capsys, monkeypatch)
+    assert row(text, "grouped")[1] == "4 x 2"  # as many in each of the two groups
+    assert row(text, "last.0")[1] == "10"

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import yaml
+from token_nets import Attention, Tokens, TorchAttention
 from toys import TinyNet, tiny_source
 
 import tas
@@ -261,3 +262,22 @@ def test_a_pattern_that_matches_nothing_is_refused_before_anything_is_written(tm
     with pytest.raises(tas.ConfigError, match=message):
         tas.compress(fresh(), tiny_source(), config=tiny_config(**options), output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def transformer() -> Tokens:
+    torch.manual_seed(0)
+    return Tokens(Attention(12, 3), TorchAttention(12, 4))
+
+
+def test_heads_are_searched_like_channels_in_both_executions_and_reload(tmp_path):
+    found = []
+    for execution in ("compact", "dense"):
+        folder = tmp_path / execution
+        config = tiny_config(execution=execution)
+        result = tas.compress(transformer(), tiny_source(classes=5), budget="50%", config=config, output=folder)
+        assert result.pruned.macs <= 0.5 * result.full.macs
+        images = torch.randn(2, 3, 8, 8)
+        assert torch.equal(tas.load(folder, transformer())(images), result.model(images))
+        found.append(result.architecture)
+    assert {"blocks.0.attention.qkv", "blocks.1.attention.inner"} <= found[0].widths.keys()
+    assert found[0] == found[1]
