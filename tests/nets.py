@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from token_nets import TOKEN_NETS
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 
 def perturbed(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -460,6 +461,46 @@ class Parametrised(nn.Module):
         return self.head(self.last(self.weighted(self.spectral(self.first(x)))))
 
 
+class Swish(torch.autograd.Function):
+    """An activation with a backward of its own."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x.sigmoid()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return gradient * (x.sigmoid() + x * x.sigmoid() * (1 - x.sigmoid()))
+
+
+class Various(nn.Module):
+    """A buffer per channel, a custom autograd function, stochastic depth."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third, self.head = conv_bn(3, 8), conv_bn(8, 6), conv_bn(6, 8), head(8)
+        self.register_buffer("mean", torch.linspace(-1, 1, 8).view(1, 8, 1, 1))
+        self.drop = StochasticDepth(0.5, "row")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x) - self.mean
+        return self.head(x + self.drop(self.third(Swish.apply(self.second(x)))))
+
+
+class FunctionalNorms(nn.Module):
+    """Norms that are no modules: over all of an image, and to unit length over channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third, self.head = conv_bn(3, 8), conv_bn(8, 6), conv_bn(6, 10), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.layer_norm(self.first(x), (8, 8, 8))
+        return self.head(self.third(F.normalize(self.second(x), dim=1)))
+
+
 EXACT = {
     "plain": Plain,
     "without norm": WithoutNorm,
@@ -498,5 +539,7 @@ PARTLY_FROZEN = {
     "hidden region": HiddenRegion,
     "transposed": Transposed,
     "parametrised": Parametrised,
+    "functional norms": FunctionalNorms,
+    "various": Various,
 }
 ALL = EXACT | PARTLY_FROZEN | TOKEN_NETS

@@ -131,6 +131,7 @@ def compare(compact: Supernet, dense: Supernet, inputs: Tensor, tolerance: float
     for supernet in (compact, dense):
         supernet.zero_grad()
         supernet.draw(1.5, torch.Generator().manual_seed(seed))
+        torch.manual_seed(seed)  # for stochastic depth
         outputs = supernet(inputs)
         outputs = outputs if isinstance(outputs, Tensor) else torch.cat(outputs)
         weights = torch.linspace(-1, 1, outputs.numel(), dtype=outputs.dtype).view(outputs.shape)
