@@ -188,8 +188,8 @@ class _Witness:
             except Exception as error:
                 return f"the masked model fails: {_first_line(error)}"
             reason = self._cut_failure(graph, architecture, small, _difference(found, wanted))
-            # in turn: that both executions agree is no property of the model
-            execution = "dense" if place % 2 else "compact"
+            # in turn, the dear one where most is cut: that both executions agree is no property of the model
+            execution = "compact" if place % 2 else "dense"
             reason = reason or self._supernet_failure(graph, architecture, execution, wanted)
             if reason is not None:
                 return reason
