@@ -82,7 +82,7 @@ class SeparateAttention(nn.Module):
 
 
 class EinsumAttention(nn.Module):
-    """One head, written with einsum: what is summed over is cut."""
+    """One head, written with einsum: what is summed over stays, the values are cut."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -15,6 +15,7 @@ from tas.architecture import Architecture
 from tas.errors import ModelError
 from tas.graph import Attribute, Graph, Parameter, channels_of, positions_of
 from tas.nn.rules import KINDS
+from tas.nn.rules.base import layout_of
 
 
 class Dropped(nn.Identity):
@@ -100,8 +101,8 @@ class _ZeroAlong(nn.Module):
 def mask(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Module:
     """A full-shape copy of `model` that ignores the channels and blocks `architecture` drops: what `cut` must equal.
 
-    Layers neither make nor read those channels; norms over channels leave them out. Its parameters are those of
-    `model`: it is for comparing, not for training.
+    No layer reads those channels, and norms over channels leave them out. Its parameters are those of `model`: it is
+    for comparing, not for training.
     """
     masked = shared_copy(model)
     _skip(masked, graph, architecture)
@@ -111,12 +112,12 @@ def mask(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Modul
         if _is_skipped(layer.name, graph, architecture) or not any(any(item.layouts) for item in layer.parameters):
             continue
         module = masked.get_submodule(layer.name)
-        for item in layer.parameters if kind.makes and layer.kind != "other" else ():
-            for dim, layout in enumerate(item.layouts):
-                if layout is not None and not item.is_buffer:
-                    dropped = np.setdiff1d(np.arange(item.shape[dim]), positions_of(layout, architecture.widths))
-                    name = item.name.rpartition(".")[2]
-                    parametrize.register_parametrization(module, name, _ZeroAlong(dim, dropped), unsafe=True)
+        for name, dim in kind.reads.items():
+            layout = layout_of(layer, name, dim)
+            if layout is not None:
+                size = getattr(module, name).shape[dim]
+                dropped = np.setdiff1d(np.arange(size), positions_of(layout, architecture.widths))
+                parametrize.register_parametrization(module, name, _ZeroAlong(dim, dropped), unsafe=True)
         if kind.masked is not None:
             wrapped[module] = kind.masked(module, layer, architecture.widths)
     return replaced(masked, wrapped)

@@ -24,7 +24,7 @@ def contraction(call: Call, left: Any, right: Any, letters: tuple[str, str, str]
     """A product summed over some dimensions, in the letters of einsum.
 
     Where an operand has different channels along several dimensions, the one that both operands and the result share
-    (the head) is what can be cut; then one that the result has; then the one that is summed over.
+    (the head) is what can be cut; then one that the result has. What is summed over stays.
     """
     first, second, result = letters
     constant = first if isinstance(left, Constant) else second if isinstance(right, Constant) else ""
@@ -49,6 +49,11 @@ def contraction(call: Call, left: Any, right: Any, letters: tuple[str, str, str]
     for letter in vectors:
         if letter in first and letter in second and letter in result:
             _note_heads(call, left, first.index(letter))
+    for letter, vector in vectors.items():
+        if (
+            letter not in result
+        ):  # what is dropped would have to be zero here, and norms or biases make it something else
+            call.labels.freeze(vector, f"{call.op} sums over it; of attention, only whole heads are cut", call.module)
     _count(call, (left, right), letters, vectors)
     kept = [letter for letter in vectors if letter in result]
     if len(kept) > 1:
@@ -126,9 +131,6 @@ def attention(call: Call) -> Any:
     query, key, value = (call.arguments[name] for name in ("query", "key", "value"))
     if any(isinstance(item, Constant) for item in (query, key, value)) or call.arguments.get("enable_gqa"):
         return call.refuse("attention with a constant, or with fewer keys than queries, has no rule")
-    for part in (query, key) if call.arguments.get("scale") is None else ():
-        if varying_dims(part) == [part.dim() - 1]:
-            call.labels.freeze(part, "attention divides by the number of channels of its only head", call.module)
     front = "abcdef"[: query.dim() - 2]
     shape = call.shapes[0]
     weights = (*torch.broadcast_shapes(query.shape[:-2], key.shape[:-2]), query.shape[-2], key.shape[-2])
