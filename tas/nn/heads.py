@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def tie_heads(model: nn.Module, captured: Captured, graph: Graph, example: Seque
     for heads in captured.labels.heads:
         module = model.get_submodule(heads.module)
         width = _width_of(graph, captured, heads)
-        if width is None:
+        if width is None or isinstance(module, nn.MultiheadAttention):  # that becomes a class that can have any number
             continue
         if type(module) not in works:
             works[type(module)] = _runs_with_fewer(model, graph, width, heads, example)
@@ -65,11 +66,14 @@ def _width_of(graph: Graph, captured: Captured, heads: Heads) -> str | None:
 
 def _runs_with_fewer(model: nn.Module, graph: Graph, width: str, heads: Heads, example: Sequence[Tensor]) -> bool:
     full = graph.full
-    fewer = Architecture({**full.widths, width: max(1, full.widths[width] // 2)}, full.depths)
+    fewer = Architecture({**full.widths, width: max(1, full.widths[width] // 2)})
+    inside = [layer for layer in graph.layers if f"{layer.name}.".startswith(f"{heads.module}.")]
+    module_alone = replace(graph, layers=tuple(inside), depths=())
     arguments, options = _arguments(model, heads, example)
     try:
         with torch.no_grad():
-            cut(model, graph, fewer).get_submodule(heads.module)(*arguments, **options)
+            small = cut(model, module_alone, fewer, share_the_rest=True)
+            small.get_submodule(heads.module)(*arguments, **options)
     except Exception:  # a forward of the user's may fail in any way
         return False
     return True

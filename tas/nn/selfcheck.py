@@ -23,6 +23,7 @@ from tas.space import SearchSpace
 
 TOLERANCE = 1e-4  # relative to the largest output, float32
 _LARGE = 100_000  # weights
+_GIANT = 10_000_000_000  # macs
 
 
 def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: int = 0) -> Graph:
@@ -87,12 +88,19 @@ def _trials(graph: Graph, seed: int) -> list[Architecture]:
     """
     draw, full = random.Random(seed), graph.full
     counts = Counter(full.widths.values())
-    # where there are more widths of a size than smaller sizes, two of them may get the same by chance
-    repeats = 3 if any(count >= size for size, count in counts.items()) else 1
+    # where there are more widths of a size than sizes to draw, two of them may get the same by chance; a giant, whose
+    # trials take long, has so many channels that the streams differ
+    has_many = any(count > len(_sizes(size)) for size, count in counts.items())
+    repeats = 3 if has_many and graph.macs() < _GIANT else 1
     third = Architecture(
         {name: max(1, size * 3 // 10) for name, size in full.widths.items()}, dict.fromkeys(full.depths, 1)
     )
     return [third, *(_mixed(full, draw) for _ in range(repeats))]
+
+
+def _sizes(size: int) -> range:
+    """What a width of many channels is cut to is small: the trial is cheap."""
+    return range(1, max(2, size if size <= 16 else size // 2 + 1))
 
 
 def _mixed(full: Architecture, draw: random.Random) -> Architecture:
@@ -100,7 +108,7 @@ def _mixed(full: Architecture, draw: random.Random) -> Architecture:
     widths: dict[str, int] = {}
     for name, size in full.widths.items():
         if not left.get(size):
-            left[size] = draw.sample(range(1, size), size - 1) if size > 1 else [1]
+            left[size] = draw.sample(_sizes(size), len(_sizes(size)))
         widths[name] = left[size].pop()
     return Architecture(widths, full.depths)
 
@@ -177,36 +185,37 @@ class _Witness:
     def failure(self, graph: Graph, architectures: Sequence[Architecture]) -> str | None:
         """Why a cut model differs from the masked one; None if none does."""
         for place, architecture in enumerate(architectures):
-            try:
-                small = cut(self.model, graph, architecture)
-                found = _run(small, self.inputs)
-            except Exception as error:  # the user's own forward may fail in any way
-                return f"the cut model fails: {_first_line(error)}"
+            found, reason = self._cut(graph, architecture)
+            if reason is not None:
+                return reason
             try:
                 with _no_fast_path():
                     wanted = _run(mask(self.model, graph, architecture), self.inputs)
-            except Exception as error:
+            except Exception as error:  # the user's own forward may fail in any way
                 return f"the masked model fails: {_first_line(error)}"
-            reason = self._cut_failure(graph, architecture, small, _difference(found, wanted))
+            reason = _difference(found, wanted)
+            if reason is not None:
+                return f"the cut model {reason}"
             # in turn, the dear one where most is cut: that both executions agree is no property of the model
-            execution = "compact" if place % 2 else "dense"
-            reason = reason or self._supernet_failure(graph, architecture, execution, wanted)
+            reason = self._supernet_failure(graph, architecture, "compact" if place % 2 else "dense", wanted)
             if reason is not None:
                 return reason
         return None
 
-    def _cut_failure(
-        self, graph: Graph, architecture: Architecture, small: nn.Module, difference: str | None
-    ) -> str | None:
+    def _cut(self, graph: Graph, architecture: Architecture) -> tuple[list[Tensor], str | None]:
+        """Outputs of the cut model, which is not kept, and why it is no good."""
+        try:
+            small = cut(self.model, graph, architecture)
+            found = _run(small, self.inputs)
+        except Exception as error:  # the user's own forward may fail in any way
+            return [], f"the cut model fails: {_first_line(error)}"
         count = sum(parameter.numel() for parameter in small.parameters())
         if count != graph.params(architecture):
-            return f"the cut model has {count} parameters instead of {graph.params(architecture)}"
-        if difference is not None:
-            return f"the cut model {difference}"
+            return [], f"the cut model has {count} parameters instead of {graph.params(architecture)}"
         error = _training_error(small, self.inputs)
         if error is not None and _training_error(shared_copy(self.model), self.inputs) is None:
-            return f"the cut model fails in training mode: {error}"
-        return None
+            return [], f"the cut model fails in training mode: {error}"
+        return found, None
 
     def _supernet_failure(
         self, graph: Graph, architecture: Architecture, execution: Literal["compact", "dense"], wanted: list[Tensor]

@@ -46,8 +46,15 @@ def require_fit(model: nn.Module, graph: Graph) -> None:
                 )
 
 
-def cut(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Module:
-    """A copy of `model` with the channels and blocks of `architecture` alone, prefixes of every width."""
+def cut(model: nn.Module, graph: Graph, architecture: Architecture, *, share_the_rest: bool = False) -> nn.Module:
+    """A copy of `model` with the channels and blocks of `architecture` alone, prefixes of every width.
+
+    Args:
+        model: the full model.
+        graph: of it.
+        architecture: what to keep.
+        share_the_rest: whether parameters that no width touches are those of `model` instead of copies.
+    """
     open_layers = [layer for layer in graph.layers if any(any(item.layouts) for item in layer.parameters)]
     cut_away = [
         _tensor(model.get_submodule(layer.name), item)
@@ -56,6 +63,7 @@ def cut(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Module
         if any(item.layouts)
     ]
     # what is replaced below, or dropped with its block, is not copied first: a large layer would be copied for nothing
+    cut_away += model.parameters() if share_the_rest else ()
     small = copy.deepcopy(model, {id(tensor): tensor for tensor in cut_away})
     _skip(small, graph, architecture)
     for layer in open_layers:
