@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tas.pipeline.measure import measure
     from tas.pipeline.rank import rank
     from tas.pipeline.report import report
+    from tas.pipeline.rivals import Choice, RivalConfig, choose
     from tas.pipeline.search import SearchConfig, SearchResult, search
     from tas.pipeline.store import load, save
     from tas.pipeline.trace import trace
@@ -49,6 +50,7 @@ _HOMES = {
     "tas.pipeline.measure": ["measure"],
     "tas.pipeline.rank": ["rank"],
     "tas.pipeline.report": ["report"],
+    "tas.pipeline.rivals": ["Choice", "RivalConfig", "choose"],
     "tas.pipeline.search": ["SearchConfig", "SearchResult", "search"],
     "tas.pipeline.store": ["load", "save"],
     "tas.pipeline.trace": ["trace"],
@@ -64,6 +66,7 @@ __all__ = [
     "ArchitectureError",
     "Budget",
     "BudgetError",
+    "Choice",
     "CompressConfig",
     "CompressResult",
     "ConfigError",
@@ -72,6 +75,7 @@ __all__ = [
     "ModelError",
     "Profile",
     "Record",
+    "RivalConfig",
     "RunError",
     "SearchConfig",
     "SearchResult",
@@ -81,6 +85,7 @@ __all__ = [
     "TasError",
     "TrainConfig",
     "TrainingError",
+    "choose",
     "compress",
     "data",
     "derive",

@@ -170,7 +170,8 @@ def taylor_importance(
         change = {name: np.zeros(len(values)) for name, values in found.items()}
         for gate in gates:
             if gate.parameter.name in products:
-                along = products[gate.parameter.name].double().movedim(gate.dim, 0).flatten(1).sum(1).cpu().numpy()
+                along = products[gate.parameter.name].double().movedim(gate.dim, 0)
+                along = along.reshape(len(along), -1).sum(1).cpu().numpy()
                 change[gate.width] += _per_channel(along, gate.channels, sizes[gate.width])
         for name, values in change.items():
             found[name] += values**2
