@@ -38,7 +38,7 @@ from tas.task import Loss, require_fit_for_data, task_loss
 from tas.trials import Judge, evolve, random_search
 
 Method = Literal["uniform", "random", "evolution", "l1", "l2", "fpgm", "taylor", "bn_scale", "sfp"]
-Allocation = Literal["share", "threshold", "uniform"]
+Allocation = Literal["threshold", "uniform", "share"]
 METHODS: tuple[str, ...] = get_args(Method)
 
 
@@ -47,10 +47,10 @@ class RivalConfig:
     """How the rivals run.
 
     Attributes:
-        allocation: how l1, l2, fpgm, taylor and bn_scale divide the budget between widths: share keeps the largest sum
-            of importance under the budget; threshold removes whatever is least important, whatever it costs, until the
-            budget holds, as in DepGraph and network slimming; uniform keeps one ratio of every width, as in the papers
-            of l1 and fpgm.
+        allocation: how l1, l2, fpgm, taylor and bn_scale divide the budget between widths. threshold removes whatever
+            is least important, whatever it costs, until the budget holds, as in DepGraph and network slimming; uniform
+            keeps one ratio of every width, as in the papers of l1 and fpgm; share keeps the largest sum of importance
+            under the budget, which cuts a few dear widths to their smallest (LOG.md, 2026-11-25: far worse).
         candidates: architectures that random and evolution draw.
         population: parents of evolution; at most a quarter of the candidates.
         calibration_batches: of the first half of the training set, for the batch norms of every architecture that is
@@ -63,7 +63,7 @@ class RivalConfig:
         seed: of everything drawn.
     """
 
-    allocation: Allocation = "share"
+    allocation: Allocation = "threshold"
     candidates: int = 100
     population: int = 20
     calibration_batches: int = 8
@@ -254,7 +254,7 @@ class _Job:
 
 
 def allocate(
-    importance: Importance, graph: Graph, space: SearchSpace, budget: Budget, allocation: Allocation = "share"
+    importance: Importance, graph: Graph, space: SearchSpace, budget: Budget, allocation: Allocation = "threshold"
 ) -> Architecture:
     """The sizes that an importance of channels asks for under a budget; all blocks stay.
 
