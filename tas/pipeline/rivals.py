@@ -58,8 +58,9 @@ class RivalConfig:
         evaluation_batches: of the second half, on which random and evolution compare.
         batch_size: samples in each of these batches, and in a step of sfp.
         sfp_epochs: passes of sfp over the training set.
-        sfp_learning_rate: of sfp at its start, for a trained model; a tenth of one for fresh weights, as He et al.,
-            2018, section 4.1.
+        sfp_learning_rate: of sfp at its start, for a trained model. He et al., 2018, take 0.01; there, the gradient of a
+            filter that was zero, divided by a variance near zero, makes it the longest of all, and in a short training
+            the ranking turns over every epoch (LOG.md, 2026-11-25).
         seed: of everything drawn.
     """
 
@@ -70,7 +71,7 @@ class RivalConfig:
     evaluation_batches: int = 8
     batch_size: int = 64
     sfp_epochs: int = 20
-    sfp_learning_rate: float = 0.01
+    sfp_learning_rate: float = 0.001
     seed: int = 0
 
     def __post_init__(self):
