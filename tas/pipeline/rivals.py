@@ -58,9 +58,9 @@ class RivalConfig:
         evaluation_batches: of the second half, on which random and evolution compare.
         batch_size: samples in each of these batches, and in a step of sfp.
         sfp_epochs: passes of sfp over the training set.
-        sfp_learning_rate: of sfp at its start, for a trained model. He et al., 2018, take 0.01; there, the gradient of a
-            filter that was zero, divided by a variance near zero, makes it the longest of all, and in a short training
-            the ranking turns over every epoch (LOG.md, 2026-11-25).
+        sfp_learning_rate: of sfp at its start, for a trained model. He et al., 2018, take 0.01; in a short training the
+            ranking then turns over every epoch, since the gradient of a filter that was zero is divided by a variance
+            near zero and makes it the longest of all (LOG.md, 2026-11-25).
         seed: of everything drawn.
     """
 

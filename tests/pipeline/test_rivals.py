@@ -191,7 +191,7 @@ def test_a_graph_of_another_model_and_data_that_does_not_fit_are_refused(prepare
     with pytest.raises(ModelError, match="the model does not accept inputs of shape"):
         prepared.choose("taylor", data=two_branch_source(512))
     with pytest.raises(DataError):
-        prepared.choose("random", data=None if prepared is None else 3)
+        prepared.choose("random", data=3)
 
 
 def test_options_out_of_range_are_refused():
