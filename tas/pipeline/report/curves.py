@@ -1,0 +1,111 @@
+"""Numbers over the epochs of a run, as figures; several runs share each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tas.budget import Budget
+from tas.errors import BudgetError
+from tas.page import COLORS, Chart, plain
+from tas.pipeline.report.files import RunFiles
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+_HEIGHT = 280
+_DASHES = ("solid", "dot", "dash", "dashdot")
+_STAGES = {"teacher": "full model", "search": "search", "train": "pruned model"}
+
+
+def search_charts(runs: Sequence[RunFiles]) -> list[Chart]:
+    """Losses, costs against the budget, temperature and entropy of the search; only those with numbers."""
+    losses = {"loss": "weights half", "held_out_loss": "held-out half"}
+    charts = [
+        _chart("loss of the search (nats)", runs, "search", losses),
+        _costs(runs),
+        _chart("accuracy in the search (%)", runs, "search", {"accuracy": "accuracy"}),
+        _chart("temperature of the sampling", runs, "search", {"temperature": "temperature"}),
+        _chart("entropy of the choices (nats, mean)", runs, "search", {"entropy": "entropy"}),
+    ]
+    return [chart for chart in charts if chart]
+
+
+def training_charts(runs: Sequence[RunFiles]) -> list[Chart]:
+    """Loss and accuracy on the training set, of the full model where it was trained, and of the pruned one."""
+    charts = []
+    for stage in ("teacher", "train"):
+        charts.append(_chart(f"training loss of the {_STAGES[stage]}", runs, stage, {"loss": "loss"}))
+        title = f"accuracy of the {_STAGES[stage]} on its training batches (%)"
+        charts.append(_chart(title, runs, stage, {"accuracy": "accuracy"}))
+    return [chart for chart in charts if chart]
+
+
+def _chart(title: str, runs: Sequence[RunFiles], stage: str, quantities: Mapping[str, str]) -> Chart | None:
+    curves = []
+    for number, run in enumerate(runs):
+        rows = run.record.epochs(stage)
+        for place, (key, label) in enumerate(quantities.items()):
+            points = [(row["epoch"] + 1, row[key]) for row in rows if row.get(key) is not None]
+            curves.append((_name(runs, run, label), points, _look(runs, number, place)))
+    return _of_curves(title, curves)
+
+
+def _costs(runs: Sequence[RunFiles]) -> Chart | None:
+    """Shares of the full model, so that macs and params fit one axis."""
+    curves = []
+    for number, run in enumerate(runs):
+        if run.graph is None:
+            continue
+        full = {name: run.graph.cost(name).exact(run.graph.full) for name in ("macs", "params")}
+        rows, limits = run.record.epochs("search"), _limits(run)
+        for quantity in limits:
+            for place, (key, label) in enumerate((("expected", "expected"), ("most_probable", "most probable"))):
+                points = [(row["epoch"] + 1, 100 * row[key][quantity] / full[quantity])
+                          for row in rows if quantity in row.get(key, {})]  # fmt: skip
+                look = _look(runs, number, place + 2 * (quantity == "params"))
+                curves.append((_name(runs, run, f"{label} {quantity}"), points, look))
+            if rows:
+                ends = [(row["epoch"] + 1, 100 * limits[quantity] / full[quantity]) for row in (rows[0], rows[-1])]
+                line = {"color": "#8d949e", "width": 1.5, "dash": "dash"}
+                curves.append((_name(runs, run, f"budget of {quantity}"), ends, line))
+    return _of_curves("cost in the search (% of the full model)", curves)
+
+
+def _limits(run: RunFiles) -> dict[str, int]:
+    if run.graph is None or not run.budget:
+        return {}
+    try:
+        return Budget.of(run.budget).limits(run.graph)
+    except BudgetError:
+        return {}
+
+
+def _name(runs: Sequence[RunFiles], run: RunFiles, label: str) -> str:
+    return plain(label if len(runs) == 1 else f"{run.label}: {label}")
+
+
+def _look(runs: Sequence[RunFiles], number: int, place: int) -> dict[str, Any]:
+    """Of several runs, each has a colour and the quantities differ by their dashes."""
+    if len(runs) == 1:
+        return {"width": 2, "color": COLORS[place % len(COLORS)]}
+    return {"width": 2, "color": COLORS[number % len(COLORS)], "dash": _DASHES[place % len(_DASHES)]}
+
+
+def _of_curves(title: str, curves: Sequence[tuple[str, list[tuple[int, float]], dict[str, Any]]]) -> Chart | None:
+    import plotly.graph_objects as go
+
+    curves = [curve for curve in curves if curve[1]]
+    if not curves:
+        return None
+    figure: Figure = go.Figure()
+    for name, points, look in curves:
+        mode = "lines" if len(points) > 1 else "markers"
+        figure.add_scatter(x=[x for x, _ in points], y=[y for _, y in points], name=name, mode=mode, line=look)
+    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.24, "yanchor": "top"}
+    figure.update_layout(
+        height=_HEIGHT + 20 * max(0, len(curves) - 3), margin={"l": 48, "r": 12, "t": 8, "b": 8}, legend=legend,
+        showlegend=len(curves) > 1, xaxis={"title": "epoch", "automargin": True}, yaxis={"automargin": True},
+        hovermode="x unified",
+    )  # fmt: skip
+    return Chart(title, figure)
