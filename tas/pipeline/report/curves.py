@@ -102,7 +102,7 @@ def _of_curves(title: str, curves: Sequence[tuple[str, list[tuple[int, float]], 
     for name, points, look in curves:
         mode = "lines" if len(points) > 1 else "markers"
         figure.add_scatter(x=[x for x, _ in points], y=[y for _, y in points], name=name, mode=mode, line=look)
-    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.24, "yanchor": "top"}
+    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}
     figure.update_layout(
         height=_HEIGHT + 20 * max(0, len(curves) - 3), margin={"l": 48, "r": 12, "t": 8, "b": 8}, legend=legend,
         showlegend=len(curves) > 1, xaxis={"title": "epoch", "automargin": True}, yaxis={"automargin": True},

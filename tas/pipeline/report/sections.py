@@ -54,7 +54,7 @@ def quantities(run: RunFiles) -> list[tuple[str, str, str, str]]:
     rows = []
     for key, label, pattern in (
         ("accuracy", "accuracy", "{:.2f} %"),
-        ("macs", "multiply-adds per sample (MACs)", "{:,}"),
+        ("macs", "MACs per sample", "{:,}"),
         ("params", "parameters", "{:,}"),
         ("latency_ms", f"latency, batch of {batch}", "{:.3f} ms"),
     ):
@@ -148,7 +148,7 @@ def frozen_of(run: RunFiles) -> str:
         reasons.setdefault((item.reason, item.module or "-"), []).append(item.axis)
     lines = [table_row((reason, module, ", ".join(axes))) for (reason, module), axes in reasons.items()]
     first = "<tr>" + "".join(f'<th class="word">{name}</th>' for name in ("reason", "module", "axes")) + "</tr>"
-    return fold(f"{len(run.graph.frozen) if run.graph else 0} axes", first + "".join(lines), len(lines)) if lines else ""
+    return fold(f"{len(lines)} reasons" if len(lines) > 1 else "one reason", first + "".join(lines), len(lines)) if lines else ""
 
 
 def table_row(cells: Sequence[str]) -> str:
