@@ -75,9 +75,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1)
 
 
 def _row(tag: str, cells: Sequence[str], kinds: Sequence[str]) -> str:
-    inside = (
-        f'<{tag} class="{kind}">{plain(cell)}</{tag}>' for cell, kind in zip(cells, kinds, strict=True)
-    )
+    texts = (plain(cell).replace(" %", "&nbsp;%") for cell in cells)
+    inside = (f'<{tag} class="{kind}">{text}</{tag}>' for text, kind in zip(texts, kinds, strict=True))
     return f"<tr>{''.join(inside)}</tr>"
 
 
@@ -91,7 +90,4 @@ def _chart(chart: Chart) -> str:
     figure["layout"].pop("template", None)
     content = json.dumps(figure, separators=(",", ":")).replace("<", "\\u003c")  # nothing in it can end the script
     place = f'<div class="figure" style="height:{figure["layout"].get("height", 300)}px"></div>'
-    return (
-        f"<div><h3>{plain(chart.title)}</h3>{place}"
-        f'<script type="application/json">{content}</script></div>'
-    )
+    return f'<div><h3>{plain(chart.title)}</h3>{place}<script type="application/json">{content}</script></div>'

@@ -13,6 +13,8 @@ from tas.pipeline.report.files import RunFiles
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+Curve = tuple[str, list[tuple[int, float]], dict[str, Any]]  # name, points, look of the line
+
 _HEIGHT = 280
 _DASHES = ("solid", "dot", "dash", "dashdot")
 _STAGES = {"teacher": "full model", "search": "search", "train": "pruned model"}
@@ -42,34 +44,49 @@ def training_charts(runs: Sequence[RunFiles]) -> list[Chart]:
 
 
 def _chart(title: str, runs: Sequence[RunFiles], stage: str, quantities: Mapping[str, str]) -> Chart | None:
-    curves = []
+    curves: list[Curve] = []
     for number, run in enumerate(runs):
         rows = run.record.epochs(stage)
         for place, (key, label) in enumerate(quantities.items()):
             points = [(row["epoch"] + 1, row[key]) for row in rows if row.get(key) is not None]
-            curves.append((_name(runs, run, label), points, _look(runs, number, place)))
+            name = label if len(runs) == 1 else run.label if len(quantities) == 1 else f"{run.label}: {label}"
+            curves.append((name, points, _look(runs, number, place)))
     return _of_curves(title, curves)
 
 
 def _costs(runs: Sequence[RunFiles]) -> Chart | None:
     """Shares of the full model, so that macs and params fit one axis."""
-    curves = []
+    curves: list[Curve] = []
     for number, run in enumerate(runs):
-        if run.graph is None:
-            continue
-        full = {name: run.graph.cost(name).exact(run.graph.full) for name in ("macs", "params")}
         rows, limits = run.record.epochs("search"), _limits(run)
-        for quantity in limits:
-            for place, (key, label) in enumerate((("expected", "expected"), ("most_probable", "most probable"))):
-                points = [(row["epoch"] + 1, 100 * row[key][quantity] / full[quantity])
+        for place, quantity in enumerate(limits):
+            for step, (key, label) in enumerate((("expected", "expected"), ("most_probable", "most probable"))):
+                points = [(row["epoch"] + 1, _share(run, quantity, row[key][quantity]))
                           for row in rows if quantity in row.get(key, {})]  # fmt: skip
-                look = _look(runs, number, place + 2 * (quantity == "params"))
-                curves.append((_name(runs, run, f"{label} {quantity}"), points, look))
-            if rows:
-                ends = [(row["epoch"] + 1, 100 * limits[quantity] / full[quantity]) for row in (rows[0], rows[-1])]
-                line = {"color": "#8d949e", "width": 1.5, "dash": "dash"}
-                curves.append((_name(runs, run, f"budget of {quantity}"), ends, line))
-    return _of_curves("cost in the search (% of the full model)", curves)
+                name = f"{run.label}: {label} {quantity}" if len(runs) > 1 else f"{label} {quantity}"
+                curves.append((name, points, _look(runs, number, step + 2 * place)))
+    last = max((x for _, points, _ in curves for x, _ in points), default=1)
+    return _of_curves("cost in the search (% of the full model)", curves + _budgets(runs, last) if curves else [])
+
+
+def _budgets(runs: Sequence[RunFiles], last: int) -> list[Curve]:
+    """A line per bound; runs under the same one share it."""
+    bounds: dict[tuple[str, float], list[str]] = {}
+    for run in runs:
+        for quantity, limit in _limits(run).items():
+            bounds.setdefault((quantity, round(_share(run, quantity, limit), 2)), []).append(run.label)
+    line = {"color": "#8d949e", "width": 1.5, "dash": "dash"}
+    return [
+        (f"budget of {quantity}" + ("" if len(owners) == len(runs) else f", {', '.join(owners)}"),
+         [(1, share), (last, share)], line)
+        for (quantity, share), owners in bounds.items()
+    ]  # fmt: skip
+
+
+def _share(run: RunFiles, quantity: str, cost: float) -> float:
+    """Percent of the full model's cost."""
+    assert run.graph is not None
+    return 100 * cost / run.graph.cost(quantity).exact(run.graph.full)
 
 
 def _limits(run: RunFiles) -> dict[str, int]:
@@ -81,10 +98,6 @@ def _limits(run: RunFiles) -> dict[str, int]:
         return {}
 
 
-def _name(runs: Sequence[RunFiles], run: RunFiles, label: str) -> str:
-    return plain(label if len(runs) == 1 else f"{run.label}: {label}")
-
-
 def _look(runs: Sequence[RunFiles], number: int, place: int) -> dict[str, Any]:
     """Of several runs, each has a colour and the quantities differ by their dashes."""
     if len(runs) == 1:
@@ -92,7 +105,7 @@ def _look(runs: Sequence[RunFiles], number: int, place: int) -> dict[str, Any]:
     return {"width": 2, "color": COLORS[number % len(COLORS)], "dash": _DASHES[place % len(_DASHES)]}
 
 
-def _of_curves(title: str, curves: Sequence[tuple[str, list[tuple[int, float]], dict[str, Any]]]) -> Chart | None:
+def _of_curves(title: str, curves: Sequence[Curve]) -> Chart | None:
     import plotly.graph_objects as go
 
     curves = [curve for curve in curves if curve[1]]
@@ -101,7 +114,7 @@ def _of_curves(title: str, curves: Sequence[tuple[str, list[tuple[int, float]], 
     figure: Figure = go.Figure()
     for name, points, look in curves:
         mode = "lines" if len(points) > 1 else "markers"
-        figure.add_scatter(x=[x for x, _ in points], y=[y for _, y in points], name=name, mode=mode, line=look)
+        figure.add_scatter(x=[x for x, _ in points], y=[y for _, y in points], name=plain(name), mode=mode, line=look)
     legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}
     figure.update_layout(
         height=_HEIGHT + 20 * max(0, len(curves) - 3), margin={"l": 48, "r": 12, "t": 8, "b": 8}, legend=legend,

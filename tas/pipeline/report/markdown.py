@@ -12,7 +12,6 @@ from tas.pipeline.report.sections import budget_words
 from tas.record import Record
 
 
-
 def to_markdown(run: RunFiles) -> str:
     """The report of a run as text."""
     parts = [_head(run), result_table(run.summary) if run.summary else ""]

@@ -98,11 +98,10 @@ def sizes_of(runs: Sequence[RunFiles]) -> str:
         return ""
     names = list(dict.fromkeys(name for _, graph, _ in known for name in _sizes(graph, graph.full)))
     columns = [(_sizes(graph, graph.full), _sizes(graph, chosen)) for _, graph, chosen in known]
-    makers: dict[str, list[str]] = {}
-    for _, graph, _ in known[:1]:
-        for row in layer_rows(graph):
-            for width in row.widths:
-                makers.setdefault(width, []).append(row.name)
+    makers: dict[str, dict[str, None]] = {}
+    for row in (row for _, graph, _ in known for row in layer_rows(graph)):
+        for width in row.widths:
+            makers.setdefault(width, {})[row.name] = None
     titles = [run.label if len(runs) > 1 else "kept" for run, *_ in known]
     head_row = '<th class="word">width or depth</th><th class="word">made by</th>' + "".join(
         f'<th class="number">full</th><th class="number">{plain(title)}</th><th></th>' for title in titles
@@ -110,7 +109,7 @@ def sizes_of(runs: Sequence[RunFiles]) -> str:
     lines = [f"<tr>{head_row}</tr>"]
     for name in names:
         cells = "".join(_size_cells(full.get(name), kept.get(name)) for full, kept in columns)
-        made = ", ".join(makers.get(name[0], [])) if name[1] == "channels" else "blocks"
+        made = ", ".join(makers.get(name[0], ())) if name[1] == "channels" else "blocks"
         lines.append(f'<tr><td class="word">{plain(name[0])}</td><td class="word quiet">{plain(made)}</td>{cells}</tr>')
     return fold(f"{len(names)} widths and depths", "".join(lines), len(names))
 
@@ -148,7 +147,11 @@ def frozen_of(run: RunFiles) -> str:
         reasons.setdefault((item.reason, item.module or "-"), []).append(item.axis)
     lines = [table_row((reason, module, ", ".join(axes))) for (reason, module), axes in reasons.items()]
     first = "<tr>" + "".join(f'<th class="word">{name}</th>' for name in ("reason", "module", "axes")) + "</tr>"
-    return fold(f"{len(lines)} reasons" if len(lines) > 1 else "one reason", first + "".join(lines), len(lines)) if lines else ""
+    return (
+        fold(f"{len(lines)} reasons" if len(lines) > 1 else "one reason", first + "".join(lines), len(lines))
+        if lines
+        else ""
+    )
 
 
 def table_row(cells: Sequence[str]) -> str:

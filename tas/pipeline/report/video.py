@@ -27,7 +27,7 @@ KEY = (
     '<p class="quiet">Shown is the most probable architecture after each epoch, whatever it costs; the result is the '
     "most probable one that holds the budget.</p>"
 )
-_KEPT, _FIXED, _FULL, _DROPPED, _RESULT = "#3b86de", "#8d949e", "rgba(128,128,128,0.22)", "#b9655a", "#e0712f"
+_KEPT, _FIXED, _FULL, _DROPPED, _RESULT = "#3b86de", "#8d949e", "rgba(128,128,128,0.28)", "#b9655a", "#e0712f"
 _ABOVE, _BELOW = 112, 48  # pixels for the buttons and the slider, and for the axis
 
 
@@ -91,7 +91,8 @@ def _picture(rows: list[LayerRow], shown: Architecture, chosen: Architecture | N
         barmode="overlay", bargap=0.25, showlegend=False, height=_ABOVE + _BELOW + step * len(rows),
         margin={"l": 8, "r": 16, "t": _ABOVE, "b": _BELOW}, xaxis={"title": "channels", "rangemode": "tozero"},
         yaxis={"range": [len(rows) - 0.5, -0.5], "tickvals": places[::every], "ticktext": names[::every],
-               "automargin": True, "showgrid": False, "zeroline": False, "tickfont": {"size": 11}, "ticklabelstandoff": 5},
+               "automargin": True, "showgrid": False, "zeroline": False, "tickfont": {"size": 11},
+               "ticklabelstandoff": 5},
     )  # fmt: skip
     return figure
 
