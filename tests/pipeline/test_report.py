@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 from runs import PROFILE, SUMMARY, write_run
-from toys import TinyNet
 from torch import nn
+from toys import TinyNet
 
 import tas
 from tas.pipeline.report import labels, result_table

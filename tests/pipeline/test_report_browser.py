@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from browser import open_page
+from browser import browser, set_scheme, set_screen
 from runs import write_run
 
 import tas
@@ -27,6 +27,7 @@ const luminance = color => color.match(/[0-9.]+/g).slice(0, 3).map(Number).map(v
   .reduce((sum, value, place) => sum + value * [0.2126, 0.7152, 0.0722][place], 0);
 const page = luminance(getComputedStyle(document.body).backgroundColor);
 return [...document.querySelectorAll("h1, .quiet, .figure .ytick text, .slider-label, .updatemenu-item-text")]
+  .filter(text => parseFloat(getComputedStyle(text).fontSize) > 3)
   .map(text => getComputedStyle(text)[text.tagName === "text" ? "fill" : "color"])
   .map(color => [page, luminance(color)]);
 """
@@ -35,6 +36,12 @@ return [...document.querySelectorAll("h1, .quiet, .figure .ytick text, .slider-l
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     return tas.report(write_run(tmp_path_factory.mktemp("runs") / "run", epochs=5))
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory):
+    with browser(tmp_path_factory.mktemp("profile")) as window:
+        yield window
 
 
 def until(found, seconds: float = 20.0):
@@ -71,50 +78,47 @@ def shows(window, page, epoch: int) -> bool:
     return window.execute_script(SHARES, 1) == pytest.approx(wanted(page, epoch), abs=0.02)
 
 
-def test_the_slider_and_the_buttons_move_the_bars_and_nothing_is_logged(page, tmp_path):
-    with open_page(page, tmp_path / "profile") as window:
-        from selenium.webdriver import ActionChains
+def test_the_slider_and_the_buttons_move_the_bars_and_nothing_is_logged(window, page):
+    from selenium.webdriver import ActionChains
 
-        until(lambda: shows(window, page, 5))
-        rail = window.find_element("css selector", ".slider-rail-touch-rect")
-        for share, epoch in ((-0.49, 1), (0.0, 3), (0.49, 5), (0.25, 4)):
-            ActionChains(window).move_to_element_with_offset(rail, int(share * rail.size["width"]), 0).click().perform()
-            until(lambda epoch=epoch: shows(window, page, epoch))
-            assert f"epoch {epoch} of 5" in window.find_element("css selector", ".slider-label").text
-        play = window.find_element("css selector", ".updatemenu-button")
-        play.click()
-        until(lambda: shows(window, page, 1))
-        until(lambda: shows(window, page, 5))
-        draw_all(window)
-        assert window.get_log("browser") == []
+    set_screen(window, width=1280)
+    window.get(page.as_uri())
+    until(lambda: shows(window, page, 5))
+    rail = window.find_element("css selector", ".slider-rail-touch-rect")
+    for share, epoch in ((-0.49, 1), (0.0, 3), (0.49, 5), (0.25, 4)):
+        ActionChains(window).move_to_element_with_offset(rail, int(share * rail.size["width"]), 0).click().perform()
+        until(lambda epoch=epoch: shows(window, page, epoch))
+        assert f"epoch {epoch} of 5" in window.find_element("css selector", ".slider-label").text
+    window.find_element("css selector", ".updatemenu-button").click()
+    until(lambda: shows(window, page, 1))
+    until(lambda: shows(window, page, 5))
+    draw_all(window)
+    assert window.get_log("browser") == []
 
 
 @pytest.mark.parametrize("width", [1280, 400])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_can_be_read_on_wide_and_narrow_screens_in_light_and_dark(page, tmp_path, width, scheme):
-    with open_page(page, tmp_path / "profile", width=width, scheme=scheme) as window:
-        draw_all(window)
-        assert window.execute_script("return document.documentElement.scrollWidth") <= width
-        texts = window.execute_script(TEXTS)
-        assert len(texts) > 30
-        for text, left, _, right, _ in texts:
-            assert left >= 0, text
-            assert right <= width, text
-        for place, (text, left, top, right, bottom) in enumerate(texts):
-            for other, left2, top2, right2, bottom2 in texts[place + 1 :]:
-                apart = right <= left2 + 1 or right2 <= left + 1 or bottom <= top2 + 3 or bottom2 <= top + 3
-                assert apart, f"{text!r} overlaps {other!r}"
-        for pair in window.execute_script(LUMINANCES):
+def test_the_page_can_be_read_on_wide_and_narrow_screens_in_light_and_dark(window, page, width):
+    set_screen(window, width=width)
+    window.get(page.as_uri())
+    draw_all(window)
+    assert window.execute_script("return document.documentElement.scrollWidth") <= width
+    texts = window.execute_script(TEXTS)
+    assert len(texts) > 30
+    for place, (text, left, top, right, bottom) in enumerate(texts):
+        assert left >= 0, text
+        assert right <= width, text
+        for other, left2, top2, right2, bottom2 in texts[place + 1 :]:
+            apart = right <= left2 + 1 or right2 <= left + 1 or bottom <= top2 + 3 or bottom2 <= top + 3
+            assert apart, f"{text!r} overlaps {other!r}"
+    for scheme in ("light", "dark"):
+        set_scheme(window, scheme)  # while the page is open: it follows
+        until(lambda scheme=scheme: all((ink > ground) == (scheme == "dark") for ground, ink in luminances(window)))
+        for pair in luminances(window):
             low, high = sorted(pair)
             assert (high + 0.05) / (low + 0.05) >= 4.5  # WCAG 2.1, contrast of text, level AA
-        assert (window.execute_script(LUMINANCES)[0][0] < 0.1) == (scheme == "dark")
+    assert window.get_log("browser") == []
 
 
-def test_the_colours_follow_the_screen_without_a_reload(page, tmp_path):
-    with open_page(page, tmp_path / "profile") as window:
-        until(lambda: shows(window, page, 5))
-        light = window.execute_script(LUMINANCES)
-        dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
-        window.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
-        until(lambda: all(ink > page for page, ink in window.execute_script(LUMINANCES)))
-        assert all(ink < page for page, ink in light)
+def luminances(window) -> list[tuple[float, float]]:
+    """Of the page and of every text, in [0, 1]."""
+    return window.execute_script(LUMINANCES)

@@ -116,9 +116,11 @@ def _of_curves(title: str, curves: Sequence[Curve]) -> Chart | None:
         mode = "lines" if len(points) > 1 else "markers"
         figure.add_scatter(x=[x for x, _ in points], y=[y for _, y in points], name=plain(name), mode=mode, line=look)
     legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}
+    axis = {"automargin": True, "ticklabelstandoff": 7}  # away from each other where both axes begin
+    last = max(x for _, points, _ in curves for x, _ in points)
     figure.update_layout(
         height=_HEIGHT + 20 * max(0, len(curves) - 3), margin={"l": 48, "r": 12, "t": 8, "b": 8}, legend=legend,
-        showlegend=len(curves) > 1, xaxis={"title": "epoch", "automargin": True}, yaxis={"automargin": True},
-        hovermode="x unified",
+        showlegend=len(curves) > 1, xaxis={"title": "epoch", **axis, **({"dtick": 1} if last <= 8 else {})},
+        yaxis=axis, hovermode="x unified",
     )  # fmt: skip
     return Chart(title, figure)
