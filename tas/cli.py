@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ COMMANDS = {
     "derive": "make the small network of an architecture that was found",
     "train": "train a full model (a teacher), or a derived one with a teacher",
     "measure": "measure accuracy, multiply-adds, parameters and latency",
-    "report": "write the report of a run and print its result",
+    "report": "write the report of a run, or of several side by side, and print the results",
 }
 EXAMPLES = {
     "compress": [
@@ -47,7 +48,7 @@ EXAMPLES = {
         "tas measure --model torchvision:resnet18 --pretrained --data folder:imagenet",
         "tas measure --model cifar_resnet:20 --weights teacher.safetensors --run runs/found",
     ],
-    "report": ["tas report --run runs/r20"],
+    "report": ["tas report runs/r20", "tas report runs/r20 runs/again --output runs/both"],
 }
 
 
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def overview() -> str:
     """What `tas --help` prints."""
-    lines = ["usage: tas COMMAND [MODEL] [options]", ""]
+    lines = ["usage: tas COMMAND [MODEL or RUN] [options]", ""]
     lines += ["Shrink a trained PyTorch vision model and keep its accuracy.", ""]
     lines += [f"  {name:10} {text}" for name, text in COMMANDS.items()]
     lines += [
@@ -109,10 +110,16 @@ def _plain_budget(word: str, after: str) -> str:
     return word.replace("--budget", "--budget.macs", 1) if is_amount else word
 
 
-def _with_model(words: list[str], function: Callable) -> list[str]:
-    """Let a first word that is no option stand for --model."""
-    is_model = words and not words[0].startswith("-") and "model" in inspect.signature(function).parameters
-    return ["--model", *words] if is_model else words
+def _with_first_words(words: list[str], function: Callable) -> list[str]:
+    """Let a first word that is no option stand for --model, or any number of them for --run."""
+    known, count = inspect.signature(function).parameters, 0
+    while count < len(words) and not words[count].startswith("-"):
+        count += 1
+    if "model" in known and count:
+        return ["--model", *words]
+    if "model" not in known and "run" in known and count:
+        return ["--run", json.dumps(words[:count]), *words[count:]]
+    return words
 
 
 def _flags(words: list[str], function: Callable) -> list[str]:
@@ -146,7 +153,7 @@ def _call(name: str, words: list[str]) -> int:
         formatter_class=Formatter,
     )  # fmt: skip
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    words = _flags(_with_model(words, function), function)
+    words = _flags(_with_first_words(words, function), function)
     parser.add_function_arguments(function, as_group=False)
     for target in command.SEEDS:
         parser.link_arguments("seed", target)

@@ -36,6 +36,17 @@ class Record:
             _drop_half_line(path)
             self.rows = _read(path)
 
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """The rows of a file that another process may be writing: it is left as it is.
+
+        Raises:
+            RunError: a line is not a row.
+        """
+        record = cls()
+        record.rows = _read(path) if path.exists() else []
+        return record
+
     def add(self, stage: str, **values: Any) -> None:
         """Append one row."""
         row = {"stage": stage, **values}
@@ -70,8 +81,8 @@ def _drop_half_line(path: Path) -> None:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    rows, content = [], path.read_bytes()
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -12,7 +12,8 @@ from tas.errors import RunError
 from tas.record import Record
 from tas.storage import is_temporary, write_text
 
-CONFIG, RECORD, GRAPH, SUMMARY, REPORT = "config.yaml", "record.jsonl", "graph.json", "summary.json", "report.md"
+CONFIG, RECORD, GRAPH, SUMMARY = "config.yaml", "record.jsonl", "graph.json", "summary.json"
+REPORT, PAGE = "report.md", "report.html"
 STAGES = ("teacher", "search", "train")
 
 

@@ -70,7 +70,7 @@ def test_compress_makes_a_run_that_reloads(images, weights, tmp_path, capsys):
     assert code == 0
     out = capsys.readouterr().out
     assert "accuracy" in out
-    assert f"{folder}/report.md" in out
+    assert f"{folder}/report.html" in out
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["seed"] == 1
     assert summary["pruned"]["macs"] <= 0.5 * summary["full"]["macs"]
@@ -128,6 +128,14 @@ def test_the_single_commands_chain_through_files(images, tmp_path, capsys):
     assert run("report", "--run", found, "--json") == 0
     assert json.loads(capsys.readouterr().out)["budget"] == {"macs": "60%"}
     assert (found / "report.md").is_file()
+    both = tmp_path / "both"
+    capsys.readouterr()
+    assert run("report", found, teacher, "--output", both) == 0  # the teacher's is no whole run
+    out = capsys.readouterr().out
+    assert f"{teacher} is not finished" in out
+    assert f"report: {both}/report.html" in out
+    assert run("report", found, teacher, "--output", both, "--json") == 0
+    assert json.loads(capsys.readouterr().out).keys() == {str(found), str(teacher)}
 
 
 def test_trace_shows_widths_depths_frozen_axes_and_costs(tmp_path, capsys):
@@ -318,7 +326,7 @@ def test_searching_without_weights_asks_for_them(capsys, tmp_path, images):
     assert "give the output folder" in fails(
         capsys, "train", "--model", TOYS, "--data", f"folder:{images}", "--run", tmp_path
     )
-    assert "finish it with --resume" in fails(capsys, "report", "--run", tmp_path)
+    assert "holds no run" in fails(capsys, "report", "--run", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +381,6 @@ def test_a_first_word_without_dashes_is_the_model(name, monkeypatch, capsys):
     assert main([name, "torchvision:resnet18"]) == main([name, "--model", "torchvision:resnet18"]) == 0
     assert [options["model"] for options in called] == ["torchvision:resnet18"] * 2
     assert main([name, "torchvision:resnet18", "another"]) == 2
-    assert main(["report", "torchvision:resnet18"]) == 2
     assert "--help" in capsys.readouterr().err
 
 

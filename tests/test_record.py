@@ -79,3 +79,15 @@ def test_a_full_disk_is_an_error_of_ours(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"cannot write .*record.jsonl \(.+\); free some space, then go on with resume"):
         Record(tmp_path / "file" / "record.jsonl").add("train", epoch=0)
+
+
+def test_a_record_that_is_being_written_is_read_without_its_half_line_and_left_as_it_is(tmp_path):
+    path = tmp_path / "record.jsonl"
+    content = b'{"stage": "search", "epoch": 0}\n{"stage": "sea'
+    path.write_bytes(content)
+    record = Record.read(path)
+    assert record.epochs("search") == [{"stage": "search", "epoch": 0}]
+    assert path.read_bytes() == content
+    record.add("search", epoch=1)  # kept in memory alone
+    assert path.read_bytes() == content
+    assert Record.read(tmp_path / "none.jsonl").rows == []

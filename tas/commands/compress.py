@@ -89,4 +89,4 @@ def compress(
         print(json_module.dumps(result.summary))
     else:
         print_profiles({"full": result.full.to_dict(), "pruned": result.pruned.to_dict()})
-        print(f"model, architecture and report: {output}/report.md")
+        print(f"model, architecture and report: {output}/report.html")

@@ -1,27 +1,43 @@
-"""The command `tas report`: write a report."""
+"""The command `tas report`: tell what one or several runs did."""
 
 from __future__ import annotations
 
 import json as json_module
+from pathlib import Path
+from typing import Any
 
+from tas.errors import ConfigError
 from tas.pipeline.report import report as write_report
-from tas.run import read_summary
+from tas.run import SUMMARY, read_summary
 from tas.show import print_profiles
 
 SEEDS: list[str] = []  # options that follow --seed
 
 
-def report(*, run: str, json: bool = False) -> None:
-    """Write the report of a run and print its result.
+def report(*, run: list[str] | str, output: str | None = None, json: bool = False) -> None:
+    """Write the report of a run, or one page for several runs, and print the results.
 
     Args:
-        run: folder of a finished run
-        json: print the summary as JSON
+        run: folder of a run, finished or not; several, as first words or as a list, are laid side by side
+        output: folder of the report; the run's own by default, of several runs the folder that holds the first
+        json: print the summary as JSON; of several runs, the summaries by folder
     """
-    path = write_report(run)
-    summary = read_summary(run)
+    folders = [run] if isinstance(run, str) else run
+    if not folders:
+        raise ConfigError("no run is given; name the folder of one, such as tas report runs/r20")
+    path = write_report(*folders, output=output)
+    summaries = {folder: _summary(folder) for folder in folders}
     if json:
-        print(json_module.dumps(summary))
-    else:
-        print_profiles({name: summary[name] for name in ("full", "pruned")})
-        print(f"report: {path}")
+        print(json_module.dumps(summaries if len(folders) > 1 else summaries[folders[0]]))
+        return
+    for folder, summary in summaries.items():
+        if len(folders) > 1 or summary is None:
+            print(folder if summary else f"{folder} is not finished")
+        if summary:
+            print_profiles({name: summary[name] for name in ("full", "pruned")})
+    print(f"report: {path}")
+
+
+def _summary(folder: str) -> dict[str, Any] | None:
+    """None while the run is not finished."""
+    return read_summary(folder) if (Path(folder) / SUMMARY).is_file() else None

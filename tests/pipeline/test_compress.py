@@ -18,6 +18,7 @@ FILES = {
     "graph.json",
     "architecture.json",
     "model.safetensors",
+    "report.html",
     "report.md",
     "summary.json",
 }

@@ -1,38 +1,27 @@
-"""Tell people what a run did, in Markdown."""
+"""What a run did, in Markdown."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from tas.architecture import Architecture
-from tas.errors import RunError
 from tas.graph import Graph
+from tas.pipeline.report.files import RunFiles
+from tas.pipeline.report.sections import budget_words
 from tas.record import Record
-from tas.run import CONFIG, GRAPH, RECORD, REPORT, read_summary, read_text
-from tas.storage import write_text
 
 
-def report(folder: str | Path) -> Path:
-    """Write `report.md` of a finished run from the files in its folder, and return its path.
-
-    Raises:
-        RunError: the run is not finished or its files are damaged.
-    """
-    folder = Path(folder)
-    summary = read_summary(folder)
-    parts = [_head(summary), result_table(summary)]
-    if (folder / GRAPH).is_file() and (folder / "architecture.json").is_file():
-        graph = Graph.from_json(read_text(folder / GRAPH))
-        architecture = Architecture.from_json(read_text(folder / "architecture.json"))
-        parts += [_sizes(graph, architecture), _frozen(graph)]
-    parts += [_search_rows(Record(folder / RECORD)), _origin(folder, summary)]
-    path = folder / REPORT
-    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
-    return path
+def to_markdown(run: RunFiles) -> str:
+    """The report of a run as text."""
+    parts = [_head(run), result_table(run.summary) if run.summary else ""]
+    if run.graph and run.latest:
+        parts += [_sizes(run.graph, run.latest), _frozen(run.graph)]
+    parts += [_search_rows(run.record), _origin(run)]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def result_table(summary: dict[str, Any]) -> str:
+def result_table(summary: Mapping[str, Any]) -> str:
     """Full and pruned model side by side, as a Markdown table."""
     full, pruned = summary["full"], summary["pruned"]
     rows = [("accuracy", "{:.2f} %", "difference"), ("macs", "{:,}", "share"), ("params", "{:,}", "share")]
@@ -47,11 +36,11 @@ def result_table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _head(summary: dict[str, Any]) -> str:
-    full, pruned = summary["full"], summary["pruned"]
-    budget = ", ".join(
-        f"{value} of {name}" if "%" in str(value) else f"{value} {name}" for name, value in summary["budget"].items()
-    )
+def _head(run: RunFiles) -> str:
+    budget = budget_words(run.budget) or "none"
+    if run.summary is None:
+        return f"# Not finished\n\nSo far: {run.progress}. Budget: {budget}."
+    full, pruned = run.summary["full"], run.summary["pruned"]
     share = 100 * pruned["macs"] / full["macs"]
     accuracy = ""
     if full["accuracy"] is not None:
@@ -106,14 +95,9 @@ def _search_rows(record: Record) -> str:
     return "\n".join(lines)
 
 
-def _origin(folder: Path, summary: dict[str, Any]) -> str:
-    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in summary["seconds"].items())
-    versions = ", ".join(f"{name} {value}" for name, value in summary.get("versions", {}).items())
-    lines = ["## Origin", "", f"Seed {summary['seed']}; {seconds}.", "", f"Versions: {versions}."]
-    try:
-        lines += ["", "```yaml", (folder / CONFIG).read_text(encoding="utf-8").rstrip(), "```"]
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise RunError(f"{folder / CONFIG} cannot be read ({error.strerror}); check its permissions") from error
-    return "\n".join(lines)
+def _origin(run: RunFiles) -> str:
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in (run.summary or {}).get("seconds", {}).items())
+    versions = ", ".join(f"{name} {value}" for name, value in run.start.get("versions", {}).items())
+    seed = f"Seed {run.start.get('seed')}" + (f"; {seconds}." if seconds else ".")
+    lines = ["## Origin", "", seed, "", f"Versions: {versions}."]
+    return "\n".join(lines + (["", "```yaml", run.config.rstrip(), "```"] if run.config else []))

@@ -1,0 +1,93 @@
+"""A page that opens anywhere: one HTML file with its figures, its style and plotly.js inside, light and dark."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from tas.storage import write_text
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+COLORS = ("#3b86de", "#dd6b27", "#189a75", "#9470dc", "#b98500", "#d4568c")  # read well on light and on dark
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure under its title.
+
+    The page gives background, ink and the colours of traces that name none, so that they follow light and dark.
+
+    Attributes:
+        title: plain text, with the unit.
+        figure: its layout sets height and margins; the width is the page's.
+    """
+
+    title: str
+    figure: Figure
+
+
+Part = str | Chart | Sequence[Chart]
+
+
+def write_page(path: Path, title: str, parts: Sequence[Part]) -> None:
+    """Write a page.
+
+    Args:
+        path: of the file.
+        title: plain text, of the browser's tab.
+        parts: from top to bottom; text is HTML as it is, charts in a sequence stand side by side where there is room.
+
+    Raises:
+        RunError: the place cannot be written.
+    """
+    from plotly.offline import get_plotlyjs
+
+    body = "\n".join(part if isinstance(part, str) else _charts(part) for part in parts)
+    template = Template((files("tas") / "page.html").read_text(encoding="utf-8"))
+    parts_of_page = {"title": plain(title), "body": body, "colors": json.dumps(COLORS), "plotly": get_plotlyjs()}
+    write_text(path, template.substitute(parts_of_page))
+
+
+def plain(value: Any) -> str:
+    """Plain text as HTML; also for the texts of a figure, which plotly reads as HTML."""
+    return html.escape(str(value))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> str:
+    """An HTML table.
+
+    Args:
+        head: plain text of the first row.
+        rows: cells in plain text.
+        words: how many columns from the left hold words; the others hold numbers.
+    """
+    kinds = ["word"] * words + ["number"] * (len(head) - words)
+    lines = [_row("th", head, kinds), *(_row("td", cells, kinds) for cells in rows)]
+    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+
+
+def _row(tag: str, cells: Sequence[str], kinds: Sequence[str]) -> str:
+    texts = (plain(cell).replace(" %", "&nbsp;%") for cell in cells)
+    inside = (f'<{tag} class="{kind}">{text}</{tag}>' for text, kind in zip(texts, kinds, strict=True))
+    return f"<tr>{''.join(inside)}</tr>"
+
+
+def _charts(part: Chart | Sequence[Chart]) -> str:
+    charts = [part] if isinstance(part, Chart) else part
+    return f'<div class="row">{"".join(map(_chart, charts))}</div>'
+
+
+def _chart(chart: Chart) -> str:
+    figure = json.loads(chart.figure.to_json() or "{}")
+    figure["layout"].pop("template", None)
+    content = json.dumps(figure, separators=(",", ":")).replace("<", "\\u003c")  # nothing in it can end the script
+    place = f'<div class="figure" style="height:{figure["layout"].get("height", 300)}px"></div>'
+    return f'<div><h3>{plain(chart.title)}</h3>{place}<script type="application/json">{content}</script></div>'

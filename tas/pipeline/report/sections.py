@@ -1,0 +1,177 @@
+"""The texts and tables of the page, as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tas.architecture import Architecture
+from tas.graph import Graph
+from tas.page import plain, table
+from tas.pipeline.report.files import RunFiles
+from tas.pipeline.report.rows import layer_rows
+
+OPEN_ROWS = 40  # a longer table is folded
+
+
+def result_sentence(run: RunFiles) -> str:
+    """What came out, or how far the run is, in one sentence of plain text."""
+    what = " on ".join(str(run.settings[key]) for key in ("model", "data") if run.settings.get(key))
+    if run.summary is None:
+        return f"{what or run.label}: not finished"
+    full, pruned = run.summary["full"], run.summary["pruned"]
+    shares = f"{100 * pruned['macs'] / full['macs']:.1f} % of the multiply-adds"
+    shares += f" and {100 * pruned['params'] / full['params']:.1f} % of the parameters"
+    sentence = f"{what or run.label}: {shares}"
+    if full["accuracy"] is not None and pruned["accuracy"] is not None:
+        sentence += f", accuracy {pruned['accuracy']:.2f} % instead of {full['accuracy']:.2f} %"
+    return sentence
+
+
+def budget_words(budget: Mapping[str, Any]) -> str:
+    """The bounds in words: `50% of macs, 25 params`."""
+    return ", ".join(f"{value} of {name}" if "%" in str(value) else f"{value} {name}" for name, value in budget.items())
+
+
+def head(run: RunFiles) -> str:
+    """The result, the budget, and a plain word where a run is not finished."""
+    lines = [f"<h1>{plain(result_sentence(run))}</h1>"]
+    if run.summary is None:
+        text = f"This run is not finished; below is what there is so far: {run.progress}."
+        lines.append(f'<p class="unfinished">{plain(text)}</p>')
+    if run.budget:
+        held = "; held." if run.summary else "."
+        lines.append(f'<p class="quiet">Budget: {plain(budget_words(run.budget))}{held}</p>')
+    return "\n".join(lines)
+
+
+def quantities(run: RunFiles) -> list[tuple[str, str, str, str]]:
+    """Rows (what, full, pruned, change) of everything that was measured; empty for an unfinished run."""
+    if run.summary is None:
+        return []
+    full, pruned = run.summary["full"], run.summary["pruned"]
+    batch = full.get("batch_size", 1)
+    rows = []
+    for key, label, pattern in (
+        ("accuracy", "accuracy", "{:.2f} %"),
+        ("macs", "MACs per sample", "{:,}"),
+        ("params", "parameters", "{:,}"),
+        ("latency_ms", f"latency, batch of {batch}", "{:.3f} ms"),
+    ):
+        before, after = full.get(key), pruned.get(key)
+        if before is None or after is None:
+            continue
+        change = f"{after - before:+.2f} points" if key == "accuracy" else _share(before, after)
+        rows.append((label, pattern.format(before), pattern.format(after), change))
+    if run.weights_bytes:
+        before, after = run.weights_bytes
+        rows.append(("file of the weights", f"{before / 1e6:,.2f} MB", f"{after / 1e6:,.2f} MB", _share(before, after)))
+    return rows
+
+
+def _share(before: float, after: float) -> str:
+    return f"{100 * after / before:.1f} %" if before else "-"
+
+
+def result_of(run: RunFiles) -> str:
+    """Full and pruned model side by side."""
+    rows = quantities(run)
+    return table(("", "full", "pruned", "pruned / full"), rows) if rows else ""
+
+
+def results_of(runs: Sequence[RunFiles]) -> str:
+    """A row per quantity, two columns per run; runs that are not finished say so."""
+    found = [{name: cells for name, *cells in quantities(run)} for run in runs]
+    names = list(dict.fromkeys(name for rows in found for name in rows))
+    lines = [("budget", *(budget_words(run.budget) or "-" for run in runs)),
+             ("state", *("finished" if run.summary else f"not finished: {run.progress}" for run in runs))]  # fmt: skip
+    for name in names:
+        cells = ("{} → {} ({})".format(*rows[name]) if name in rows else "-" for rows in found)
+        lines.append((name, *cells))
+    return table(("full → pruned", *(run.label for run in runs)), lines, words=1 + len(runs))
+
+
+def sizes_of(runs: Sequence[RunFiles]) -> str:
+    """Every width and depth before and after, with a bar per run and the layers that share a width."""
+    known = [(run, run.graph, run.latest) for run in runs if run.graph and run.latest]
+    if not known:
+        return ""
+    names = list(dict.fromkeys(name for _, graph, _ in known for name in _sizes(graph, graph.full)))
+    columns = [(_sizes(graph, graph.full), _sizes(graph, chosen)) for _, graph, chosen in known]
+    makers: dict[str, dict[str, None]] = {}
+    for row in (row for _, graph, _ in known for row in layer_rows(graph)):
+        for width in row.widths:
+            makers.setdefault(width, {})[row.name] = None
+    titles = [run.label if len(runs) > 1 else "kept" for run, *_ in known]
+    head_row = '<th class="word">width or depth</th><th class="word">made by</th>' + "".join(
+        f'<th class="number">full</th><th class="number">{plain(title)}</th><th></th>' for title in titles
+    )
+    lines = [f"<tr>{head_row}</tr>"]
+    for name in names:
+        cells = "".join(_size_cells(full.get(name), kept.get(name)) for full, kept in columns)
+        made = ", ".join(makers.get(name[0], ())) if name[1] == "channels" else "blocks"
+        lines.append(f'<tr><td class="word">{plain(name[0])}</td><td class="word quiet">{plain(made)}</td>{cells}</tr>')
+    return fold(f"{len(names)} widths and depths", "".join(lines), len(names))
+
+
+def _sizes(graph: Graph, architecture: Architecture) -> dict[tuple[str, str], int]:
+    widths = {(width.name, "channels"): architecture.widths[width.name] for width in graph.widths}
+    return {**widths, **{(depth.name, "blocks"): architecture.depths[depth.name] for depth in graph.depths}}
+
+
+def _size_cells(full: int | None, kept: int | None) -> str:
+    if full is None or kept is None:
+        return "<td>-</td><td>-</td><td></td>"
+    bar = f'<div><div style="width:{100 * kept / full:.0f}%"></div></div>'
+    return f'<td class="number">{full}</td><td class="number">{kept}</td><td class="bar">{bar}</td>'
+
+
+def fold(title: str, rows: str, count: int) -> str:
+    """A table of finished rows that opens on a click if it is long."""
+    state = " open" if count <= OPEN_ROWS else ""
+    inside = f'<div class="scroll"><table>{rows}</table></div>'
+    return f"<details{state}><summary>{plain(title)}</summary>{inside}</details>"
+
+
+def dropped_of(run: RunFiles) -> str:
+    """The blocks that are not there any more."""
+    dropped = run.graph.skipped(run.latest) if run.graph and run.latest else ()
+    text = f"Dropped blocks: {', '.join(dropped)}. Widths inside them are not used."
+    return f"<p>{plain(text)}</p>" if dropped else ""
+
+
+def frozen_of(run: RunFiles) -> str:
+    """What was left alone, under its reason."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for item in run.graph.frozen if run.graph else ():
+        reasons.setdefault((item.reason, item.module or "-"), []).append(item.axis)
+    lines = [table_row((reason, module, ", ".join(axes))) for (reason, module), axes in reasons.items()]
+    first = "<tr>" + "".join(f'<th class="word">{name}</th>' for name in ("reason", "module", "axes")) + "</tr>"
+    return (
+        fold(f"{len(lines)} reasons" if len(lines) > 1 else "one reason", first + "".join(lines), len(lines))
+        if lines
+        else ""
+    )
+
+
+def table_row(cells: Sequence[str]) -> str:
+    """A row of words."""
+    return "<tr>" + "".join(f'<td class="word">{plain(cell)}</td>' for cell in cells) + "</tr>"
+
+
+def origin_of(run: RunFiles) -> str:
+    """Where a run comes from: command, options, seed, versions, times."""
+    lines = []
+    if "teacher" in run.settings and run.settings.get("model"):
+        command = f"tas compress --config {run.folder.name}/config.yaml --output runs/again"
+        lines.append(f"<p>The same again: <code>{plain(command)}</code></p>")
+    facts = [] if run.start.get("seed") is None else [f"Seed {run.start['seed']}"]
+    seconds = run.summary["seconds"] if run.summary else {}
+    facts += [f"{name} {value:.0f} s" for name, value in seconds.items()]
+    versions = run.start.get("versions", {})
+    lines.append(f"<p>{plain('; '.join(facts))}.</p>" if facts else "")
+    text = ", ".join(f"{name} {value}" for name, value in versions.items())
+    lines.append(f"<p>Versions: {plain(text)}.</p>" if versions else "")
+    if run.config:
+        lines.append(f"<details><summary>config.yaml</summary><pre>{plain(run.config.rstrip())}</pre></details>")
+    return "\n".join(line for line in lines if line)
