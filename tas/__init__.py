@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from tas.graph import Graph
     from tas.nn.supernet import Supernet
+    from tas.pipeline.compare import CompareConfig, CompareResult, compare
     from tas.pipeline.compress import CompressConfig, CompressResult, compress
     from tas.pipeline.derive import derive, recalibrate
     from tas.pipeline.measure import measure
@@ -44,6 +45,7 @@ _HOMES = {
     ],
     "tas.graph": ["Graph"],
     "tas.nn.supernet": ["Supernet"],
+    "tas.pipeline.compare": ["CompareConfig", "CompareResult", "compare"],
     "tas.pipeline.compress": ["CompressConfig", "CompressResult", "compress"],
     "tas.pipeline.derive": ["derive", "recalibrate"],
     "tas.pipeline.measure": ["measure"],
@@ -64,6 +66,8 @@ __all__ = [
     "ArchitectureError",
     "Budget",
     "BudgetError",
+    "CompareConfig",
+    "CompareResult",
     "CompressConfig",
     "CompressResult",
     "ConfigError",
@@ -81,6 +85,7 @@ __all__ = [
     "TasError",
     "TrainConfig",
     "TrainingError",
+    "compare",
     "compress",
     "data",
     "derive",

@@ -87,7 +87,8 @@ def option_names(config: type) -> list[str]:
     """Names of all options of a config dataclass; those of a config inside it stand behind a dot."""
     found = []
     for name, kind in get_type_hints(config).items():
-        found += [f"{name}.{inner}" for inner in option_names(kind)] if is_dataclass(kind) else [name]
+        is_group = isinstance(kind, type) and is_dataclass(kind)
+        found += [f"{name}.{inner}" for inner in option_names(kind)] if is_group else [name]
     return found
 
 
