@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tas.pipeline.measure import measure
     from tas.pipeline.rank import rank
     from tas.pipeline.report import report
+    from tas.pipeline.rivals import Choice, RivalConfig, choose
     from tas.pipeline.search import SearchConfig, SearchResult, search
     from tas.pipeline.store import load, save
     from tas.pipeline.trace import trace
@@ -51,6 +52,7 @@ _HOMES = {
     "tas.pipeline.measure": ["measure"],
     "tas.pipeline.rank": ["rank"],
     "tas.pipeline.report": ["report"],
+    "tas.pipeline.rivals": ["Choice", "RivalConfig", "choose"],
     "tas.pipeline.search": ["SearchConfig", "SearchResult", "search"],
     "tas.pipeline.store": ["load", "save"],
     "tas.pipeline.trace": ["trace"],
@@ -66,6 +68,7 @@ __all__ = [
     "ArchitectureError",
     "Budget",
     "BudgetError",
+    "Choice",
     "CompareConfig",
     "CompareResult",
     "CompressConfig",
@@ -76,6 +79,7 @@ __all__ = [
     "ModelError",
     "Profile",
     "Record",
+    "RivalConfig",
     "RunError",
     "SearchConfig",
     "SearchResult",
@@ -85,6 +89,7 @@ __all__ = [
     "TasError",
     "TrainConfig",
     "TrainingError",
+    "choose",
     "compare",
     "compress",
     "data",

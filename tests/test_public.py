@@ -12,6 +12,7 @@ NAMES = [
     "ArchitectureError",
     "Budget",
     "BudgetError",
+    "Choice",
     "CompareConfig",
     "CompareResult",
     "CompressConfig",
@@ -22,6 +23,7 @@ NAMES = [
     "ModelError",
     "Profile",
     "Record",
+    "RivalConfig",
     "RunError",
     "SearchConfig",
     "SearchResult",
@@ -31,6 +33,7 @@ NAMES = [
     "TasError",
     "TrainConfig",
     "TrainingError",
+    "choose",
     "compare",
     "compress",
     "data",
@@ -72,7 +75,7 @@ def test_importing_tas_adds_at_most_0_3_seconds_to_torch():
 
 
 def test_importing_tas_loads_nothing_heavy():
-    heavy = ["torchvision", "accelerate", "plotly", "sklearn", "timm", "jsonargparse", "safetensors"]
+    heavy = ["torchvision", "accelerate", "plotly", "sklearn", "timm", "jsonargparse", "safetensors", "optuna"]
     code = f"import sys, tas; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"

@@ -13,6 +13,7 @@ from tas.data import as_source
 from tas.errors import ConfigError
 from tas.graph import Graph
 from tas.nn.interpolate import interpolate
+from tas.nn.statistics import batch_norms, measure_statistics
 from tas.nn.supernet import reset_weights
 from tas.nn.surgery import cut, require_fit
 
@@ -54,7 +55,6 @@ def derive(
     return small
 
 
-@torch.no_grad()
 def recalibrate(model: nn.Module, data: Any, *, batches: int = 20, batch_size: int = 256, seed: int = 0) -> nn.Module:
     """Measure the statistics of every batch norm anew on training images, in place; inherited ones no longer hold.
 
@@ -65,18 +65,9 @@ def recalibrate(model: nn.Module, data: Any, *, batches: int = 20, batch_size: i
         batch_size: samples in each.
         seed: of the choice of images.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    if not norms:
+    if not batch_norms(model):
         return model.eval()
     device = str(next(model.parameters()).device)
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over all batches
-        norm.train()
-    for inputs, _ in islice(as_source(data).train_batches(batch_size, seed=seed, device=device), batches):
-        model(inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return model.eval()
+    return measure_statistics(
+        model, islice(as_source(data).train_batches(batch_size, seed=seed, device=device), batches)
+    )

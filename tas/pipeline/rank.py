@@ -5,35 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from tas.errors import ConfigError
-from tas.graph import Graph, channels_of
-from tas.nn.surgery import reorder, require_fit
-
-
-def channel_importance(model: nn.Module, graph: Graph) -> dict[str, np.ndarray]:
-    """Importance of every channel: its squared weights in all layers it occurs in, each axis weighted equally.
-
-    Returns:
-        By width name, (channels,), larger is more important.
-
-    Source:
-        Group L2 norm as in Fang et al., "DepGraph", CVPR 2023, section 3.3, https://arxiv.org/abs/2301.12900.
-    """
-    require_fit(model, graph)
-    found = {width.name: np.zeros(width.size) for width in graph.widths}
-    tensors = dict(model.named_parameters(remove_duplicate=False))
-    for layer in graph.layers:
-        for parameter in layer.parameters:
-            if parameter.is_buffer or not parameter.name.endswith(".weight"):
-                continue
-            squares = tensors[parameter.name].detach().double().square().cpu().numpy()
-            for dim, layout in enumerate(parameter.layouts):
-                energy = squares.sum(axis=tuple(d for d in range(squares.ndim) if d != dim))
-                energy = energy / max(energy.mean(), 1e-30)
-                for name in {run.width for run in layout or () if run.width is not None}:
-                    channels = channels_of(layout or (), name)
-                    np.add.at(found[name], channels[channels >= 0], energy[channels >= 0])
-    return found
+from tas.graph import Graph
+from tas.nn.importance import channel_importance, ranked
 
 
 def rank(model: nn.Module, graph: Graph, importance: dict[str, np.ndarray] | None = None) -> nn.Module:
@@ -44,17 +17,11 @@ def rank(model: nn.Module, graph: Graph, importance: dict[str, np.ndarray] | Non
     Args:
         model: the full, trained model.
         graph: of it; holds for the result too.
-        importance: by width name, (channels,); `channel_importance` by default.
+        importance: by width name, (channels,); by default the squared weights in all layers a channel occurs in, each
+            axis weighted equally (group L2, `tas.nn.importance.channel_importance`).
 
     Raises:
         ModelError: the graph does not fit the model.
         ConfigError: the importance of a width is missing or has the wrong length.
     """
-    if importance is None:
-        importance = channel_importance(model, graph)
-    for width in graph.widths:
-        if width.name not in importance or np.shape(importance[width.name]) != (width.size,):
-            raise ConfigError(f"importance of {width.name!r} must be one number for each of its {width.size} channels")
-    require_fit(model, graph)
-    orders = {width.name: np.argsort(-np.asarray(importance[width.name]), kind="stable") for width in graph.widths}
-    return reorder(model, graph, orders)
+    return ranked(model, graph, channel_importance(model, graph) if importance is None else importance)

@@ -8,7 +8,8 @@ from nets import images, perturbed
 
 from tas.errors import ConfigError, ModelError
 from tas.graph import channels_of
-from tas.pipeline.rank import channel_importance, rank
+from tas.nn.importance import channel_importance
+from tas.pipeline.rank import rank
 from tas.pipeline.trace import trace
 
 

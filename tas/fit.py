@@ -1,0 +1,187 @@
+"""Architectures that fit a budget by a rule or by chance: one ratio, one threshold, and random ones."""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from tas.architecture import Architecture
+from tas.budget import Budget
+from tas.errors import BudgetError
+from tas.graph import Graph
+from tas.space import SearchSpace
+
+USED = 0.9  # least share of the budget that a random architecture should use
+ROUNDS = 20  # attempts at that
+
+
+def widths_alone(space: SearchSpace) -> SearchSpace:
+    """The same candidates for the widths; every depth keeps its largest."""
+    return SearchSpace(space.widths, {name: sizes[-1:] for name, sizes in space.depths.items()})
+
+
+def require_widths_suffice(graph: Graph, space: SearchSpace, budget: Budget, method: str) -> None:
+    """Check that a budget can be held with all blocks kept.
+
+    Args:
+        graph: of the model.
+        space: the candidates.
+        budget: to hold.
+        method: for the message.
+
+    Raises:
+        BudgetError: it cannot, and what to do.
+    """
+    try:
+        budget.require_reachable(graph, widths_alone(space).smallest)
+    except BudgetError as error:
+        raise BudgetError(f"{method} cuts channels and keeps every block: {error}") from None
+
+
+def uniform(graph: Graph, space: SearchSpace, budget: Budget) -> Architecture:
+    """The architecture of the largest single ratio that fits: hand-crafted, the same share of every width.
+
+    Every width takes its largest candidate of at most ratio x channels, or its smallest where none is so small; all
+    blocks stay.
+
+    Raises:
+        BudgetError: no ratio fits.
+    """
+    full = graph.full.widths
+    ratios = sorted({size / full[name] for name, sizes in space.widths.items() for size in sizes}, reverse=True)
+    # 1e-9: the share a candidate has itself must reach it
+    return _first_that_fits(
+        ratios, lambda ratio: {name: ratio * size * (1 + 1e-9) for name, size in full.items()}, graph, space, budget
+    )
+
+
+def above_threshold(
+    importance: Mapping[str, np.ndarray], graph: Graph, space: SearchSpace, budget: Budget
+) -> Architecture:
+    """The architecture of the lowest single threshold that fits: channels of less importance go, in whatever width.
+
+    Every width takes its largest candidate of at most as many channels as reach the threshold, or its smallest; all
+    blocks stay.
+
+    Args:
+        importance: by width name, (channels,), comparable between widths.
+        graph: of the model.
+        space: the candidates.
+        budget: to hold.
+
+    Raises:
+        BudgetError: no threshold fits.
+    """
+    thresholds = np.unique(np.concatenate([[-np.inf, np.inf], *importance.values()])).tolist()
+    return _first_that_fits(
+        thresholds, lambda threshold: {name: int((values >= threshold).sum()) for name, values in importance.items()},
+        graph, space, budget,
+    )  # fmt: skip
+
+
+def _first_that_fits(
+    levels: Sequence[float],
+    wanted: Callable[[float], Mapping[str, float]],
+    graph: Graph,
+    space: SearchSpace,
+    budget: Budget,
+) -> Architecture:
+    """The architecture of the first level that fits; levels start at the most generous and end at the smallest sizes.
+
+    What a level wants is rounded down to candidates.
+    """
+    require_widths_suffice(graph, space, budget, "this method")
+    only = widths_alone(space)
+
+    def at(level: float) -> Architecture:
+        sizes = wanted(level)
+        widths = {
+            name: max([size for size in candidates if size <= sizes[name]], default=candidates[0])
+            for name, candidates in only.widths.items()
+        }
+        return Architecture(widths, only.largest.depths)
+
+    first = bisect_left(levels, True, key=lambda level: budget.holds(graph, at(level)))
+    return at(levels[first]) if first < len(levels) else only.smallest  # no levels: no widths
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """Turns any choice of candidates into an architecture that fits.
+
+    Attributes:
+        graph: of the model.
+        space: the candidates.
+        budget: to hold; reachable.
+    """
+
+    graph: Graph
+    space: SearchSpace
+    budget: Budget
+
+    @cached_property
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """Candidates by name, widths before depths."""
+        return {**self.space.widths, **self.space.depths}
+
+    @cached_property
+    def limits(self) -> dict[str, int]:
+        """The bounds in absolute numbers, by quantity."""
+        return self.budget.limits(self.graph)
+
+    def load(self, architecture: Architecture) -> float:
+        """Largest share of a bound that an architecture costs; at most 1 fits."""
+        return max(self.graph.cost(name).exact(architecture) / limit for name, limit in self.limits.items())
+
+    def fitted(self, picks: Sequence[int], seed: int) -> Architecture:
+        """Move random single sizes by one candidate: down until the budget holds, then up until it is used.
+
+        Args:
+            picks: index of a candidate, for every width and depth in the order of `sizes`.
+            seed: of which sizes move; the same picks and seed give the same architecture.
+
+        Returns:
+            What fits and uses 90 % of the budget, or less where twenty attempts do not reach that.
+        """
+        draw, best = random.Random(seed), self._shrunk(picks, random.Random(seed))
+        for _ in range(ROUNDS):
+            while self._load(best) < USED:
+                grown = next((other for other in self._grown(best, draw) if self._load(other) <= 1), None)
+                if grown is None:
+                    break
+                best = grown
+            # the next depth may cost more than is left: try it, and pay for it elsewhere
+            larger = next(self._grown(best, draw), None) if self._load(best) < USED else None
+            if larger is None:
+                break
+            best = max(best, self._shrunk(larger, draw), key=self._load)
+        return self.architecture(best)
+
+    def architecture(self, picks: Sequence[int]) -> Architecture:
+        """The architecture that candidate indices stand for."""
+        picked = {name: sizes[pick] for (name, sizes), pick in zip(self.sizes.items(), picks, strict=True)}
+        return Architecture(
+            {name: picked[name] for name in self.space.widths}, {name: picked[name] for name in self.space.depths}
+        )
+
+    def _load(self, picks: Sequence[int]) -> float:
+        return self.load(self.architecture(picks))
+
+    def _shrunk(self, picks: Sequence[int], draw: random.Random) -> list[int]:
+        """Random sizes made smaller by one candidate until the budget holds."""
+        held = list(picks)
+        while self._load(held) > 1:
+            held[draw.choice([place for place, pick in enumerate(held) if pick > 0])] -= 1
+        return held
+
+    def _grown(self, picks: Sequence[int], draw: random.Random) -> Iterator[list[int]]:
+        """Every growth of one size by one candidate, in random order."""
+        counts = [len(sizes) for sizes in self.sizes.values()]
+        places = [place for place, pick in enumerate(picks) if pick + 1 < counts[place]]
+        for place in draw.sample(places, len(places)):
+            yield [pick + (other == place) for other, pick in enumerate(picks)]

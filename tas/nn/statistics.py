@@ -1,0 +1,39 @@
+"""The statistics of batch norms, measured anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from tas.data import Batch
+
+
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """All batch norms of a model."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+@torch.no_grad()
+def measure_statistics(model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
+    """Give every batch norm the mean statistics of these batches, in place; those of a larger network do not hold.
+
+    Args:
+        model: changed in place and returned in evaluation mode.
+        batches: on the model's device; not looked at where there is no batch norm.
+    """
+    norms = batch_norms(model)
+    model.eval()
+    if not norms:
+        return model
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over all batches
+        norm.train()
+    for inputs, _ in batches:
+        model(inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()

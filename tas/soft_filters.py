@@ -1,0 +1,111 @@
+"""Soft filter pruning: training in which the shortest filters are set to zero after every epoch and may come back."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from tas.architecture import Architecture
+from tas.data import Source
+from tas.data.augment import epoch_seed, own_randomness, seed_everything
+from tas.errors import TrainingError
+from tas.graph import Graph, channels_of
+from tas.nn.importance import filter_norms, makers
+from tas.progress import progress_bar
+from tas.task import Loss, run_model, task_loss
+
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # He et al., 2018, section 4.1
+ADDED = ("bias", "in_proj_bias", "running_mean")  # what a layer adds to a channel, or takes from it
+
+
+def train_softly(
+    model: nn.Module,
+    graph: Graph,
+    architecture: Architecture,
+    source: Source,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int = 0,
+    loss: Loss | None = None,
+) -> nn.Module:
+    """Train in place on the whole training set, switching channels off after every epoch.
+
+    Args:
+        model: the full model, on the device to train on; returned in evaluation mode, its last channels just switched
+            off.
+        graph: of it.
+        architecture: how many channels of every width stay on; depths play no part.
+        source: of training batches.
+        epochs: passes over the training set.
+        batch_size: samples a step.
+        learning_rate: of SGD with Nesterov momentum at the start; a cosine to 0.
+        seed: of shuffling, augmentation and dropout.
+        loss: (outputs, targets) to a scalar; cross-entropy by default.
+
+    Raises:
+        TrainingError: the loss became NaN or infinite.
+
+    Source:
+        He et al., "Soft Filter Pruning", IJCAI 2018, algorithm 1, https://arxiv.org/abs/1808.06866.
+    """
+    device = next(model.parameters()).device
+    optimizer = torch.optim.SGD(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=learning_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True,
+    )  # fmt: skip
+    steps = len(source.train_batches(batch_size, seed=seed, device=str(device)))
+    with (
+        progress_bar("sfp", epochs * steps) as bar,
+        own_randomness([device] if device.type == "cuda" else []),
+    ):
+        for epoch in range(epochs):
+            seed_everything(epoch_seed(seed, epoch, None))
+            model.train()
+            batches = source.train_batches(batch_size, seed=seed, epoch=epoch, device=str(device))
+            total = torch.zeros((), device=device)
+            for step, (inputs, targets) in enumerate(batches, epoch * steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / (epochs * steps)))
+                value = task_loss(run_model(model, inputs), targets, loss=loss, teacher_weight=0.0, temperature=1.0)
+                optimizer.zero_grad()
+                value.backward()
+                optimizer.step()
+                latest = value.detach()
+                total += latest
+                bar.advance(f"epoch {epoch + 1}/{epochs}  loss {float(latest):.3f}" if step % 10 == 0 else "")
+            if not math.isfinite(float(total)):
+                raise TrainingError(f"the loss of sfp became {float(total)}; lower sfp_learning_rate")
+            switch_off(model, graph, architecture)
+    return model.eval()
+
+
+@torch.no_grad()
+def switch_off(model: nn.Module, graph: Graph, architecture: Architecture) -> None:
+    """Set the filters of the least channels of every width to zero, in place, with all that would still be added there.
+
+    Filters, biases, and the shifts and running means of batch norms become zero, so that the channel is zero in
+    evaluation and training alike. Scales stay: through them the gradient reaches a filter that is zero.
+    """
+    off = {
+        name: np.argsort(-values, kind="stable")[architecture.widths[name] :]
+        for name, values in filter_norms(model, graph).items()
+    }
+    held = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    for maker in makers(graph):
+        _zero(held[maker.parameter.name], maker.dim, np.isin(maker.channels, off[maker.width]))
+    for layer in graph.layers:
+        for parameter in layer.parameters:
+            if parameter.name.rpartition(".")[2] in ADDED and len(parameter.shape) == 1:
+                layout = parameter.layouts[0] or ()
+                for name in {run.width for run in layout if run.width is not None}:
+                    _zero(held[parameter.name], 0, np.isin(channels_of(layout, name), off[name]))
+
+
+def _zero(tensor: torch.Tensor, dim: int, positions: np.ndarray) -> None:
+    index = torch.as_tensor(np.flatnonzero(positions), device=tensor.device)
+    tensor.index_fill_(dim, index, 0)
