@@ -21,12 +21,13 @@ from tas.pipeline.compare import compare as compare_methods
 from tas.pipeline.comparison.plan import DEFAULT_METHODS, DEFAULT_TRANSFERS
 from tas.pipeline.comparison.results import usable_cores
 from tas.pipeline.compress import CompressConfig, short_search, short_teacher, short_train
+from tas.pipeline.rivals import RivalConfig
 from tas.pipeline.search import SearchConfig
 from tas.pipeline.train import TrainConfig
 from tas.show import print_comparison
 from tas.space import SpaceConfig
 
-SEEDS: list[str] = ["search.seed", "train.seed", "teacher.seed"]  # options that follow --seed
+SEEDS: list[str] = ["search.seed", "train.seed", "teacher.seed", "rivals.seed"]  # options that follow --seed
 
 
 def compare(
@@ -47,6 +48,7 @@ def compare(
     train: TrainConfig = short_train(),  # noqa: B008
     teacher: TrainConfig = short_teacher(),  # noqa: B008
     space: SpaceConfig = SpaceConfig(),  # noqa: B008
+    rivals: RivalConfig = RivalConfig(),  # noqa: B008
     keep: tuple[str, ...] | str = (),
     execution: Literal["compact", "dense"] = "compact",
     init: Literal["inherit", "interpolate"] = "inherit",
@@ -78,6 +80,7 @@ def compare(
         train: how every small model is trained
         teacher: how the full model is trained when it comes without weights
         space: which sizes may be chosen
+        rivals: how the methods other than tas choose
         keep: modules to leave alone, as patterns of their paths, such as layer1.*,fc
         execution: of the supernet; both compute the same, compact is faster on a CPU
         init: with a transfer that begins with init, weights are inherited, or average neighbouring channels
@@ -96,8 +99,8 @@ def compare(
         init=init, seed=seed,
     )  # fmt: skip
     config = CompareConfig(
-        methods=methods, transfers=transfers, seeds=seeds, budgets=budgets, job=job, equal_epochs=equal_epochs,
-        workers=_workers(threads) if workers is None else workers, threads=threads or 1,
+        methods=methods, transfers=transfers, seeds=seeds, budgets=budgets, job=job, rivals=rivals,
+        equal_epochs=equal_epochs, workers=_workers(threads) if workers is None else workers, threads=threads or 1,
     )  # fmt: skip
     names = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
     names |= {"image_size": image_size}

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from tas.data import as_source
 from tas.errors import ConfigError
+from tas.fit import require_widths_suffice
 from tas.pipeline.comparison.methods import read_transfer, with_transfer
 from tas.pipeline.comparison.page import html_page
 from tas.pipeline.comparison.plan import CompareConfig, Job, plan
@@ -144,19 +146,14 @@ def _require_possible(bench: Bench) -> None:
         )
     require_halves(source)
     for method in config.rows:
-        if not method.is_searched:
-            _require_rival(method.label, method.name)
-            method.rival(0)
         graph, space = bench.choices(method.job(config.job, 0))
         for budget in config.budgets:  # type: ignore[union-attr]
-            budget.require_reachable(graph, space.smallest)
-
-
-def _require_rival(label: str, name: str) -> None:
-    from tas.pipeline.comparison.methods import rivals
-
-    if name not in rivals().METHODS:
-        raise ConfigError(f"method {label}: {name} is not among {', '.join(rivals().METHODS)}")
+            if method.is_searched or method.name in ("random", "evolution"):
+                budget.require_reachable(graph, space.smallest)
+            else:
+                require_widths_suffice(graph, space, budget, f"method {method.label}")
+        if method.name == "evolution" and find_spec("optuna") is None:
+            raise ConfigError("evolution needs optuna, which is missing; pip install tas-pruning[rivals]")
 
 
 def _settings(config: CompareConfig, origin: Mapping[str, Any] | None) -> str:

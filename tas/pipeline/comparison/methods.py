@@ -6,12 +6,13 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from typing import Any, cast, get_args
 
 from tas.errors import ConfigError
 from tas.options import flat_options, with_options
 from tas.pipeline.compress import CompressConfig
+from tas.pipeline.rivals import METHODS as RIVALS
+from tas.pipeline.rivals import RivalConfig
 from tas.pipeline.train import TrainConfig
 from tas.task import FEATURE_TRANSFERS
 from tas.task import Transfer as TransferName
@@ -31,7 +32,6 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "tas-depth": {"space.choose": "depth"},
     "tas-paper": {"space.choose": "both", **PAPER},
 }
-RIVALS = ("uniform", "random", "evolution", "l1", "l2", "fpgm", "taylor", "bn_scale", "sfp")
 ELSEWHERE = {
     "seed": "the seeds of the comparison are the option seeds",
     "teacher": "the teacher is the same for all methods; set it for the whole comparison",
@@ -39,14 +39,10 @@ ELSEWHERE = {
     "train.epochs": "all methods train under one recipe; set it for the whole comparison",
     "train.seed": "the seeds of the comparison are the option seeds",
     "search.seed": "the seeds of the comparison are the option seeds",
+    "rivals.seed": "the seeds of the comparison are the option seeds",
     "latency_batch": "a comparison measures no latency",
 }
 Methods = str | Sequence[Any] | Mapping[str, Any]
-
-
-def rivals() -> Any:
-    """The module of the methods that search no gradient; imported when a comparison needs it."""
-    return import_module("tas.pipeline.rivals")
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ class Method:
     Attributes:
         label: what tables and plots call it.
         name: of `SEARCHED` or `RIVALS`.
-        options: of the job by dotted name, and behind `rival.` those of a rival, where they differ from the rest.
+        options: those that differ from the rest, by dotted name: of the job, and behind `rivals.` of `RivalConfig`.
     """
 
     label: str
@@ -74,28 +70,35 @@ class Method:
         Raises:
             ConfigError: an option does not exist or has no effect here, or its value makes no sense.
         """
+        self._require_effects()
+        own = {name: value for name, value in self.options.items() if not name.startswith("rivals.")}
         owner = f"method {self.label}"
-        own = {name: value for name, value in self.options.items() if not name.startswith("rival.")}
-        for name in own:
-            elsewhere = next((text for key, text in ELSEWHERE.items() if f"{name}.".startswith(f"{key}.")), None)
-            if elsewhere:
-                raise ConfigError(f"{owner}: {name} cannot differ between methods; {elsewhere}")
-            if not self.is_searched and name.split(".")[0] in ("search", "execution", "init"):
-                raise ConfigError(f"{owner}: {name} has no effect on {self.name}; its own options begin with rival.")
-        if self.is_searched and own != dict(self.options):
-            name = next(name for name in self.options if name not in own)
-            raise ConfigError(f"{owner}: {name} has no effect on {self.name}; give options of search, such as {HINT}")
         job = with_options(replace(base, seed=seed), {**SEARCHED.get(self.name, {}), **own}, owner)
         if job.init == "fresh":
             raise ConfigError(f"{owner}: init is fresh; where weights come from is said by the transfers, none and kd")
         return job
 
-    def rival(self, seed: int) -> Any:
-        """Settings of a rival: the `RivalConfig`, with this seed."""
-        config = rivals().RivalConfig()
-        options = {name.removeprefix("rival."): v for name, v in self.options.items() if name.startswith("rival.")}
-        config = with_options(config, options, f"method {self.label}, rival")
-        return replace(config, seed=seed) if hasattr(config, "seed") else config
+    def rival(self, base: RivalConfig, seed: int) -> RivalConfig:
+        """Settings of a rival.
+
+        Raises:
+            ConfigError: an option does not exist, or its value makes no sense.
+        """
+        own = {name.removeprefix("rivals."): v for name, v in self.options.items() if name.startswith("rivals.")}
+        return with_options(replace(base, seed=seed), own, f"method {self.label}, rivals")
+
+    def _require_effects(self) -> None:
+        """Refuse options that belong to the whole comparison, and those that this method never reads."""
+        for name in self.options:
+            elsewhere = next((text for key, text in ELSEWHERE.items() if f"{name}.".startswith(f"{key}.")), None)
+            if elsewhere:
+                raise ConfigError(f"method {self.label}: {name} cannot differ between methods; {elsewhere}")
+            group = name.partition(".")[0]
+            if group == "rivals" if self.is_searched else group in ("search", "execution", "init"):
+                wanted = f"search, such as {HINT}" if self.is_searched else "rivals, such as rivals.candidates=50"
+                raise ConfigError(
+                    f"method {self.label}: {name} has no effect on {self.name}; its own options are those of {wanted}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """As one may write it in a YAML file."""
@@ -151,7 +154,13 @@ def _labelled(label: str, value: Any) -> Method:
     options = value.get("options") or {}
     if not isinstance(options, Mapping):
         raise ConfigError(f"method {label}: options is {options!r}; write a mapping, such as {{search.fragments: 1}}")
-    return Method(label, _known(str(value["method"])), flat_options(options, CompressConfig))
+    return Method(label, _known(str(value["method"])), _flat(options))
+
+
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    found = flat_options(options, CompressConfig)
+    group = found.pop("rivals", {})
+    return found | ({f"rivals.{name}": value for name, value in group.items()} if isinstance(group, Mapping) else {})
 
 
 def _known(name: str) -> str:

@@ -13,6 +13,7 @@ from tas.errors import ConfigError
 from tas.options import check_options, check_seed, plain
 from tas.pipeline.comparison.methods import Method, Methods, canonical_transfer, read_methods, read_transfer, words_of
 from tas.pipeline.compress import CompressConfig
+from tas.pipeline.rivals import RivalConfig
 
 DEFAULT_METHODS = "tas uniform l1"
 DEFAULT_TRANSFERS = "none init+kd"
@@ -30,6 +31,7 @@ class CompareConfig:
         budgets: each is as in `compress`; text may name the quantity, `params=30%`.
         job: what all methods share: the recipe (`train`), the search of ours, the teacher, the space. Its seed is the
             teacher's.
+        rivals: see `RivalConfig`; what all rivals share.
         equal_epochs: a method that searches for fewer epochs than `job.search` trains for as many more.
         workers: processes that work side by side; with 1 or 0 everything runs in this one. On GPUs each worker has one
             to itself in turn.
@@ -41,6 +43,7 @@ class CompareConfig:
     seeds: str | int | Sequence[int] = (0, 1, 2)
     budgets: Amount | Budget | Mapping[str, Amount] | Sequence[Any] = "50%"
     job: CompressConfig = field(default_factory=CompressConfig)
+    rivals: RivalConfig = field(default_factory=RivalConfig)
     equal_epochs: bool = True
     workers: int = 1
     threads: int | None = None
@@ -62,6 +65,7 @@ class CompareConfig:
             object.__setattr__(self, name, values)
         for method in self.rows:
             job = method.job(self.job, 0)
+            method.rival(self.rivals, 0)
             if method.is_searched:
                 self.epochs_after(job, job.search.epochs, method)
 
@@ -90,6 +94,7 @@ class CompareConfig:
         for stage in ("search", "train", "teacher"):
             shared[stage].pop("seed")  # one seed rules them all
         shared.pop("latency_batch")
+        rivals = {name: value for name, value in plain(self.rivals).items() if name != "seed"}
         return {
             "methods": {method.label: _plain(method.to_dict()) for method in self.rows},
             "transfers": list(self.transfers),  # type: ignore[arg-type]
@@ -97,6 +102,7 @@ class CompareConfig:
             "budgets": [{name: v for name, v in asdict(one).items() if v is not None} for one in self.budgets],  # type: ignore
             "equal_epochs": self.equal_epochs,
             **shared,
+            "rivals": rivals,
         }
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 HEAD = (
-    "budget", "method", "transfer", "MACs", "of full", "params", "accuracy %", "every seed", "search s",
-    "search / full-model epochs", "epochs: search + training",
+    "budget", "method", "transfer", "accuracy %", "MACs", "of full", "params", "search s", "in full-model epochs",
+    "epochs: search + training", "accuracy of every seed",
 )  # fmt: skip
 Found = Mapping[str, Any]  # the content of compare.json
 
@@ -26,17 +26,17 @@ def table_rows(found: Found) -> list[list[str]]:
     full, rows = found["full"], []
     if full is not None:
         rows.append([
-            "-", "full model", "-", f"{full['macs']:,}", "100.0 %", f"{full['params']:,}", f"{full['accuracy']:.2f}",
-            "-", "-", "-", f"0 + {full['epochs']}" if full["epochs"] else "given",
+            "-", "full model", "-", f"{full['accuracy']:.2f}", f"{full['macs']:,}", "100.0 %", f"{full['params']:,}",
+            "-", "-", f"0 + {full['epochs']}" if full["epochs"] else "given", "-",
         ])  # fmt: skip
     for row in found["rows"]:
         share = "-" if full is None else f"{100 * row['macs']['mean'] / full['macs']:.1f} %"
         searched, trained = row["search_epochs"]["mean"], row["train_epochs"]["mean"]
         rows.append([
-            row["budget"], row["method"], row["transfer"], plus_minus(row["macs"], 0), share,
-            plus_minus(row["params"], 0), plus_minus(row["accuracy"], 2),
-            ", ".join(f"{value:.2f}" for value in row["seeds"].values()), plus_minus(row["search_seconds"], 1),
+            row["budget"], row["method"], row["transfer"], plus_minus(row["accuracy"], 2), plus_minus(row["macs"], 0),
+            share, plus_minus(row["params"], 0), plus_minus(row["search_seconds"], 1),
             plus_minus(row["search_in_epochs"], 2), f"{searched:.0f} + {trained:.0f}",
+            ", ".join(f"{value:.2f}" for value in row["seeds"].values()),
         ])  # fmt: skip
     return rows
 

@@ -20,11 +20,12 @@ from tas.data import Source, as_source
 from tas.errors import RunError
 from tas.graph import Graph
 from tas.options import plain
-from tas.pipeline.comparison.methods import read_transfer, rivals, with_transfer
+from tas.pipeline.comparison.methods import read_transfer, with_transfer
 from tas.pipeline.comparison.plan import CompareConfig, Job
 from tas.pipeline.compress import CompressConfig, find_architecture, open_choices
 from tas.pipeline.derive import derive
 from tas.pipeline.measure import count_macs, evaluate
+from tas.pipeline.rivals import choose
 from tas.pipeline.train import TrainConfig, train
 from tas.record import Record
 from tas.run import RECORD, read_text
@@ -181,8 +182,9 @@ def _search(bench: Bench, job: Job) -> dict[str, Any]:
         )  # fmt: skip
         seconds, epochs, details = before + time.perf_counter() - started, float(own.search.epochs), {}
     else:
-        choice = rivals().choose(
-            method.name, bench.teacher(), graph, space, bench.source, budget=job.budget, config=method.rival(job.seed),
+        settings = method.rival(bench.config.rivals, job.seed)
+        choice = choose(
+            method.name, bench.teacher(), graph, space, bench.source, budget=job.budget, config=settings,
             loss=bench.loss,
         )  # fmt: skip
         model, architecture, seconds, details = choice.model, choice.architecture, choice.seconds, choice.details
