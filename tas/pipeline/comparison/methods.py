@@ -219,9 +219,9 @@ def read_transfer(name: str) -> tuple[bool, TransferName]:
         ConfigError: there is no such transfer.
     """
     known = get_args(TransferName)
-    inherits, rest = name == "init" or name.startswith("init+"), name.removeprefix("init").removeprefix("+")
-    transfer = (rest if inherits else name) or "none"
-    if transfer not in known or name.endswith("+"):
+    inherits = name == "init" or name.startswith("init+")
+    transfer = "none" if name == "init" else name.removeprefix("init+")
+    if transfer not in known:
         names = [*known, *("init" if one == "none" else f"init+{one}" for one in known)]
         close = difflib.get_close_matches(name, names, n=2)
         hint = f" (did you mean {' or '.join(close)}?)" if close else ""
