@@ -100,7 +100,7 @@ def compare(
     )  # fmt: skip
     config = CompareConfig(
         methods=methods, transfers=transfers, seeds=seeds, budgets=budgets, job=job, rivals=rivals,
-        equal_epochs=equal_epochs, workers=_workers(threads) if workers is None else workers, threads=threads or 1,
+        equal_epochs=equal_epochs, workers=_workers(threads) if workers is None else workers, threads=1 if threads is None else threads,
     )  # fmt: skip
     names = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
     names |= {"image_size": image_size}

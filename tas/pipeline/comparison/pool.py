@@ -94,7 +94,7 @@ def do_in_processes(
         threads: of each.
     """
     queue, gpus = Queue(jobs, done), visible_gpus()
-    count = max(1, min(workers, len(queue.waiting)))
+    count = min(workers, len(queue.waiting))
     crew = [_hire(build, threads, gpus[index % len(gpus)] if gpus else None) for index in range(count)]
     try:
         while True:
