@@ -98,9 +98,10 @@ def compare(
         search=search, train=train, teacher=teacher, space=space, keep=split_patterns(keep), execution=execution,
         init=init, seed=seed,
     )  # fmt: skip
+    workers = _workers(threads) if workers is None else workers
     config = CompareConfig(
         methods=methods, transfers=transfers, seeds=seeds, budgets=budgets, job=job, rivals=rivals,
-        equal_epochs=equal_epochs, workers=_workers(threads) if workers is None else workers, threads=1 if threads is None else threads,
+        equal_epochs=equal_epochs, workers=workers, threads=1 if threads is None else threads,
     )  # fmt: skip
     names = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
     names |= {"image_size": image_size}
