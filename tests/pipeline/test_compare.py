@@ -1,8 +1,6 @@
 """Comparisons in Python: the numbers, resumption, failures, and the page."""
 
 import json
-import multiprocessing
-import os
 import shutil
 import subprocess
 from dataclasses import replace
@@ -11,7 +9,7 @@ from statistics import mean, stdev
 
 import pytest
 import torch
-from toys import TinyNet, tiny_source
+from toys import Deadly, TinyNet, tiny_source
 
 import tas
 from tas.pipeline.compare import CompareConfig
@@ -218,20 +216,6 @@ def test_a_worker_that_is_killed_fails_its_job_alone(tmp_path):
     assert {one["job"] for one in found.failed} == {"clock seed0"}
     assert "ended with code 7" in found.failed[0]["error"]
     assert len(found.cells) == 2
-
-
-class Deadly(TinyNet):
-    """Ends a worker that trains the full model."""
-
-    def forward(self, images):
-        is_worker = multiprocessing.current_process().name == "tas-worker"
-        if is_worker and self.training and torch.is_grad_enabled() and is_whole(self):
-            os._exit(7)
-        return super().forward(images)
-
-
-def is_whole(model) -> bool:
-    return sum(parameter.numel() for parameter in model.parameters()) == sum(p.numel() for p in TinyNet().parameters())
 
 
 def test_what_cannot_be_sent_to_workers_is_done_here():
