@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from tas.graph import Graph
     from tas.nn.supernet import Supernet
+    from tas.pipeline.compare import CompareConfig, CompareResult, compare
     from tas.pipeline.compress import CompressConfig, CompressResult, compress
     from tas.pipeline.derive import derive, recalibrate
     from tas.pipeline.measure import measure
@@ -45,6 +46,7 @@ _HOMES = {
     ],
     "tas.graph": ["Graph"],
     "tas.nn.supernet": ["Supernet"],
+    "tas.pipeline.compare": ["CompareConfig", "CompareResult", "compare"],
     "tas.pipeline.compress": ["CompressConfig", "CompressResult", "compress"],
     "tas.pipeline.derive": ["derive", "recalibrate"],
     "tas.pipeline.measure": ["measure"],
@@ -67,6 +69,8 @@ __all__ = [
     "Budget",
     "BudgetError",
     "Choice",
+    "CompareConfig",
+    "CompareResult",
     "CompressConfig",
     "CompressResult",
     "ConfigError",
@@ -86,6 +90,7 @@ __all__ = [
     "TrainConfig",
     "TrainingError",
     "choose",
+    "compare",
     "compress",
     "data",
     "derive",

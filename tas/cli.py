@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train a full model (a teacher), or a derived one with a teacher",
     "measure": "measure accuracy, multiply-adds, parameters and latency",
     "report": "write the report of a run, or of several side by side, and print the results",
+    "compare": "compare methods, knowledge transfers and budgets over several seeds under one recipe",
 }
 EXAMPLES = {
     "compress": [
@@ -49,6 +50,14 @@ EXAMPLES = {
         "tas measure --model cifar_resnet:20 --weights teacher.safetensors --run runs/found",
     ],
     "report": ["tas report runs/r20", "tas report runs/r20 runs/again --output runs/both"],
+    "compare": [
+        "tas compare",
+        "tas compare --methods tas,tas-width,uniform,l1 --transfers none,init+kd --seeds 0,1,2 --budgets 50%",
+        "tas compare --data cifar10 --weights teacher.safetensors --methods tas;tas:search.fragments=1;taylor "
+        "--budgets 50%,30% --workers 4 --output runs/versus",
+        "tas compare --config runs/versus/config.yaml --output runs/again",
+        "tas compare --resume --output runs/versus",
+    ],
 }
 
 
@@ -59,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 with the message alone for our own errors; 2 for wrong usage; 130 when interrupted.
     """
     words = [_underscored(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    if words[:1] == ["compare"]:  # which may have several
+        words = [re.sub(r"^--budget(?==|$)", "--budgets", word) for word in words]
     words = [_plain_budget(word, after) for word, after in zip(words, [*words[1:], ""], strict=False)]
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass, replace
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tas.errors import ConfigError
 
 SEEDS = range(-(2**63), 2**63)  # what torch takes
+_Config = TypeVar("_Config")
 
 
 def check_options(
@@ -79,3 +81,101 @@ def near_misses(pattern: str, names: Iterable[str]) -> str:
         if close := difflib.get_close_matches(wanted, list(known), n=3):
             return f" (did you mean {' or '.join(close)}?)"
     return ""
+
+
+def option_names(config: type) -> list[str]:
+    """Names of all options of a config dataclass; those of a config inside it stand behind a dot."""
+    found = []
+    for name, kind in get_type_hints(config).items():
+        is_group = isinstance(kind, type) and is_dataclass(kind)
+        found += [f"{name}.{inner}" for inner in option_names(kind)] if is_group else [name]
+    return found
+
+
+def flat_options(options: Mapping[str, Any], config: type) -> dict[str, Any]:
+    """Options of a nest of mappings by their dotted names."""
+    kinds, found = get_type_hints(config), {}
+    for name, value in options.items():
+        kind = kinds.get(str(name))
+        if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, Mapping):
+            found |= {f"{name}.{inner}": item for inner, item in flat_options(value, kind).items()}
+        else:
+            found[str(name)] = value
+    return found
+
+
+def with_options(config: _Config, options: Mapping[str, Any], owner: str) -> _Config:
+    """A copy of a config dataclass in which some options have other values.
+
+    Args:
+        config: the one to start from.
+        options: values by dotted name, such as `search.epochs`; text is understood as on the command line.
+        owner: put before messages: whose options these are.
+
+    Raises:
+        ConfigError: there is no such option, or its value makes no sense.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for name, value in options.items():
+        head, _, rest = name.partition(".")
+        groups.setdefault(head, {})[rest] = value
+    kinds, changed = get_type_hints(type(config)), {}
+    for head, values in groups.items():
+        if head in kinds and is_dataclass(kinds[head]) and "" not in values:
+            changed[head] = with_options(getattr(config, head), values, f"{owner}, {head}")
+        elif head in kinds and not is_dataclass(kinds[head]) and list(values) == [""]:
+            changed[head] = _converted(values[""], kinds[head], f"{owner}: {head}")
+        else:
+            name = ".".join(filter(None, (head, *list(values)[:1])))
+            known = option_names(type(config))
+            hint = near_misses(name, known) or f"; the options are {', '.join(known)}"
+            raise ConfigError(f"{owner}: there is no option {name!r}{hint}")
+    try:
+        return replace(config, **changed)  # type: ignore[type-var]
+    except ConfigError as error:
+        raise error if str(error).startswith(owner) else ConfigError(f"{owner}: {error}") from None
+
+
+def _converted(value: Any, kind: Any, name: str) -> Any:
+    for one in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
+        try:
+            return _as(value, one)
+        except (TypeError, ValueError):
+            continue
+    words = " or ".join(map(str, get_args(kind))) if get_origin(kind) is Literal else _words(kind)
+    raise ConfigError(f"{name} is {value!r}; it must be {words}")
+
+
+def _as(value: Any, kind: Any) -> Any:
+    """`value` as one kind of option; text is read, nothing else is converted but whole numbers to real ones."""
+    origin, is_text = get_origin(kind), isinstance(value, str)
+    if origin is Literal:
+        value = "no" if value is False else value  # YAML's own reading of no
+        return get_args(kind)[get_args(kind).index(value)]
+    if origin in (tuple, list, dict):
+        import yaml
+
+        found = yaml.safe_load(value) if is_text else value
+        if origin is dict:
+            return {**found}
+        if isinstance(found, str) or not isinstance(found, Sequence):
+            raise ValueError
+        return origin(_as(item, get_args(kind)[0]) for item in found)
+    if kind is NoneType and (value is None or (is_text and value.lower() in ("none", "null"))):
+        return None
+    if kind is bool and is_text:
+        return {"true": True, "false": False}.get(value.lower(), value)
+    if kind in (int, float) and (is_text or (kind is float and type(value) is int)):
+        return kind(value)
+    if not isinstance(kind, type) or not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError
+    return value
+
+
+def _words(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "none"}
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(_words, get_args(kind))))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    return names.get(kind, "a list" if get_origin(kind) in (tuple, list) else "a mapping")

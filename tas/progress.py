@@ -6,9 +6,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 SECONDS_BETWEEN_LINES = 30.0
+_IS_SILENT: ContextVar[bool] = ContextVar("is_silent", default=False)
 
 
 class Bar(Protocol):
@@ -36,6 +38,21 @@ class _Line:
             self.printed = now
 
 
+class _Nothing:
+    def advance(self, note: str = "") -> None:
+        """See `Bar.advance`."""
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Show no progress for the duration of the block: it is a part of something that shows its own."""
+    token = _IS_SILENT.set(True)
+    try:
+        yield
+    finally:
+        _IS_SILENT.reset(token)
+
+
 class _Rich:
     def __init__(self, progress, task):
         self.progress, self.task = progress, task
@@ -54,6 +71,9 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
         total: number of steps.
         done: steps an earlier, interrupted run has finished.
     """
+    if _IS_SILENT.get():
+        yield _Nothing()
+        return
     if not sys.stderr.isatty():
         yield _Line(title, total, done)
         return

@@ -33,7 +33,7 @@ class RunFolder:
             path: None keeps everything in memory.
             config: YAML text of everything the result depends on.
             resume: go on with an interrupted run of the same config.
-            results: the files that a finished run has.
+            results: the files that a finished run has; without any, every run of the same config can go on.
 
         Raises:
             RunError: the folder is in use, there is nothing to resume, or the config differs.
@@ -47,7 +47,7 @@ class RunFolder:
         if resume:
             if not known.is_file():
                 raise RunError(f"{folder} holds no run to resume (it has no {CONFIG}); start it without resume")
-            if all((folder / name).exists() for name in results):
+            if results and all((folder / name).exists() for name in results):
                 cls(folder).drop_checkpoints()  # it may have been killed just before
                 raise RunError(f"{folder} holds a finished run (it has {results[0]}); there is nothing to resume")
             if read_text(known) != config:

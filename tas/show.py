@@ -37,6 +37,30 @@ def print_profiles(profiles: Mapping[str, Mapping[str, Any]]) -> None:
     Console().print(table)
 
 
+def print_comparison(found: Mapping[str, Any]) -> None:
+    """Accuracy and cost of every row of a comparison, mean ± standard deviation over the seeds."""
+    table, full = Table(box=box.SIMPLE, pad_edge=False), found["full"]
+    names = ["budget"] if len({row["budget"] for row in found["rows"]}) > 1 else []
+    names += ["method", "transfer"]
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for name in ("accuracy %", "macs", "search s"):
+        table.add_column(name, justify="right", overflow="fold")
+    if full is not None:
+        table.add_row(*[""] * (len(names) - 2), "full model", "", f"{full['accuracy']:.2f}", f"{full['macs']:,}", "")
+    for row in found["rows"]:
+        cells = [_spread(row[name], digits) for name, digits in (("accuracy", 2), ("macs", 0), ("search_seconds", 1))]
+        table.add_row(*[Text(row[name]) for name in names], *cells)
+    Console(highlight=False).print(table)
+
+
+def _spread(value: Mapping[str, float | None], digits: int) -> str:
+    mean, deviation = value["mean"], value["deviation"]
+    if mean is None:
+        return "-"
+    return f"{mean:,.{digits}f}" + (f" ± {deviation:,.{digits}f}" if deviation is not None else "")
+
+
 def print_graph(graph: Graph, space: SearchSpace, chosen: Architecture | None = None) -> None:
     """Every width and depth with its share of the multiply-adds, what is left alone and why, and the reachable costs.
 

@@ -456,3 +456,41 @@ def test_single_commands_refuse_a_model_with_too_few_classes(capsys, tmp_path, i
                   ["search", "--search.start", "scratch", "--output", tmp_path / "run"]):  # fmt: skip
         assert "only 2 classes" in fails(capsys, *words, *options)
     assert not (tmp_path / "run").exists()
+
+
+def test_compare_offers_every_option_of_the_job():
+    from dataclasses import fields
+    from inspect import signature
+
+    from tas.commands.compare import compare
+
+    offered = set(signature(compare).parameters)
+    assert {field.name for field in fields(tas.CompressConfig)} - {"latency_batch"} <= offered
+    hidden = {"job"}
+    assert {field.name for field in fields(tas.CompareConfig)} - hidden <= offered
+
+
+def test_compare_writes_what_it_found_and_goes_on_from_its_own_config(images, weights, tmp_path, capsys):
+    folder = tmp_path / "versus"
+    words = ["compare", "--model", TOYS, "--data", f"folder:{images}", "--weights", weights, "--methods",
+             "tas:search.fragments=1 l1", "--transfers", "kd", "--seeds", "3", "--budget", "60%", "--workers", 1,
+             "--output", folder, *QUICK]  # fmt: skip
+    assert run(*words) == 0
+    assert "compare.html, compare.md, compare.json" in capsys.readouterr().out
+    found = json.loads((folder / "compare.json").read_text())
+    assert [row["method"] for row in found["rows"]] == ["tas:search.fragments=1", "l1"]
+    assert all(cell["seed"] == 3 and cell["macs"] <= 0.6 * found["full"]["macs"] for cell in found["cells"])
+    victim = folder / "cells" / "l1-60pctmacs-kd-seed3.json"
+    victim.unlink()
+    assert run("compare", "--resume", "--output", folder, "--workers", 1, "--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert [row["accuracy"] for row in again["rows"]] == [row["accuracy"] for row in found["rows"]]
+    assert victim.exists()
+
+
+def test_compare_refuses_a_misspelt_option_before_anything_is_written(images, weights, tmp_path, capsys):
+    folder = tmp_path / "versus"
+    message = fails(capsys, "compare", "--model", TOYS, "--data", f"folder:{images}", "--weights", weights,
+                    "--methods", "tas:search.fragmets=1", "--output", folder)  # fmt: skip
+    assert "there is no option 'fragmets' (did you mean fragments?)" in message
+    assert not folder.exists()

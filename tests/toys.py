@@ -1,5 +1,8 @@
 """Tiny data sets and nets for the tests of the verbs; everything runs in well under a second."""
 
+import multiprocessing
+import os
+
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +47,21 @@ class Block(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.relu(inputs + self.bn2(self.conv2(self.relu(self.bn1(self.conv1(inputs))))))
+
+
+class Deadly(TinyNet):
+    """Ends a worker process that trains the full model; what is derived from it is harmless."""
+
+    def __init__(self):
+        super().__init__()
+        self.whole = sum(parameter.numel() for parameter in self.parameters())
+
+    def forward(self, images: Tensor) -> Tensor:
+        is_training = self.training and torch.is_grad_enabled() and type(images) is Tensor
+        is_whole = sum(parameter.numel() for parameter in self.parameters()) == self.whole
+        if is_training and is_whole and multiprocessing.current_process().name == "tas-worker":
+            os._exit(7)
+        return super().forward(images)
 
 
 class TwoBranches(nn.Module):

@@ -154,14 +154,13 @@ def compress(
     source = as_source(data)
     if example is None:
         example = torch.zeros(1, *source.input_shape, dtype=dtype_of(model))
-    graph = trace(model, example, keep=config.keep)
+    graph, space = open_choices(model, example, config)
     teacher = copy.deepcopy(model)
     require_fit_for_data(
         teacher, source, loss=loss, metric=metric, transfer=config.train.transfer, layers=config.train.layers
     )
-    _require_halves(source)
+    require_halves(source)
     _warn_of_frozen(teacher)
-    space = SearchSpace.of(graph, config.space)
     budget.require_reachable(graph, space.smallest)
     run = RunFolder.open(output, _settings(config, budget, origin), resume=resume)
     record = run.record()
@@ -174,13 +173,11 @@ def compress(
             teacher, source, config=config.teacher, loss=loss, record=record, checkpoint=run.checkpoint("teacher"),
             stage="teacher",
         )  # fmt: skip
-    ranked = rank(teacher, graph) if config.init == "inherit" else teacher
-    supernet = Supernet(ranked, graph, space, execution=config.execution)
-    found = search(
-        supernet, source, budget=budget, config=config.search, teacher=teacher, loss=loss, record=record,
+    ranked, architecture = find_architecture(
+        teacher, graph, space, source, budget=budget, config=config, loss=loss, record=record,
         checkpoint=run.checkpoint("search"),
     )  # fmt: skip
-    small = derive(ranked, graph, found.architecture, weights=config.init, seed=config.seed)
+    small = derive(ranked, graph, architecture, weights=config.init, seed=config.seed)
     small = train(
         small,
         source,
@@ -193,14 +190,63 @@ def compress(
     full, pruned = _profiles(teacher, small, source, example, config, metric)
     summary = _summary(full, pruned, budget, record, before + time.perf_counter() - started, config.seed)
     if run.path is not None:
-        save(run.path, small, graph, found.architecture)
+        save(run.path, small, graph, architecture)
         run.write_json(SUMMARY, summary)
         report(run.path)
         run.drop_checkpoints()
-    return CompressResult(small, found.architecture, graph, full, pruned, summary, run.path)
+    return CompressResult(small, architecture, graph, full, pruned, summary, run.path)
 
 
-def _require_halves(source: Source) -> None:
+def open_choices(model: nn.Module, example: Tensor, config: CompressConfig) -> tuple[Graph, SearchSpace]:
+    """What can be chosen in a model, as `config` allows.
+
+    Args:
+        model: the full model.
+        example: one input, batch first.
+        config: its `keep` and `space` count.
+    """
+    graph = trace(model, example, keep=config.keep)
+    return graph, SearchSpace.of(graph, config.space)
+
+
+def find_architecture(
+    model: nn.Module,
+    graph: Graph,
+    space: SearchSpace,
+    source: Source,
+    *,
+    budget: Budget,
+    config: CompressConfig,
+    loss: Loss | None = None,
+    record: Record | None = None,
+    checkpoint: Path | None = None,
+) -> tuple[nn.Module, Architecture]:
+    """Search the sizes of a trained model.
+
+    Args:
+        model: the full, trained model; not changed. It teaches the search where `config.search` says so.
+        graph: of the model.
+        space: of the graph.
+        source: the search sees its training set only.
+        budget: the result holds it.
+        config: its `search`, `execution` and `init` count.
+        loss: (outputs, targets) to a scalar.
+        record: receives one row per epoch.
+        checkpoint: file that holds the state after every epoch.
+
+    Returns:
+        The full model whose first channels the small one inherits, and the architecture.
+    """
+    ranked = rank(model, graph) if config.init == "inherit" else model
+    supernet = Supernet(ranked, graph, space, execution=config.execution)
+    found = search(
+        supernet, source, budget=budget, config=config.search, teacher=model, loss=loss, record=record,
+        checkpoint=checkpoint,
+    )  # fmt: skip
+    return ranked, found.architecture
+
+
+def require_halves(source: Source) -> None:
     """The search needs two halves: better to know before a teacher is trained."""
     if any(len(source.train_batches(2, half=half)) == 0 for half in (0, 1)):
         raise DataError(f"{source.name} has too few images for a search; each half of the training set needs a batch")

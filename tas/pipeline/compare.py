@@ -1,0 +1,219 @@
+"""Compare ways to shrink a model: methods x transfers x budgets x seeds under one recipe."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tas.data import as_source
+from tas.errors import ConfigError
+from tas.fit import require_widths_suffice
+from tas.pipeline.comparison.methods import read_transfer, with_transfer
+from tas.pipeline.comparison.page import html_page
+from tas.pipeline.comparison.plan import CompareConfig, Job, plan
+from tas.pipeline.comparison.pool import Outcome, do_here, do_in_processes
+from tas.pipeline.comparison.results import collect, machine, rows_of
+from tas.pipeline.comparison.table import markdown
+from tas.pipeline.comparison.work import Bench, open_bench
+from tas.pipeline.compress import require_halves
+from tas.progress import progress_bar
+from tas.record import versions
+from tas.run import RunFolder
+from tas.storage import is_temporary, write_text
+from tas.task import Loss, Metric, require_fit_for_data
+
+TABLE, PAGE, NUMBERS = "compare.md", "compare.html", "compare.json"
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """What `compare` found.
+
+    Attributes:
+        rows: per budget, method and transfer: mean and standard deviation over the seeds, and every seed.
+        cells: every network: accuracy, macs, params, seconds, epochs, architecture.
+        full: cost and quality of the full model; None if that failed.
+        failed: job and error of everything that could not be done.
+        summary: the content of compare.json.
+        folder: where everything lies; None if nothing was kept.
+    """
+
+    rows: list[dict[str, Any]]
+    cells: list[dict[str, Any]]
+    full: dict[str, Any] | None
+    failed: list[dict[str, str]]
+    summary: dict[str, Any]
+    folder: Path | None
+
+
+def compare(
+    model: nn.Module,
+    data: Any,
+    *,
+    config: CompareConfig | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    train_teacher: bool = False,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
+    rebuild: Callable[[], tuple[nn.Module, Any]] | None = None,
+    origin: Mapping[str, Any] | None = None,
+    command: str | None = None,
+) -> CompareResult:
+    """Shrink a model in several ways under one recipe, several times each, and say which is best.
+
+    A job that fails is reported, and the others go on. Every finished job is a file, so that the same call with
+    `resume` does what is missing and nothing else.
+
+    Args:
+        model: the full, trained model; not changed. It is the teacher of every small one.
+        data: a `tas.data` source, or a pair of loaders (training, test).
+        config: see `CompareConfig`.
+        output: folder for the results; None keeps nothing.
+        resume: go on with the comparison in that folder.
+        train_teacher: train the full model first, by `config.job.teacher`.
+        loss: (outputs, targets) to a scalar, for tasks other than classification.
+        metric: (outputs, targets) to a number, the larger the better.
+        rebuild: makes model and data anew in worker processes; without it they are sent there. The main module of a
+            script that uses workers needs `if __name__ == "__main__":`.
+        origin: further entries of config.yaml: where model and data came from.
+        command: that started it, for the reports.
+
+    Raises:
+        ConfigError: a method, transfer or option does not exist or makes no sense; known before any training, as what
+            follows.
+        BudgetError: a method cannot hold a budget.
+        ModelError: the model cannot be captured, or does not accept the data.
+        DataError: the training set cannot be halved, or does not fit.
+        RunError: the output folder is in use, or holds another comparison.
+
+    Example:
+        config = tas.CompareConfig(methods="tas tas:search.fragments=1 l1", transfers="kd init+kd", seeds=(0, 1, 2))
+        result = tas.compare(model, (train_loader, test_loader), config=config, output="runs/comparison")
+    """
+    config = config or CompareConfig()
+    jobs = plan(config, train_teacher=train_teacher)
+    bench = Bench(model, as_source(data), config, Path(), train_teacher, loss, metric)
+    _require_possible(bench)
+    with tempfile.TemporaryDirectory() as temporary:
+        run = RunFolder.open(output, _settings(config, origin), resume=resume, results=())
+        folder = run.path or Path(temporary)
+        bench.folder = folder
+        _drop_halves(folder)
+        done = {job.file for job in jobs if job.path(folder).is_file()}
+        build = rebuild or partial(_same, model, data)
+        options = {"config": config, "folder": folder, "train_teacher": train_teacher, "loss": loss, "metric": metric}
+        workers, threads = _crew(config, partial(open_bench, build, **options))
+        if workers > 1:
+            outcomes = do_in_processes(
+                partial(open_bench, build, **options), jobs, done, workers=workers, threads=threads
+            )
+        else:
+            outcomes = _with_threads(threads, do_here(bench, jobs, done))
+        failed = _watch(outcomes, jobs, done)
+        found = {
+            "title": f"{(origin or {}).get('model') or type(model).__name__} on {bench.source.name}",
+            "command": command or "tas.compare(…)", "date": time.strftime("%Y-%m-%d"), "versions": versions(),
+            "machine": machine(workers, threads), "config": {**(origin or {}), **config.to_dict()}, "failed": failed,
+            **collect(folder, jobs),
+        }  # fmt: skip
+        found["rows"] = rows_of(found["cells"], config)
+        if run.path is not None:
+            _write(run.path, found)
+            if not failed:
+                run.drop_checkpoints()
+    return CompareResult(found["rows"], found["cells"], found["full"], failed, found, run.path)
+
+
+def _require_possible(bench: Bench) -> None:
+    """Everything that can be known to fail is refused before anything is written."""
+    config, source = bench.config, bench.source
+    for transfer in config.transfers:  # type: ignore[union-attr]
+        train = with_transfer(config.job.train, read_transfer(transfer)[1], 1)
+        require_fit_for_data(
+            bench.model, source, loss=bench.loss, metric=bench.metric, transfer=train.transfer, layers=train.layers
+        )
+    require_halves(source)
+    for method in config.rows:
+        graph, space = bench.choices(method.job(config.job, 0))
+        for budget in config.budgets:  # type: ignore[union-attr]
+            if method.is_searched or method.name in ("random", "evolution"):
+                budget.require_reachable(graph, space.smallest)
+            else:
+                require_widths_suffice(graph, space, budget, f"method {method.label}")
+        if method.name == "evolution" and find_spec("optuna") is None:
+            raise ConfigError("evolution needs optuna, which is missing; pip install tas-pruning[rivals]")
+
+
+def _settings(config: CompareConfig, origin: Mapping[str, Any] | None) -> str:
+    import yaml
+
+    return yaml.safe_dump({**(origin or {}), **config.to_dict()}, sort_keys=False)
+
+
+def _drop_halves(folder: Path) -> None:
+    for file in filter(is_temporary, [*folder.glob("*/.*.tmp"), *folder.glob("*/*/.*.tmp")]):
+        file.unlink(missing_ok=True)
+
+
+def _same(model: nn.Module, data: Any) -> tuple[nn.Module, Any]:
+    return model, data
+
+
+def _crew(config: CompareConfig, build: Any) -> tuple[int, int]:
+    """Workers and threads of each; one worker, this process, where its work cannot be sent elsewhere."""
+    workers = max(1, config.workers)
+    if workers > 1:
+        from multiprocessing.reduction import ForkingPickler
+
+        from torch import multiprocessing  # noqa: F401  it says how tensors are sent
+
+        try:
+            ForkingPickler.dumps(build)
+        except Exception as error:  # pickling runs the user's code
+            warnings.warn(
+                f"the model or the data cannot be sent to worker processes ({error}); everything runs in this one. "
+                f"Pass rebuild=, a function of a module that makes them",
+                stacklevel=3,
+            )
+            workers = 1
+    return workers, config.threads or (1 if workers > 1 else torch.get_num_threads())
+
+
+def _with_threads(threads: int, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield from outcomes
+    finally:
+        torch.set_num_threads(before)
+
+
+def _watch(outcomes: Iterator[Outcome], jobs: list[Job], done: set[str]) -> list[dict[str, str]]:
+    """Show progress while the jobs are done, and note what fails."""
+    failed: list[dict[str, str]] = []
+    finished = sum(job.epochs for job in jobs if job.file in done)
+    with progress_bar("compare", sum(job.epochs for job in jobs), finished) as bar:
+        for job, error in outcomes:
+            if error is not None:
+                failed.append({"job": f"{job.kind} {job.name}", "error": error})
+            for _ in range(job.epochs):
+                bar.advance(f"{job.kind} {job.name}")
+    return failed
+
+
+def _write(folder: Path, found: dict[str, Any]) -> None:
+    write_text(folder / NUMBERS, json.dumps(found, indent=1) + "\n")
+    write_text(folder / TABLE, markdown(found))
+    write_text(folder / PAGE, html_page(found))

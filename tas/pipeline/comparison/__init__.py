@@ -1,0 +1,1 @@
+"""The parts of `tas compare`: methods, plan, jobs, worker processes, tables, plots."""

@@ -1,0 +1,214 @@
+"""What a comparison consists of: its settings, and the jobs they ask for, in order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tas.budget import Amount, Budget
+from tas.errors import ConfigError
+from tas.options import check_options, check_seed, plain
+from tas.pipeline.comparison.methods import Method, Methods, canonical_transfer, read_methods, read_transfer, words_of
+from tas.pipeline.compress import CompressConfig
+from tas.pipeline.rivals import RivalConfig
+
+DEFAULT_METHODS = "tas uniform l1"
+DEFAULT_TRANSFERS = "none init+kd"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """What is compared, and how.
+
+    Attributes:
+        methods: the rows; see `read_methods`.
+        transfers: none, init, kd, dkd, dist, hints, attention, or init+ one of them: with `init` the small network
+            inherits weights of the trained one, else it starts fresh; the rest is `TrainConfig.transfer`.
+        seeds: one search and one training each.
+        budgets: each is as in `compress`; text may name the quantity, `params=30%`.
+        job: what all methods share: the recipe (`train`), the search of ours, the teacher, the space. Its seed is the
+            teacher's.
+        rivals: see `RivalConfig`; what all rivals share.
+        equal_epochs: a method that searches for fewer epochs than `job.search` trains for as many more.
+        workers: processes that work side by side; with 1 or 0 everything runs in this one. On GPUs each worker has one
+            to itself in turn.
+        threads: of each worker; None is 1 in worker processes, and what torch has in this one.
+    """
+
+    methods: Methods = DEFAULT_METHODS
+    transfers: str | Sequence[str] = DEFAULT_TRANSFERS
+    seeds: str | int | Sequence[int] = (0, 1, 2)
+    budgets: Amount | Budget | Mapping[str, Amount] | Sequence[Any] = "50%"
+    job: CompressConfig = field(default_factory=CompressConfig)
+    rivals: RivalConfig = field(default_factory=RivalConfig)
+    equal_epochs: bool = True
+    workers: int = 1
+    threads: int | None = None
+
+    def __post_init__(self):
+        check_options(self, "compare", above_zero=["threads"] if self.threads is not None else [])
+        if self.workers < 0:
+            raise ConfigError(f"compare workers is {self.workers}; give the number of processes, or 1 for this one")
+        budgets = self.budgets
+        budgets = [budgets] if isinstance(budgets, Budget | Mapping) else words_of(budgets)
+        for name, values in (
+            ("methods", read_methods(self.methods)),
+            ("transfers", tuple(dict.fromkeys(canonical_transfer(word) for word in words_of(self.transfers)))),
+            ("seeds", tuple(dict.fromkeys(_seed(word) for word in words_of(self.seeds)))),
+            ("budgets", tuple(dict.fromkeys(_budget(word) for word in budgets))),
+        ):
+            if not values:
+                raise ConfigError(f"compare {name} is empty; name at least one")
+            object.__setattr__(self, name, values)
+        for method in self.rows:
+            job = method.job(self.job, 0)
+            method.rival(self.rivals, 0)
+            if method.is_searched:
+                self.epochs_after(job, job.search.epochs, method)
+
+    @property
+    def rows(self) -> tuple[Method, ...]:
+        """The methods, read."""
+        return self.methods  # type: ignore[return-value]
+
+    def epochs_after(self, job: CompressConfig, searched: int, method: Method) -> int:
+        """Epochs to train for after a search of some epochs.
+
+        Raises:
+            ConfigError: the search has used up what search and training of ours have together.
+        """
+        epochs = job.train.epochs + (self.job.search.epochs - searched if self.equal_epochs else 0)
+        if epochs < 1:
+            raise ConfigError(
+                f"method {method.label} searches for {searched} epochs, but search and training of all methods have "
+                f"{job.train.epochs + self.job.search.epochs} together (equal_epochs); let it search for fewer"
+            )
+        return epochs
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything the result depends on, as options of the command line and of YAML files."""
+        shared = plain(self.job)
+        for stage in ("search", "train", "teacher"):
+            shared[stage].pop("seed")  # one seed rules them all
+        shared.pop("latency_batch")
+        rivals = {name: value for name, value in plain(self.rivals).items() if name != "seed"}
+        return {
+            "methods": {method.label: _plain(method.to_dict()) for method in self.rows},
+            "transfers": list(self.transfers),  # type: ignore[arg-type]
+            "seeds": list(self.seeds),  # type: ignore[arg-type]
+            "budgets": [{name: v for name, v in asdict(one).items() if v is not None} for one in self.budgets],  # type: ignore
+            "equal_epochs": self.equal_epochs,
+            **shared,
+            "rivals": rivals,
+        }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _seed(word: Any) -> int:
+    try:
+        seed = int(word)
+    except (TypeError, ValueError):
+        raise ConfigError(f"compare seeds has {word!r}; give whole numbers, such as 0 1 2") from None
+    check_seed(seed)
+    return seed
+
+
+def _budget(word: Any) -> Budget:
+    if isinstance(word, str) and "=" in word:
+        name, _, amount = word.partition("=")
+        word = {name.strip(): amount.strip()}
+    budget = Budget.of(word)
+    return Budget(**budget.amounts)  # the default in words, so that it has a name
+
+
+def budget_text(budget: Budget) -> str:
+    """A budget in words."""
+    words = [f"{value} of {name}" if "%" in str(value) else f"{value} {name}" for name, value in budget.amounts.items()]
+    return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work, done by one worker from start to end, whose result is one file.
+
+    Attributes:
+        kind: the full model (teacher), its seconds per epoch (clock), the choice of an architecture (search), or one
+            training and test (cell).
+        name: of the file.
+        needs: files of jobs that must be done before.
+        epochs: how long it is, about.
+    """
+
+    kind: Literal["teacher", "clock", "search", "cell"]
+    name: str
+    seed: int
+    method: Method | None = None
+    budget: Budget | None = None
+    transfer: str | None = None
+    needs: tuple[str, ...] = ()
+    epochs: int = 1
+
+    @property
+    def file(self) -> str:
+        """Path of its result in the folder; there when the job is done, and only then."""
+        places = {"teacher": "teacher.json", "clock": f"clocks/{self.name}.json", "cell": f"cells/{self.name}.json"}
+        return places.get(self.kind, f"searches/{self.name}/choice.json")
+
+    def path(self, folder: Path) -> Path:
+        """Where its result lies."""
+        return folder / self.file
+
+    @property
+    def inherits(self) -> bool:
+        """Whether a cell starts from weights of the trained model."""
+        return self.transfer is not None and read_transfer(self.transfer)[0]
+
+
+def plan(config: CompareConfig, *, train_teacher: bool) -> list[Job]:
+    """All jobs of a comparison: the teacher, then seed by seed the searches and their cells.
+
+    Raises:
+        ConfigError: two jobs would have one file.
+    """
+    teacher = Job("teacher", "teacher", config.job.seed, epochs=config.job.teacher.epochs if train_teacher else 1)
+    jobs, budgets, seeds = [teacher], config.budgets, config.seeds
+    for seed in seeds:  # type: ignore[union-attr]
+        cells = []
+        jobs.append(Job("clock", f"seed{seed}", seed, needs=(teacher.file,)))
+        for budget in budgets:  # type: ignore[union-attr]
+            for method in config.rows:
+                job = method.job(config.job, seed)
+                searched = job.search.epochs if method.is_searched else 0
+                name = "-".join((_slug(method.label), _slug("-".join(f"{v}{k}" for k, v in budget.amounts.items()))))
+                search = Job(
+                    "search", f"{name}-seed{seed}", seed, method, budget, needs=(teacher.file,), epochs=max(1, searched)
+                )
+                jobs.append(search)
+                epochs = config.epochs_after(job, searched, method)
+                cells += [
+                    Job("cell", f"{name}-{transfer}-seed{seed}", seed, method, budget, transfer, (search.file,), epochs)
+                    for transfer in config.transfers  # type: ignore[union-attr]
+                ]
+        jobs += cells
+    _require_own_files(jobs)
+    return jobs
+
+
+def _require_own_files(jobs: list[Job]) -> None:
+    owners: dict[str, str] = {}
+    for job in jobs:
+        label = job.method.label if job.method else job.kind
+        if (other := owners.setdefault(job.file.lower(), label)) != label:
+            raise ConfigError(f"methods {other} and {label} would share files; give them labels that differ in letters")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.+=,-]+", "-", text.replace("%", "pct")).strip("-.")[:120]

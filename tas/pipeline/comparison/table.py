@@ -1,0 +1,136 @@
+"""The table of a comparison, as Markdown and as cells that other pages show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+HEAD = (
+    "budget", "method", "transfer", "accuracy %", "MACs", "of full", "params", "search s", "in full-model epochs",
+    "epochs: search + training", "accuracy of every seed",
+)  # fmt: skip
+Found = Mapping[str, Any]  # the content of compare.json
+
+
+def plus_minus(value: Mapping[str, float | None], digits: int) -> str:
+    """Mean ± standard deviation; the mean alone where there is no other."""
+    mean, deviation = value["mean"], value["deviation"]
+    if mean is None:
+        return "-"
+    return f"{mean:,.{digits}f}" + (f" ± {deviation:,.{digits}f}" if deviation is not None else "")
+
+
+def table_rows(found: Found) -> list[list[str]]:
+    """The cells of the table as text, one list per row."""
+    full, rows = found["full"], []
+    if full is not None:
+        rows.append([
+            "-", "full model", "-", f"{full['accuracy']:.2f}", f"{full['macs']:,}", "100.0 %", f"{full['params']:,}",
+            "-", "-", f"0 + {full['epochs']}" if full["epochs"] else "given", "-",
+        ])  # fmt: skip
+    for row in found["rows"]:
+        share = "-" if full is None else f"{100 * row['macs']['mean'] / full['macs']:.1f} %"
+        searched, trained = row["search_epochs"]["mean"], row["train_epochs"]["mean"]
+        rows.append([
+            row["budget"], row["method"], row["transfer"], plus_minus(row["accuracy"], 2), plus_minus(row["macs"], 0),
+            share, plus_minus(row["params"], 0), plus_minus(row["search_seconds"], 1),
+            plus_minus(row["search_in_epochs"], 2), f"{searched:.0f} + {trained:.0f}",
+            ", ".join(f"{value:.2f}" for value in row["seeds"].values()),
+        ])  # fmt: skip
+    return rows
+
+
+def notes(found: Found) -> list[str]:
+    """What one has to know to read the numbers."""
+    config, full = found["config"], found["full"]
+    seeds = ", ".join(map(str, config["seeds"]))
+    origin = "the model as given, with its weights"
+    if full is not None and full["epochs"]:
+        origin = f"the full model, trained for {full['epochs']} epochs first ({full['seconds']:.0f} s)"
+    lines = [
+        f"Accuracy is measured on the test set once, at the end of each training; nothing is chosen by it. Mean ± "
+        f"standard deviation (n - 1) over the seeds {seeds}; a seed is one search and one training.",
+        f"The teacher of all methods is {origin}. One architecture is chosen per method, budget and seed, and shared "
+        f"by its transfers; all are trained by one recipe, and every network holds its budget.",
+        _epochs(config),
+        "Transfers: none is fresh weights and labels only; init starts from weights of the trained model; kd, dkd, "
+        "dist, hints and attention learn from the teacher; init+ one of them does both.",
+        _cost(found),
+    ]
+    lines += _options(config["methods"])
+    return lines
+
+
+def _epochs(config: Mapping[str, Any]) -> str:
+    search, train = config["search"]["epochs"], config["train"]["epochs"]
+    if not config["equal_epochs"]:
+        return f"Every method trains for {train} epochs, whatever its search has taken (equal_epochs is off)."
+    return (
+        f"Every method passes over the training images {search + train} times in search and training together: TAS "
+        f"searches for {search} epochs and trains for {train}, a method that searches less trains longer "
+        f"(equal_epochs). A search epoch passes over both halves of the training set once."
+    )
+
+
+def _cost(found: Found) -> str:
+    times = found["epoch_seconds"].values()
+    measured = f"; here {min(times):.2f} to {max(times):.2f} s" if times else ""
+    return (
+        "The cost of a search is in seconds, and in training epochs of the full model: the median of 20 training steps "
+        f"against the labels, times the steps of an epoch, timed once per seed in a process of the same kind{measured}."
+        " Processes that work side by side slow each other down."
+    )
+
+
+def _options(methods: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for label, method in methods.items():
+        words = ", ".join(f"{name} = {value}" for name, value in method["options"].items())
+        if words or label != method["method"]:
+            lines.append(f"{label}: {method['method']}" + (f" with {words}." if words else "."))
+    return lines
+
+
+def origin(found: Found) -> list[str]:
+    """Command, date, machine and versions."""
+    machine = found["machine"]
+    gpus = f", {', '.join(machine['gpus'])}" if machine["gpus"] else ", no GPU"
+    return [
+        f"Command: `{found['command']}`",
+        f"Date: {found['date']}. Machine: {machine['system']} {machine['processor']}, {machine['cores']} cores{gpus}; "
+        f"{machine['workers']} workers with {machine['threads']} threads each.",
+        f"Versions: {', '.join(f'{name} {value}' for name, value in found['versions'].items())}.",
+    ]
+
+
+def headline(found: Found) -> str:
+    """One sentence: how much was compared."""
+    config = found["config"]
+    counts = [len(config["methods"]), len(config["transfers"]), len(config["budgets"]), len(config["seeds"])]
+    words = [
+        f"{count} {word}{'' if count == 1 else 's'}"
+        for count, word in zip(counts, ("method", "transfer", "budget", "seed"), strict=True)
+    ]
+    failed = f"; {len(found['failed'])} jobs failed" if found["failed"] else ""
+    return f"{words[0]} x {words[1]} x {words[2]} x {words[3]}, {len(found['cells'])} networks trained{failed}"
+
+
+def markdown(found: Found) -> str:
+    """`compare.md`."""
+    parts = [f"# Comparison: {found['title']}", f"{headline(found)}.", _table(HEAD, table_rows(found))]
+    if found["failed"]:
+        parts += ["## Failed", _table(("job", "error"), [[one["job"], one["error"]] for one in found["failed"]])]
+    parts += ["## How to read it", "\n".join(f"* {line}" for line in notes(found))]
+    config = json.dumps(found["config"], indent=1)
+    parts += ["## Origin", "\n\n".join(origin(found)), f"```json\n{config}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join(lines + [f"| {' | '.join(_cell(text) for text in row)} |" for row in rows])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,99 @@
+"""Which jobs a comparison consists of, and in which order they can be done."""
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from tas.budget import Budget
+from tas.errors import BudgetError, ConfigError
+from tas.pipeline.comparison.plan import CompareConfig, plan
+from tas.pipeline.comparison.pool import Queue
+from tas.pipeline.compress import CompressConfig, short_search, short_train
+
+JOB = CompressConfig(search=replace(short_search(), epochs=4), train=replace(short_train(), epochs=6))
+
+
+def test_every_cell_follows_one_search_that_its_transfers_share():
+    config = CompareConfig(methods="tas l1", transfers="none kd", seeds="0 1", budgets="50% 30%", job=JOB)
+    jobs = plan(config, train_teacher=True)
+    kinds = [job.kind for job in jobs]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"teacher": 1, "clock": 2, "search": 8, "cell": 16}
+    place = {job.file: index for index, job in enumerate(jobs)}
+    assert len(place) == len(jobs)
+    assert all(place[needed] < index for index, job in enumerate(jobs) for needed in job.needs)
+    for search in (job for job in jobs if job.kind == "search"):
+        cells = [job for job in jobs if job.needs == (search.file,)]
+        assert [cell.transfer for cell in cells] == ["none", "kd"]
+        for cell in cells:
+            assert (cell.seed, cell.budget, cell.method) == (search.seed, search.budget, search.method)
+
+
+def test_who_searches_less_trains_longer():
+    config = CompareConfig(methods="tas tas:search.epochs=1 l1", job=JOB)
+    searched, short, rival = config.rows
+    assert config.epochs_after(searched.job(JOB, 0), 4, searched) == 6
+    assert config.epochs_after(short.job(JOB, 0), 1, short) == 9
+    assert config.epochs_after(rival.job(JOB, 0), 0, rival) == 10
+    unequal = replace(config, equal_epochs=False)
+    assert unequal.epochs_after(rival.job(JOB, 0), 0, rival) == 6
+
+
+def test_a_search_longer_than_everything_is_refused():
+    with pytest.raises(ConfigError, match="searches for 10 epochs, but search and training of all methods have 10"):
+        CompareConfig(methods="tas:search.epochs=10", job=JOB)
+    assert CompareConfig(methods="tas:search.epochs=10", job=JOB, equal_epochs=False)
+
+
+def test_lists_may_be_text():
+    config = CompareConfig(transfers="init+none, kd", seeds="3,4", budgets="50%, params=30%")
+    assert config.transfers == ("init", "kd")
+    assert config.seeds == (3, 4)
+    assert config.budgets == (Budget(macs="50%"), Budget(params="30%"))
+    assert CompareConfig(seeds=7).seeds == (7,)
+    assert CompareConfig(budgets={"macs": "50%", "params": "30%"}).budgets == (Budget(macs="50%", params="30%"),)
+    assert CompareConfig(budgets=Budget()).budgets == (Budget(macs="50%"),)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [({"seeds": "a"}, ConfigError, "seeds has 'a'; give whole numbers"),
+     ({"seeds": ""}, ConfigError, "seeds is empty"),
+     ({"budgets": "many"}, BudgetError, "is not understood"),
+     ({"budgets": "mac=3%"}, BudgetError, "'mac' is unknown"),
+     ({"transfers": "kd inti"}, ConfigError, "there is no transfer 'inti' .did you mean init"),
+     ({"workers": -1}, ConfigError, "workers is -1"),
+     ({"threads": 0}, ConfigError, "threads is 0"),
+     ({"methods": "sfp:rivals.sfp_epoch=3"}, ConfigError, "did you mean sfp_epochs"),
+     ({"methods": "tas:search.fragmets=3"}, ConfigError, "did you mean fragments")],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        CompareConfig(**options)
+
+
+def test_labels_that_would_share_a_file_are_refused():
+    config = CompareConfig(methods={"a:b": "tas", "a/b": "l1"})
+    with pytest.raises(ConfigError, match="methods a:b and a/b would share files"):
+        plan(config, train_teacher=False)
+
+
+def test_the_config_survives_yaml():
+    config = CompareConfig(methods={"one": "tas:search.fragments=1", "l1": None}, budgets="50% params=30%", job=JOB)
+    text = yaml.safe_dump(config.to_dict(), sort_keys=False)
+    found = yaml.safe_load(text)
+    again = CompareConfig(**{name: found[name] for name in ("methods", "transfers", "seeds", "budgets")}, job=JOB)
+    assert again == config
+
+
+def test_what_needs_a_failed_job_fails_and_the_others_go_on():
+    config = CompareConfig(methods="tas l1", transfers="none kd", seeds=(0,), job=JOB)
+    jobs = plan(config, train_teacher=False)
+    queue, done, failed = Queue(jobs, {"teacher.json"}), [], []
+    while (job := queue.take()) is not None:
+        error = "no luck" if job.kind == "search" and job.name.startswith("tas") else None
+        for ended, reason in queue.end(job, error):
+            (failed if reason else done).append((ended.kind, ended.name.split("-")[0], reason))
+    assert [item[:2] for item in failed] == [("search", "tas"), ("cell", "tas"), ("cell", "tas")]
+    assert failed[1][2] == "not done, for search tas-50pctmacs-seed0 failed"
+    assert [item[:2] for item in done] == [("clock", "seed0"), ("search", "l1"), ("cell", "l1"), ("cell", "l1")]
