@@ -13,7 +13,7 @@ from tas.graph import Depth
 from tas.nn.capture import Captured, module_paths
 from tas.nn.rules.opened import Opened
 
-_PASSES = {"dropout", "relu", "clone", "contiguous", "feature_dropout"}
+PASSES = {"dropout", "relu", "clone", "contiguous", "feature_dropout"}
 _PROJECTIONS = {"conv2d", "linear", "conv1d", "conv3d"}
 
 
@@ -91,25 +91,26 @@ def _reads_alone(entry: fx.Node | None, nodes: list[fx.Node]) -> bool:
 def _is_skippable(
     nodes: list[fx.Node], entry: fx.Node | None, exit_: fx.Node | None, captured: Captured, roots: np.ndarray
 ) -> bool:
-    if entry is None or exit_ is None or not any(_op(node) in _PROJECTIONS for node in nodes):
+    if entry is None or exit_ is None or not any(op_name(node) in _PROJECTIONS for node in nodes):
         return False
     before, after = captured.values[entry], captured.values[exit_]
     if not isinstance(after, Tensor) or before.shape != after.shape:
         return False
     same = np.array_equal(roots[before.numpy()], roots[after.numpy()])
     return same and any(
-        _op(node) == "add" and any(_reaches(source, entry) for source in node.all_input_nodes) for node in nodes
+        op_name(node) == "add" and any(_reaches(source, entry) for source in node.all_input_nodes) for node in nodes
     )
 
 
-def _op(node: fx.Node) -> str:
+def op_name(node: fx.Node) -> str:
+    """Name of the operation of a node, without namespace, overload and in-place underscore; empty for the rest."""
     schema = getattr(node.target, "_schema", None)
     return schema.name.rpartition("::")[2].rstrip("_") if schema is not None else ""
 
 
 def _reaches(node: fx.Node, entry: fx.Node) -> bool:
     """Whether `node` is `entry`, or hands it on through operations without parameters."""
-    while node is not entry and _op(node) in _PASSES:
+    while node is not entry and op_name(node) in PASSES:
         node = node.all_input_nodes[0]
     return node is entry
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,13 @@ def interpolation_matrix(sources: int | Tensor, targets: int | Tensor, rows: int
 @lru_cache(maxsize=4096)
 def _matrix(sources: int, targets: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return interpolation_matrix(sources, targets, targets, sources, device=device, dtype=dtype)
+
+
+class Size(Protocol):
+    """How many channels are open now: a number in compact execution, a tensor in dense."""
+
+    @property
+    def active(self) -> Any: ...
 
 
 class CompactWidth:

@@ -1,0 +1,104 @@
+"""Identity shortcuts of free residual streams: a block adds its input to an output of another width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tas.nn.labels import Passage, spread, varying_dims
+from tas.nn.mixing import Size
+from tas.nn.rules.base import Call
+
+
+class Marker(nn.Module):
+    """Stands in the place of an identity while a model is traced, so that the captured graph has a node there.
+
+    Attributes:
+        is_open: whether channels get new labels here; otherwise they pass.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.is_open = False
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """A copy of what comes in."""
+        return inputs.clone()
+
+
+def marked(call: Call) -> Any:
+    """Read the input's channels, make new ones: whatever is added behind decides how many."""
+    (inputs,) = call.label_tensors()
+    marker = call.model.get_submodule(call.module)
+    if not marker.is_open or inputs.dim() != 4 or varying_dims(inputs) != [1]:
+        return inputs
+    reads = call.labels.channel_vector(inputs, 1)
+    makes = call.labels.fresh(len(reads))
+    positions = inputs.shape[0] * inputs.shape[2] * inputs.shape[3] // call.batch
+    call.labels.passages.append(Passage(call.module, reads, makes, positions))
+    return spread(makes, 1, call.shape)
+
+
+def projection(matrix: Tensor) -> nn.Sequential:
+    """A 1x1 convolution with batch norm that starts as a matrix over channels.
+
+    Args:
+        matrix: (channels out, channels in), floating point.
+    """
+    made, read = matrix.shape
+    options: dict[str, Any] = {"device": matrix.device, "dtype": matrix.dtype}
+    convolution, norm = nn.Conv2d(read, made, 1, bias=False, **options), nn.BatchNorm2d(made, **options)
+    with torch.no_grad():
+        convolution.weight.copy_(matrix[:, :, None, None])
+        norm.weight.fill_((1 + norm.eps) ** 0.5)  # undoes the division by the deviation of fresh statistics
+    return nn.Sequential(convolution, norm)
+
+
+class MaskedShortcut(nn.Module):
+    """The identity over the first channels; the others are zero."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self._channels = channels
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, channels, height, width), same shape out."""
+        is_kept = torch.arange(inputs.shape[1], device=inputs.device) < self._channels
+        return inputs * is_kept[:, None, None].to(inputs.dtype)
+
+
+class OpenShortcut(nn.Module):
+    """What both executions share: the narrower end is added to the first channels of the wider.
+
+    Attributes:
+        original: what stood here; None where nothing did.
+    """
+
+    def __init__(self, original: nn.Module | None, reads: Size, makes: Size):
+        super().__init__()
+        self.original = original
+        self._reads, self._makes = reads, makes
+
+
+class CompactShortcut(OpenShortcut):
+    """The active channels that come in, cut or filled with zeros to those that go out."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, active channels in, height, width) to (batch, active channels out, height, width)."""
+        surplus = int(self._makes.active) - inputs.shape[1]
+        if surplus <= 0:
+            return inputs.narrow(1, 0, int(self._makes.active)) if surplus else inputs
+        return F.pad(inputs, (0, 0, 0, 0, 0, surplus))
+
+
+class DenseShortcut(OpenShortcut):
+    """Full shape; channels that are not active at both ends are zero."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, channels, height, width), same shape out."""
+        ends = [torch.as_tensor(size.active, device=inputs.device) for size in (self._reads, self._makes)]
+        is_kept = torch.arange(inputs.shape[1], device=inputs.device) < torch.minimum(*ends)
+        return torch.where(is_kept[:, None, None], inputs, 0.0)
