@@ -182,7 +182,9 @@ class CostTable:
         self, monomials: Mapping[Monomial, int], depths: Mapping[str, Sequence[int]]
     ) -> tuple[np.ndarray, dict[Kept, int]]:
         """(gates, depths, columns), 1 where that candidate fulfils the condition; and the place of every gate."""
-        found = {gate: place + 1 for place, gate in enumerate(sorted({g for key in monomials for g in key.gates}, key=str))}
+        found = {
+            gate: place + 1 for place, gate in enumerate(sorted({g for key in monomials for g in key.gates}, key=str))
+        }
         rows, table = list(depths), np.zeros((len(found), len(depths), self._columns))
         for gate, place in found.items():
             for column, kept in enumerate(depths[gate.depth]):
@@ -200,7 +202,9 @@ class CostTable:
         order = [*widths]
         rows = [[order.index(s) if isinstance(s, str) else len(order) for s in pair[:2]] for pair in found]
         ends = [
-            self._padded([widths[side] if isinstance(side, str) else [side] for side in (pair[place] for pair in found)])
+            self._padded(
+                [widths[side] if isinstance(side, str) else [side] for side in (pair[place] for pair in found)]
+            )
             for place in (0, 1)
         ]
         one, other = ends[0][:, :, None], ends[1][:, None, :]

@@ -21,6 +21,7 @@ __all__ = [
 
 FORMAT = 3  # 1 had no attributes and no norms over channels, 2 no shortcuts
 
+
 @dataclass(frozen=True)
 class Parameter:
     """One parameter or buffer of a layer and what stands on its axes.

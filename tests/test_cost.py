@@ -132,7 +132,10 @@ def test_a_certain_choice_has_its_exact_cost_as_expectation_in_single_precision(
 
 def test_the_gradient_of_the_expected_cost_is_its_slope():
     cost = Cost(
-        (Term(5, (Count(0, (("a", 1),)), Count(2, (("a", 1), ("b", 3))))), Term(4, (Count(0, (("c", 1),)),), (Kept("e", 2),)))
+        (
+            Term(5, (Count(0, (("a", 1),)), Count(2, (("a", 1), ("b", 3))))),
+            Term(4, (Count(0, (("c", 1),)),), (Kept("e", 2),)),
+        )
     )
     table, rows = CostTable(cost, WIDTHS, DEPTHS), probabilities(3).requires_grad_()
     assert torch.autograd.gradcheck(table.expected, (rows,))

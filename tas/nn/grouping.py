@@ -63,7 +63,8 @@ def tie_unclear(captured: Captured) -> None:
                 is_new = True
         for name, stage in labels.stages.items():
             outputs = [_end(roots[vector.numpy()], places, widths) for vector in stage.outputs.values()]
-            if name not in labels.tied and ("" in outputs or not _is_clear(stage, roots, places, widths)):
+            is_clear = "" not in outputs and any(outputs) and _is_clear(stage, roots, places, widths)
+            if name not in labels.tied and not is_clear:
                 for vector in (*stage.outputs.values(), *([] if stage.exit is None else [stage.exit])):
                     labels.union(stage.outputs[0], vector)
                 labels.tied[name] = "what is read behind its blocks cannot follow the last one; they keep one width"
@@ -88,9 +89,7 @@ def _is_clear(stage: Stage, roots: np.ndarray, places: dict[int, Place], widths:
     return bool(_end(mine, places, widths)) and int(np.isin(roots, mine).sum()) == len(mine)
 
 
-def _exits(
-    captured: Captured, roots: np.ndarray, places: dict[int, Place], widths: dict[str, int]
-) -> tuple[Exit, ...]:
+def _exits(captured: Captured, roots: np.ndarray, places: dict[int, Place], widths: dict[str, int]) -> tuple[Exit, ...]:
     found = []
     for name, stage in captured.labels.stages.items():
         if name in captured.labels.tied or stage.exit is None:

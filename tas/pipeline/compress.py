@@ -64,6 +64,7 @@ class CompressConfig:
         teacher: see `TrainConfig`; of the full model, when it has to be trained first.
         space: see `SpaceConfig`; which sizes may be chosen.
         keep: modules to leave alone, as in `trace`.
+        residuals: tied or free, as in `trace`.
         execution: of the supernet; both compute the same, compact is faster on a CPU.
         init: the small network inherits the ranked channels of the full one, averages neighbouring channels of it, or
             starts fresh as in the paper.
@@ -76,6 +77,7 @@ class CompressConfig:
     teacher: TrainConfig = field(default_factory=short_teacher)
     space: SpaceConfig = field(default_factory=SpaceConfig)
     keep: tuple[str, ...] = ()
+    residuals: Literal["tied", "free"] = "tied"
     execution: Literal["compact", "dense"] = "compact"
     init: Literal["inherit", "interpolate", "fresh"] = "inherit"
     latency_batch: int = 1
@@ -154,7 +156,7 @@ def compress(
     source = as_source(data)
     if example is None:
         example = torch.zeros(1, *source.input_shape, dtype=dtype_of(model))
-    graph = trace(model, example, keep=config.keep)
+    graph = trace(model, example, keep=config.keep, residuals=config.residuals)
     teacher = copy.deepcopy(model)
     require_fit_for_data(
         teacher, source, loss=loss, metric=metric, transfer=config.train.transfer, layers=config.train.layers
@@ -162,7 +164,7 @@ def compress(
     _require_halves(source)
     _warn_of_frozen(teacher)
     space = SearchSpace.of(graph, config.space)
-    budget.require_reachable(graph, space.smallest)
+    budget.require_reachable(graph, space)
     run = RunFolder.open(output, _settings(config, budget, origin), resume=resume)
     record = run.record()
     before = sum(map(record.seconds, STAGES))  # of an interrupted start

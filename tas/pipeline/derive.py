@@ -13,6 +13,7 @@ from tas.data import as_source
 from tas.errors import ConfigError
 from tas.graph import Graph
 from tas.nn.interpolate import interpolate
+from tas.nn.rules.shortcut import pass_unchanged, untrained_norms
 from tas.nn.supernet import reset_weights
 from tas.nn.surgery import cut, require_fit
 
@@ -58,6 +59,8 @@ def derive(
 def recalibrate(model: nn.Module, data: Any, *, batches: int = 20, batch_size: int = 256, seed: int = 0) -> nn.Module:
     """Measure the statistics of every batch norm anew on training images, in place; inherited ones no longer hold.
 
+    A projection shortcut that was never trained still passes on what it aligns, unchanged.
+
     Args:
         model: changed in place and returned in evaluation mode.
         data: a source, or a pair of loaders.
@@ -69,7 +72,7 @@ def recalibrate(model: nn.Module, data: Any, *, batches: int = 20, batch_size: i
     if not norms:
         return model.eval()
     device = str(next(model.parameters()).device)
-    momenta = [norm.momentum for norm in norms]
+    momenta, projections = [norm.momentum for norm in norms], untrained_norms(model)
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
@@ -79,4 +82,6 @@ def recalibrate(model: nn.Module, data: Any, *, batches: int = 20, batch_size: i
         model(inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+    for norm in projections:
+        pass_unchanged(norm)
     return model.eval()

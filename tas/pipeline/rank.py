@@ -20,7 +20,7 @@ def channel_importance(model: nn.Module, graph: Graph) -> dict[str, np.ndarray]:
         Group L2 norm as in Fang et al., "DepGraph", CVPR 2023, section 3.3, https://arxiv.org/abs/2301.12900.
     """
     require_fit(model, graph)
-    found = {width.name: np.zeros(width.size) for width in graph.widths}
+    found = {name: np.zeros(size) for name, size in graph.sizes(graph.full).items()}
     tensors = dict(model.named_parameters(remove_duplicate=False))
     for layer in graph.layers:
         for parameter in layer.parameters:
@@ -33,13 +33,16 @@ def channel_importance(model: nn.Module, graph: Graph) -> dict[str, np.ndarray]:
                 for name in {run.width for run in layout or () if run.width is not None}:
                     channels = channels_of(layout or (), name)
                     np.add.at(found[name], channels[channels >= 0], energy[channels >= 0])
+    for item in graph.exits:  # what reads behind a stage speaks for the channels of the last block
+        found[[width for width in item.widths if width is not None][-1]] += found.pop(item.name)
     return found
 
 
 def rank(model: nn.Module, graph: Graph, importance: dict[str, np.ndarray] | None = None) -> nn.Module:
     """A copy of `model` whose channels stand in falling order of importance; it computes the same.
 
-    A prefix of a width then holds its most important channels, which is what the supernet and `derive` keep.
+    A prefix of a width then holds its most important channels, which is what the supernet and `derive` keep. Widths that
+    identity shortcuts connect share one order, by the sum of their importance.
 
     Args:
         model: the full, trained model.
@@ -56,5 +59,15 @@ def rank(model: nn.Module, graph: Graph, importance: dict[str, np.ndarray] | Non
         if width.name not in importance or np.shape(importance[width.name]) != (width.size,):
             raise ConfigError(f"importance of {width.name!r} must be one number for each of its {width.size} channels")
     require_fit(model, graph)
+    return reorder(model, graph, _orders(graph, importance))
+
+
+def _orders(graph: Graph, importance: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The old channel at every new place, by name of the width or exit."""
     orders = {width.name: np.argsort(-np.asarray(importance[width.name]), kind="stable") for width in graph.widths}
-    return reorder(model, graph, orders)
+    for stream in graph.streams:
+        names = [name for name in stream if name is not None]
+        total = np.sum([importance[name] for name in graph.full.widths if name in stream], axis=0)
+        order = np.arange(len(total)) if None in stream else np.argsort(-total, kind="stable")
+        orders |= dict.fromkeys(names, order)
+    return orders

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tas.nn.labels import Passage, spread, varying_dims
-from tas.nn.mixing import Size
+from tas.nn.mixing import Size, as_tensor
 from tas.nn.rules.base import Call
 
 
@@ -53,8 +53,34 @@ def projection(matrix: Tensor) -> nn.Sequential:
     convolution, norm = nn.Conv2d(read, made, 1, bias=False, **options), nn.BatchNorm2d(made, **options)
     with torch.no_grad():
         convolution.weight.copy_(matrix[:, :, None, None])
-        norm.weight.fill_((1 + norm.eps) ** 0.5)  # undoes the division by the deviation of fresh statistics
+    pass_unchanged(norm)
     return nn.Sequential(convolution, norm)
+
+
+@torch.no_grad()
+def pass_unchanged(norm: nn.BatchNorm2d) -> None:
+    """Let scale and shift undo the statistics that a norm holds, in place."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.weight.copy_((norm.running_var + norm.eps).sqrt())
+    norm.bias.copy_(norm.running_mean)
+
+
+def untrained_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """The norms of projections that are as `projection` made them."""
+    pairs = [list(module) for module in model.modules() if type(module) is nn.Sequential and len(module) == 2]
+    return [
+        norm
+        for convolution, norm in pairs
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and _is_untrained(norm)
+    ]
+
+
+def _is_untrained(norm: nn.BatchNorm2d) -> bool:
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None or not norm.affine or bool((mean != 0).any() | (variance != 1).any()):
+        return False
+    # the scale that undoes fresh statistics: no other norm starts with it
+    return torch.equal(norm.weight, (variance + norm.eps).sqrt()) and not bool(norm.bias.any())
 
 
 class MaskedShortcut(nn.Module):
@@ -99,6 +125,6 @@ class DenseShortcut(OpenShortcut):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, channels, height, width), same shape out."""
-        ends = [torch.as_tensor(size.active, device=inputs.device) for size in (self._reads, self._makes)]
-        is_kept = torch.arange(inputs.shape[1], device=inputs.device) < torch.minimum(*ends)
+        read, made = (as_tensor(size, inputs.device) for size in (self._reads, self._makes))
+        is_kept = torch.arange(inputs.shape[1], device=inputs.device) < torch.minimum(read, made)
         return torch.where(is_kept[:, None, None], inputs, 0.0)
