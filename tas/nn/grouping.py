@@ -10,7 +10,19 @@ from torch import nn
 
 from tas.cost import Count, Gate
 from tas.graph import (
-    Attribute, Depth, Exit, Frozen, Graph, Layer, Layout, Parameter, Run, Shortcut, Width, count_of, whole_width,
+    Attribute,
+    Depth,
+    Exit,
+    Frozen,
+    Graph,
+    Layer,
+    Layout,
+    Parameter,
+    Run,
+    Shortcut,
+    Width,
+    count_of,
+    whole_width,
 )  # fmt: skip
 from tas.nn.capture import Captured, unseen_layers
 from tas.nn.labels import TIED, Stage, along, condense, varying_dims

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from tas.graph import Layout, positions_of
 
-
 Interpolation = Literal["average", "linear", "none"]
 INTERPOLATIONS = ("average", "linear", "none")
 
@@ -71,7 +70,8 @@ class Size(Protocol):
     """How many channels are open now: a number in compact execution, a tensor in dense."""
 
     @property
-    def active(self) -> Any: ...
+    def active(self) -> Any:
+        """Channels."""
 
 
 def as_tensor(size: Size, device: torch.device) -> Tensor:

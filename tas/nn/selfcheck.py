@@ -83,8 +83,8 @@ def _without_all(graph: Graph, names: Sequence[str], reason: str) -> Graph:
 def _trials(graph: Graph, seed: int) -> list[Architecture]:
     """A small architecture, and some that cut widths of one size to different sizes: a forward may mix them up.
 
-    Those keep every block: what a dropped block does wrong is not seen. Where stages of free blocks hand on the width of
-    the last one that is kept, one more drops some.
+    Those keep every block: what a dropped block does wrong is not seen. Where stages of free blocks hand on the width
+    of the last one that is kept, one more drops some.
     """
     draw, full = random.Random(seed), graph.full
     counts = Counter(full.widths.values())

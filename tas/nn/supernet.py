@@ -15,7 +15,14 @@ from tas.errors import ArchitectureError, ConfigError
 from tas.graph import Graph
 from tas.nn.blocks import DepthState, OpenBlock, free_exits
 from tas.nn.mixing import (
-    INTERPOLATIONS, PADDING, CompactWidth, DenseWidth, FixedSize, Interpolation, Size, gumbel_weights,
+    INTERPOLATIONS,
+    PADDING,
+    CompactWidth,
+    DenseWidth,
+    FixedSize,
+    Interpolation,
+    Size,
+    gumbel_weights,
 )  # fmt: skip
 from tas.nn.rules import KINDS
 from tas.nn.rules.normalization import OpenBatchNorm

@@ -41,8 +41,8 @@ def channel_importance(model: nn.Module, graph: Graph) -> dict[str, np.ndarray]:
 def rank(model: nn.Module, graph: Graph, importance: dict[str, np.ndarray] | None = None) -> nn.Module:
     """A copy of `model` whose channels stand in falling order of importance; it computes the same.
 
-    A prefix of a width then holds its most important channels, which is what the supernet and `derive` keep. Widths that
-    identity shortcuts connect share one order, by the sum of their importance.
+    A prefix of a width then holds its most important channels, which is what the supernet and `derive` keep. Widths
+    that identity shortcuts connect share one order, by the sum of their importance.
 
     Args:
         model: the full, trained model.

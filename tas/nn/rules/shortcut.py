@@ -60,7 +60,8 @@ def projection(matrix: Tensor) -> nn.Sequential:
 @torch.no_grad()
 def pass_unchanged(norm: nn.BatchNorm2d) -> None:
     """Let scale and shift undo the statistics that a norm holds, in place."""
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     norm.weight.copy_((norm.running_var + norm.eps).sqrt())
     norm.bias.copy_(norm.running_mean)
 
