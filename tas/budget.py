@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tas.architecture import Architecture
+from tas.cheapest import cheapest
 from tas.errors import BudgetError
 from tas.graph import Graph
+from tas.space import SearchSpace
 
 Amount = str | int | float
 QUANTITIES = ("macs", "params")
@@ -106,17 +108,18 @@ class Budget:
         """Whether `architecture` costs no more than every bound."""
         return all(graph.cost(name).exact(architecture) <= limit for name, limit in self.limits(graph).items())
 
-    def require_reachable(self, graph: Graph, smallest: Architecture) -> None:
+    def require_reachable(self, graph: Graph, space: SearchSpace) -> None:
         """Complain early about a budget nothing can hold.
 
         Args:
             graph: of the model.
-            smallest: the cheapest architecture of the space.
+            space: the candidates.
 
         Raises:
             BudgetError: names the smallest reachable cost.
         """
         for quantity, limit in self.limits(graph).items():
+            smallest = cheapest(graph, space, quantity)
             least, full = (graph.cost(quantity).exact(a) for a in (smallest, graph.full))
             if least == full > limit:
                 raise BudgetError(

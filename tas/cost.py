@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,20 @@ from tas.architecture import Architecture
 if TYPE_CHECKING:
     from torch import Tensor
 
-Gate = tuple[str, int]
+Gate = tuple[str, int]  # (depth, position): of a layer in a block that its depth drops when it keeps no more than that
+Side = str | int  # size at one end of a shortcut: that of a width, or one that never changes
+
+
+class Kept(NamedTuple):
+    """A condition on a depth: it keeps more than `above` blocks, and no more than `up_to`; None is no upper bound."""
+
+    depth: str
+    above: int
+    up_to: int | None = None
+
+    def holds(self, kept: int) -> bool:
+        """Whether the depth may keep this many blocks."""
+        return self.above < kept and (self.up_to is None or kept <= self.up_to)
 
 
 @dataclass(frozen=True)
@@ -38,26 +51,49 @@ class Count:
 
 @dataclass(frozen=True)
 class Term:
-    """`coefficient` times the product of some axis sizes, paid while its block is kept.
+    """`coefficient` times the product of some axis sizes, paid under conditions.
 
     Attributes:
         coefficient: what one unit of the product costs.
         factors: the axis sizes.
-        gate: (depth name, position): paid while the depth keeps more than `position` blocks; None is always paid.
+        gates: conditions on depths, all of which must hold.
+        unequal: two sizes; paid only where they differ, as a projection shortcut is. None is always paid.
     """
 
     coefficient: int
     factors: tuple[Count, ...] = ()
-    gate: Gate | None = None
+    gates: tuple[Kept, ...] = ()
+    unequal: tuple[Side, Side] | None = None
 
     def of(self, architecture: Architecture) -> int:
         """Exact cost under `architecture`."""
-        if self.gate and architecture.depths[self.gate[0]] <= self.gate[1]:
+        if not all(gate.holds(architecture.depths[gate.depth]) for gate in self.gates):
             return 0
+        if self.unequal is not None:
+            one, other = (architecture.widths[side] if isinstance(side, str) else side for side in self.unequal)
+            if one == other:
+                return 0
         value = self.coefficient
         for factor in self.factors:
             value *= factor.of(architecture.widths)
         return value
+
+
+class Pair(NamedTuple):
+    """Two sizes, each to a power, where they differ; zero where they are equal."""
+
+    one: Side
+    other: Side
+    one_power: int
+    other_power: int
+
+
+class Monomial(NamedTuple):
+    """What a coefficient is multiplied with: conditions, powers of widths, and at most one pair of other widths."""
+
+    gates: tuple[Kept, ...]
+    powers: tuple[tuple[str, int], ...]
+    pair: Pair | None = None
 
 
 @dataclass(frozen=True)
@@ -71,13 +107,16 @@ class Cost:
         return sum(term.of(architecture) for term in self.terms)
 
     @cached_property
-    def monomials(self) -> Mapping[tuple[Gate | None, tuple[tuple[str, int], ...]], int]:
-        """The sum multiplied out: coefficient by (gate, ((width, power), …)).
+    def monomials(self) -> Mapping[Monomial, int]:
+        """The sum multiplied out: coefficient by monomial.
 
         A width that occurs twice in a product needs its second moment in an expectation, hence the powers.
         """
-        collected: Counter = Counter()
+        collected: Counter[Monomial] = Counter()
         for term in self.terms:
+            gates, unequal = _joined(term.gates), term.unequal
+            if gates is None or (unequal is not None and unequal[0] == unequal[1]):
+                continue
             choices = [[(None, factor.constant), *factor.widths] for factor in term.factors]
             for picked in product(*choices):
                 coefficient = term.coefficient
@@ -87,8 +126,21 @@ class Cost:
                     if width is not None:
                         powers[width] += 1
                 if coefficient:
-                    collected[term.gate, tuple(sorted(powers.items()))] += coefficient
+                    pair = unequal and Pair(*unequal, *(powers.pop(side, 0) for side in unequal))
+                    collected[Monomial(gates, tuple(sorted(powers.items())), pair)] += coefficient
         return dict(collected)
+
+
+def _joined(gates: Sequence[Kept]) -> tuple[Kept, ...] | None:
+    """One condition per depth, which are independent of each other; None if they cannot all hold."""
+    found: dict[str, Kept] = {}
+    for gate in gates:
+        known = found.get(gate.depth, gate)
+        ends = [end for end in (known.up_to, gate.up_to) if end is not None]
+        found[gate.depth] = Kept(gate.depth, max(known.above, gate.above), min(ends, default=None))
+    if any(gate.up_to is not None and gate.up_to <= gate.above for gate in found.values()):
+        return None
+    return tuple(found[depth] for depth in sorted(found))
 
 
 class CostTable:
@@ -99,29 +151,67 @@ class CostTable:
 
     def __init__(self, cost: Cost, widths: Mapping[str, Sequence[int]], depths: Mapping[str, Sequence[int]]):
         monomials = cost.monomials
-        columns = max([len(sizes) for sizes in (*widths.values(), *depths.values())], default=1)
-        rank = max((len(powers) for _, powers in monomials), default=0)
-        top = max((power for _, powers in monomials for _, power in powers), default=1)
-        row = {name: index for index, name in enumerate(widths)}
-        gates = {gate: index + 1 for index, gate in enumerate(sorted({gate for gate, _ in monomials if gate}))}
-
         self.num_widths = len(widths)
-        self._powers = np.ones((len(widths), columns, top + 1))  # candidate size to the power
-        for index, sizes in enumerate(widths.values()):
-            for power in range(top + 1):
-                self._powers[index, : len(sizes), power] = np.asarray(sizes, dtype=float) ** power
-        self._open = np.zeros((len(gates), len(depths), columns))  # 1 where that candidate pays for the gate
-        for (depth, position), index in gates.items():
-            for column, kept in enumerate(depths[depth]):
-                self._open[index - 1, list(depths).index(depth), column] = kept > position
+        self._columns = max([len(sizes) for sizes in (*widths.values(), *depths.values())], default=1)
         self._coefficients = np.array(list(monomials.values()), dtype=float)
-        self._gate = np.array([gates[gate] if gate else 0 for gate, _ in monomials], dtype=int)
-        self._width = np.zeros((rank, len(monomials)), dtype=int)
-        self._power = np.zeros((rank, len(monomials)), dtype=int)
-        for column, (_, powers) in enumerate(monomials):
-            for place, (width, power) in enumerate(powers):
-                self._width[place, column], self._power[place, column] = row[width], power
+        power_rows = {name: index for index, name in enumerate(widths)}
+        top = max((power for _, powers, _ in monomials for _, power in powers), default=1)
+        sizes = self._padded(list(widths.values()))
+        # candidate size to the power
+        self._powers = np.where(sizes[..., None] > 0, sizes[..., None] ** np.arange(top + 1.0), 1.0)
+        self._open, gates = self._gates(monomials, depths)
+        self._pairs, self._pair_rows, pairs = self._unequal(monomials, widths)
+        # places of the factors of every monomial among the values of one kind; place 0 is the factor 1
+        self._places = [
+            _table([[gates[gate] for gate in key.gates] for key in monomials]),
+            _table([[pairs[key.pair]] if key.pair else [] for key in monomials]),
+            _table(
+                [[1 + power_rows[width] * (top + 1) + power for width, power in key.powers] for key in monomials]
+            ),
+        ]  # fmt: skip
         self._tensors: dict[Any, list[Any]] = {}
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """(rows, columns), zero where there is no candidate."""
+        table = np.zeros((len(rows), self._columns))
+        for index, row in enumerate(rows):
+            table[index, : len(row)] = row
+        return table
+
+    def _gates(
+        self, monomials: Mapping[Monomial, int], depths: Mapping[str, Sequence[int]]
+    ) -> tuple[np.ndarray, dict[Kept, int]]:
+        """(gates, depths, columns), 1 where that candidate fulfils the condition; and the place of every gate."""
+        found = {
+            gate: place + 1 for place, gate in enumerate(sorted({g for key in monomials for g in key.gates}, key=str))
+        }
+        rows, table = list(depths), np.zeros((len(found), len(depths), self._columns))
+        for gate, place in found.items():
+            for column, kept in enumerate(depths[gate.depth]):
+                table[place - 1, rows.index(gate.depth), column] = gate.holds(kept)
+        return table, found
+
+    def _unequal(
+        self, monomials: Mapping[Monomial, int], widths: Mapping[str, Sequence[int]]
+    ) -> tuple[np.ndarray, np.ndarray, dict[Pair, int]]:
+        """(pairs, columns, columns), the value for every two candidates; (2, pairs), their rows; and the places.
+
+        A side that never changes has the row behind all widths, of which the first column is certain.
+        """
+        found = {pair: place + 1 for place, pair in enumerate(dict.fromkeys(key.pair for key in monomials if key.pair))}
+        order = [*widths]
+        rows = [[order.index(s) if isinstance(s, str) else len(order) for s in pair[:2]] for pair in found]
+        ends = [
+            self._padded(
+                [widths[side] if isinstance(side, str) else [side] for side in (pair[place] for pair in found)]
+            )
+            for place in (0, 1)
+        ]
+        one, other = ends[0][:, :, None], ends[1][:, None, :]
+        exponents = np.array([pair[2:] for pair in found], dtype=float).reshape(-1, 2)
+        values = one ** exponents[:, 0, None, None] * other ** exponents[:, 1, None, None]
+        values = np.where((one != other) & (one > 0) & (other > 0), values, 0.0)
+        return values, np.array(rows, dtype=int).reshape(-1, 2).T, found
 
     def exact(self, choices: np.ndarray) -> np.ndarray:
         """Costs of many architectures at once.
@@ -132,13 +222,15 @@ class CostTable:
         Returns:
             (architectures,), int64.
         """
-        rows = np.arange(self.num_widths)
-        moments = self._powers[rows, choices[:, : self.num_widths]]
-        depths = choices[:, self.num_widths :]
-        chosen = self._open[:, np.arange(depths.shape[1])[None], depths]  # (gates, architectures, depths)
-        gates = np.concatenate([np.ones((len(choices), 1)), chosen.sum(-1).T], axis=1)
+        rows, one = np.arange(self.num_widths), np.ones((len(choices), 1))
+        sized, depths = choices[:, : self.num_widths], choices[:, self.num_widths :]
+        moments = self._powers[rows, sized].reshape(len(choices), -1)
+        gates = self._open[:, np.arange(depths.shape[1])[None], depths].sum(-1).T
+        ends = np.concatenate([sized, np.zeros((len(choices), 1), dtype=int)], 1)[:, self._pair_rows]
+        pairs = self._pairs[np.arange(len(self._pairs)), ends[:, 0], ends[:, 1]]
+        values = [np.concatenate([one, part], axis=1) for part in (gates, pairs, moments)]
         # float64 is exact for whole numbers below 2**53, far above any cost
-        return np.rint(_sum(moments, gates, self._coefficients, self._gate, self._width, self._power)).astype(np.int64)
+        return np.rint(_sum(self._coefficients, values, self._places)).astype(np.int64)
 
     def expected(self, probabilities: Tensor) -> Tensor:
         """Expected cost when every choice is drawn independently.
@@ -153,21 +245,31 @@ class CostTable:
 
         key = (probabilities.device, probabilities.dtype)
         if key not in self._tensors:
-            floats = [
-                torch.as_tensor(a, dtype=key[1], device=key[0]) for a in (self._powers, self._open, self._coefficients)
-            ]
-            self._tensors[key] = floats + [
-                torch.as_tensor(a, device=key[0]) for a in (self._gate, self._width, self._power)
-            ]
-        powers, opens, coefficients, gate, width, power = self._tensors[key]
-        moments = (probabilities[: self.num_widths, :, None] * powers).sum(1)
-        chosen = (probabilities[self.num_widths :] * opens).sum((1, 2))
-        return _sum(moments, torch.cat([chosen.new_ones(1), chosen]), coefficients, gate, width, power)
+            floats = (self._powers, self._open, self._pairs, self._coefficients)
+            self._tensors[key] = [torch.as_tensor(a, dtype=key[1], device=key[0]) for a in floats]
+            self._tensors[key] += [torch.as_tensor(a, device=key[0]) for a in (self._pair_rows, *self._places)]
+        powers, opens, unequal, coefficients, pair_rows, *places = self._tensors[key]
+        sized, one = probabilities[: self.num_widths], probabilities.new_ones(1)
+        moments = (sized[:, :, None] * powers).sum(1).flatten()
+        gates = (probabilities[self.num_widths :] * opens).sum((1, 2))
+        certain = torch.nn.functional.pad(one, (0, probabilities.shape[1] - 1))[None]
+        left, right = torch.cat([sized, certain])[pair_rows]
+        pairs = (left[:, :, None] * unequal * right[:, None]).sum((1, 2))  # p_a' E p_b
+        return _sum(coefficients, [torch.cat([one, part]) for part in (gates, pairs, moments)], places)
 
 
-def _sum(moments: Any, gates: Any, coefficients: Any, gate: Any, width: Any, power: Any) -> Any:
-    """The one arithmetic of both: Σ coefficient · gate · Π moment; numpy or torch, leading batch axes allowed."""
-    value = coefficients * gates[..., gate]
-    for place in range(len(width)):
-        value = value * moments[..., width[place], power[place]]
-    return value.sum(-1)
+def _table(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """(longest row, at least 1; rows), zero where a row is shorter."""
+    table = np.zeros((max([1, *map(len, rows)]), len(rows)), dtype=int)
+    for column, row in enumerate(rows):
+        table[: len(row), column] = row
+    return table
+
+
+def _sum(coefficients: Any, values: Sequence[Any], places: Sequence[Any]) -> Any:
+    """The one arithmetic of both: Σ coefficient · Π factors; numpy or torch, leading batch axes allowed."""
+    total = coefficients
+    for factors, table in zip(values, places, strict=True):
+        for row in table:
+            total = total * factors[..., row]
+    return total.sum(-1)

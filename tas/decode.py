@@ -14,8 +14,9 @@ import numpy as np
 
 from tas.architecture import Architecture
 from tas.budget import Budget
+from tas.cheapest import cheapest_choice, stream_moves
 from tas.cost import CostTable
-from tas.errors import ConfigError
+from tas.errors import BudgetError, ConfigError
 from tas.graph import Graph
 from tas.space import SearchSpace
 
@@ -36,7 +37,7 @@ def decode(scores: Mapping[str, Sequence[float]], graph: Graph, space: SearchSpa
     for name, sizes in (*space.widths.items(), *space.depths.items()):
         if len(scores.get(name, ())) != len(sizes):
             raise ConfigError(f"scores of {name!r} must be one number for each of its {len(sizes)} candidates")
-    budget.require_reachable(graph, space.smallest)
+    budget.require_reachable(graph, space)
     return _Problem(scores, graph, space, budget).solve()
 
 
@@ -49,9 +50,12 @@ class _Problem:
         self.scores = np.full((len(sizes), max(self.counts, default=1)), -np.inf)
         for row, name in enumerate(self.names):
             self.scores[row, : self.counts[row]] = scores[name]
+        self.moves = [[(row, column)] for row, count in enumerate(self.counts) for column in range(count)]
+        self.moves += stream_moves(graph, space)
         limits = budget.limits(graph)
         self.tables = [CostTable(graph.cost(name), space.widths, space.depths) for name in limits]
         self.limits = np.array(list(limits.values()), dtype=float)
+        self.cheapest = cheapest_choice(graph, space, self.load)
 
     def load(self, choices: np.ndarray) -> np.ndarray:
         """(architectures, choices) to the largest share of a limit, per architecture; at most 1 fits."""
@@ -68,6 +72,8 @@ class _Problem:
             return self.space.largest
         best = self.scores.argmax(1)
         if self.load(best[None])[0] > 1:
+            if self.load(self.cheapest[None])[0] > 1:  # every bound alone can be held
+                raise BudgetError("no architecture was found that holds all bounds at once; raise one of them")
             starts = [self.descend(best), *self.multipliers(best)]
             best = max((self.improve(start) for start in starts), key=self.score)
         picked = {name: int(index) for name, index in zip(self.names, best, strict=True)}
@@ -77,16 +83,14 @@ class _Problem:
         )
 
     def changes(self, choice: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All single changes: their architectures, their loads, their gains in score."""
-        moves = [(row, column) for row, count in enumerate(self.counts) for column in range(count)]
-        moves = [(row, column) for row, column in moves if choice[row] != column]
-        rows, columns = (
-            (np.array(part, dtype=int) for part in zip(*moves, strict=True)) if moves else (np.zeros(0, int),) * 2
-        )
-        changed = np.repeat(choice[None], len(moves), axis=0)
-        changed[np.arange(len(moves)), rows] = columns
-        gains = self.scores[rows, columns] - self.scores[rows, choice[rows]]
-        return changed, self.load(changed) if len(moves) else np.zeros(0), gains
+        """All single changes, and those of whole streams: their architectures, their loads, their gains in score."""
+        changed = np.repeat(choice[None], len(self.moves), axis=0)
+        for trial, move in zip(changed, self.moves, strict=True):
+            for row, column in move:
+                trial[row] = column
+        changed = changed[(changed != choice).any(1)]
+        gains = self.scores[np.arange(len(choice)), changed].sum(1) - self.score(choice)
+        return changed, self.load(changed) if len(changed) else np.zeros(0), gains
 
     def descend(self, choice: np.ndarray) -> np.ndarray:
         """Give up as little score as possible per cost saved until the budget holds."""
@@ -97,7 +101,9 @@ class _Problem:
             worth = np.where(
                 saved > 0, np.minimum(gains, 0) / np.minimum(np.maximum(saved, 1e-12), now - 1 + 1e-12), -np.inf
             )
-            choice = changed[int(worth.argmax())] if worth.max() > -np.inf else np.zeros_like(choice)
+            if not worth.size or worth.max() == -np.inf:
+                return self.cheapest
+            choice = changed[int(worth.argmax())]
         return choice
 
     def multipliers(self, choice: np.ndarray) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from tas.architecture import Architecture
 from tas.budget import Budget
+from tas.cheapest import cheapest
 from tas.errors import BudgetError
 from tas.graph import Graph
 from tas.space import SearchSpace
@@ -38,7 +39,7 @@ def require_widths_suffice(graph: Graph, space: SearchSpace, budget: Budget, met
         BudgetError: it cannot, and what to do.
     """
     try:
-        budget.require_reachable(graph, widths_alone(space).smallest)
+        budget.require_reachable(graph, widths_alone(space))
     except BudgetError as error:
         raise BudgetError(f"{method} cuts channels and keeps every block: {error}") from None
 
@@ -107,7 +108,8 @@ def _first_that_fits(
         return Architecture(widths, only.largest.depths)
 
     first = bisect_left(levels, True, key=lambda level: budget.holds(graph, at(level)))
-    return at(levels[first]) if first < len(levels) else only.smallest  # no levels: no widths
+    # no levels: no widths; none fits: in streams of free residuals, projections may make even the smallest too dear
+    return at(levels[first]) if first < len(levels) else cheapest(graph, only, next(iter(budget.limits(graph))))
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,12 @@ class Fitter:
         """Random sizes made smaller by one candidate until the budget holds."""
         held = list(picks)
         while self._load(held) > 1:
-            held[draw.choice([place for place, pick in enumerate(held) if pick > 0])] -= 1
+            places = [place for place, pick in enumerate(held) if pick > 0]
+            if not places:  # projections between the smallest sizes may be dearer than none between larger ones
+                least = cheapest(self.graph, self.space, next(iter(self.limits)))
+                chosen = {**least.widths, **least.depths}
+                return [sizes.index(chosen[name]) for name, sizes in self.sizes.items()]
+            held[draw.choice(places)] -= 1
         return held
 
     def _grown(self, picks: Sequence[int], draw: random.Random) -> Iterator[list[int]]:

@@ -3,95 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
-
-import numpy as np
+from math import prod
+from typing import Any
 
 from tas.architecture import Architecture
 from tas.cost import Cost, Count, Gate, Term
 from tas.errors import ArchitectureError
+from tas.layout import Layout, Run, Whole, channels_of, count_of, positions_of, whole_width
+from tas.streams import Exit, Shortcut, gates_of, resolved, streams
 
+__all__ = [
+    "Attribute", "Depth", "Exit", "Frozen", "Graph", "Layer", "Layout", "Parameter", "Run", "Shortcut", "Whole",
+    "Width", "channels_of", "count_of", "positions_of", "whole_width",
+]  # fmt: skip
 
-@dataclass(frozen=True)
-class Run:
-    """A stretch of an axis: `count` successive channels of a width, each filling `repeat` positions in a row.
-
-    Attributes:
-        width: name of the width; None for positions that are never cut.
-        start: first channel of the stretch.
-        count: channels in it.
-        repeat: positions each channel fills (49 where 7x7 pixels were flattened).
-    """
-
-    width: str | None
-    start: int
-    count: int
-    repeat: int = 1
-
-
-Layout = tuple[Run, ...]
-
-
-def count_of(layout: Layout) -> Count:
-    """Size of an axis as a function of the widths.
-
-    Every channel of a width occurs equally often in an axis (that is what makes it a width), so whole counts suffice.
-    """
-    constant = sum(run.count * run.repeat for run in layout if run.width is None)
-    positions: Counter = Counter()
-    channels: Counter = Counter()
-    for run in layout:
-        if run.width is not None:
-            positions[run.width] += run.count * run.repeat
-            channels[run.width] = max(channels[run.width], run.start + run.count)
-    return Count(constant, tuple((width, total // channels[width]) for width, total in positions.items()))
-
-
-def positions_of(layout: Layout, sizes: Mapping[str, int]) -> np.ndarray:
-    """Positions of an axis that stay when each width keeps its first `sizes[width]` channels; ascending."""
-    kept = []
-    for run in layout:
-        channels = np.arange(run.start, run.start + run.count)
-        keep = np.ones(run.count, dtype=bool) if run.width is None else channels < sizes[run.width]
-        kept.append(np.repeat(keep, run.repeat))
-    return np.flatnonzero(np.concatenate(kept)) if kept else np.zeros(0, dtype=int)
-
-
-class Whole(NamedTuple):
-    """An axis that one width fills alone, all its channels in order.
-
-    Attributes:
-        width: its name.
-        copies: how often all channels stand there in a row; once per group of a convolution.
-        repeat: positions each channel fills; the dimension of a head in attention.
-    """
-
-    width: str
-    copies: int
-    repeat: int
-
-
-def whole_width(layout: Layout | None) -> Whole | None:
-    """What fills an axis if it is nothing but copies of one whole width; None for every other axis."""
-    if not layout or any(run != layout[0] for run in layout):
-        return None
-    first = layout[0]
-    return Whole(first.width, len(layout), first.repeat) if first.width is not None and first.start == 0 else None
-
-
-def channels_of(layout: Layout, width: str) -> np.ndarray:
-    """Channel of `width` at each position of an axis; -1 where another width, or none, stands."""
-    parts = [
-        np.repeat(
-            np.arange(run.start, run.start + run.count) if run.width == width else np.full(run.count, -1), run.repeat
-        )
-        for run in layout
-    ]
-    return np.concatenate(parts)
+FORMAT = 3  # 1 had no attributes and no norms over channels, 2 no shortcuts
 
 
 @dataclass(frozen=True)
@@ -215,6 +143,8 @@ class Graph:
         frozen: every axis that is left alone, with the reason.
         input_shapes: of the example, batch included.
         attributes: numbers on modules that follow the widths.
+        shortcuts: identities whose ends have widths of their own.
+        exits: what depths of such blocks hand on; their names stand in layouts and counts like those of widths.
     """
 
     widths: tuple[Width, ...]
@@ -223,6 +153,8 @@ class Graph:
     frozen: tuple[Frozen, ...] = ()
     input_shapes: tuple[tuple[int, ...], ...] = ()
     attributes: tuple[Attribute, ...] = ()
+    shortcuts: tuple[Shortcut, ...] = ()
+    exits: tuple[Exit, ...] = ()
 
     @cached_property
     def full(self) -> Architecture:
@@ -239,22 +171,32 @@ class Graph:
         """Number of parameters; of the full model by default."""
         return self.cost("params").exact(self.check(architecture))
 
+    def sizes(self, architecture: Architecture) -> dict[str, int]:
+        """Channels of everything that stands in layouts: the widths as chosen, and the exits that follow from them."""
+        return {**architecture.widths, **{item.name: item.size(architecture) for item in self.exits}}
+
+    @cached_property
+    def streams(self) -> list[frozenset[str | None]]:
+        """Widths and exits of one full size that shortcuts connect; a set with None has channels that are never cut."""
+        return streams(self.shortcuts, self.exits)
+
     @cached_property
     def _costs(self) -> dict[str, Cost]:
-        macs = [Term(times, factors, layer.gate) for layer in self.layers for times, factors in layer.products]
-        params = [
-            Term(1, parameter.counts, layer.gate)
-            for layer in self.layers
-            for parameter in layer.parameters
-            if not parameter.is_buffer
-        ]
-        return {"macs": Cost(tuple(macs)), "params": Cost(tuple(params))}
+        terms = {"macs": [], "params": []}
+        for layer in self.layers:
+            gates = gates_of(layer.gate)
+            terms["macs"] += [Term(times, factors, gates) for times, factors in layer.products]
+            terms["params"] += [Term(1, item.counts, gates) for item in layer.parameters if not item.is_buffer]
+        for quantity, found in terms.items():
+            found += [term for shortcut in self.shortcuts for term in shortcut.terms(quantity)]
+        return {quantity: Cost(tuple(resolved(found, self.exits))) for quantity, found in terms.items()}
 
     @cached_property
     def layer_macs(self) -> dict[str, int]:
         """Multiply-adds per sample of every layer of the full model, by layer name."""
+        sizes = self.sizes(self.full)
         return {
-            layer.name: sum(Term(times, factors).of(self.full) for times, factors in layer.products)
+            layer.name: sum(times * prod(factor.of(sizes) for factor in factors) for times, factors in layer.products)
             for layer in self.layers
         }
 
@@ -303,7 +245,7 @@ class Graph:
 
     def to_dict(self) -> dict[str, Any]:
         """The graph in plain lists and mappings, for JSON."""
-        return {"format": 2, **asdict(self)}
+        return {"format": FORMAT, **asdict(self)}
 
     def to_json(self) -> str:
         """The graph as JSON text."""
@@ -318,7 +260,7 @@ class Graph:
         """
         try:
             value = json.loads(text)
-            if value.pop("format") > 2:  # 1 had no attributes and no norms over channels
+            if value.pop("format") > FORMAT:
                 raise ArchitectureError("this graph was written by a newer tas; upgrade, or trace the model again")
             return cls(
                 tuple(Width(v["name"], v["size"], tuple(v["layers"])) for v in value["widths"]),
@@ -330,6 +272,8 @@ class Graph:
                     Attribute(v["module"], v["name"], _count(v["count"]), v["place"])
                     for v in value.get("attributes", ())
                 ),
+                tuple(Shortcut(**{**v, "gate": _gate(v["gate"])}) for v in value.get("shortcuts", ())),
+                tuple(Exit(**{**v, "widths": tuple(v["widths"])}) for v in value.get("exits", ())),
             )
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ArchitectureError(f"this is not a graph ({error!r}); give the graph.json of a run") from None
@@ -350,7 +294,11 @@ def _layer(value: dict[str, Any]) -> Layer:
         for item in value["parameters"]
     )
     products = tuple((times, tuple(_count(factor) for factor in factors)) for times, factors in value["products"])
-    gate = value["gate"] and (value["gate"][0], value["gate"][1])
     return Layer(
-        value["name"], value["kind"], parameters, products, gate, value["mixed_by"], value.get("channel_dim", 1)
+        value["name"], value["kind"], parameters, products, _gate(value["gate"]), value["mixed_by"],
+        value.get("channel_dim", 1),
     )  # fmt: skip
+
+
+def _gate(value: list[Any] | None) -> Gate | None:
+    return value and (value[0], value[1])

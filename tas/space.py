@@ -143,7 +143,7 @@ class SearchSpace:
 
     @cached_property
     def smallest(self) -> Architecture:
-        """The smallest candidate of everything: nothing in the space costs less."""
+        """The smallest candidate of everything: nothing costs less, unless a projection shortcut does (`cheapest`)."""
         return self._pick(0)
 
     def _pick(self, index: int) -> Architecture:

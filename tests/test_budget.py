@@ -5,6 +5,7 @@ from tas.budget import Budget
 from tas.cost import Count
 from tas.errors import BudgetError
 from tas.graph import Graph, Layer, Parameter, Run, Width
+from tas.space import SearchSpace
 
 # 1000 macs and 100 parameters per channel, ten channels
 WEIGHT = Parameter("conv.weight", (10, 100), ((Run("conv", 0, 10),), None))
@@ -89,11 +90,11 @@ def test_more_than_the_full_model_is_refused_with_both_numbers():
 
 
 def test_an_unreachable_budget_names_the_smallest_cost():
-    smallest = Architecture({"conv": 3})
-    Budget(macs=3000, params=300).require_reachable(GRAPH, smallest)
+    space = SearchSpace({"conv": (3, 10)}, {})
+    Budget(macs=3000, params=300).require_reachable(GRAPH, space)
     with pytest.raises(
         BudgetError, match=r"has 2,999 macs or fewer; the smallest has 3,000 \(30.0% of the full model\)"
     ):
-        Budget(macs=2999).require_reachable(GRAPH, smallest)
+        Budget(macs=2999).require_reachable(GRAPH, space)
     with pytest.raises(BudgetError, match=r"has 299 params or fewer; the smallest has 300"):
-        Budget(macs=3000, params=299).require_reachable(GRAPH, smallest)
+        Budget(macs=3000, params=299).require_reachable(GRAPH, space)

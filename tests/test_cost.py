@@ -1,4 +1,5 @@
 from itertools import product
+from math import prod
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tas.architecture import Architecture
-from tas.cost import Cost, CostTable, Count, Term
+from tas.cost import Cost, CostTable, Count, Kept, Term
 
 WIDTHS = {"a": (1, 3, 4), "b": (2, 5), "c": (1, 2, 6, 7)}
 DEPTHS = {"d": (1, 2, 3), "e": (1, 3)}
@@ -19,8 +20,15 @@ counts = st.builds(
         st.tuples(st.sampled_from(list(WIDTHS)), st.integers(1, 5)), max_size=3, unique_by=lambda pair: pair[0]
     ).map(tuple),
 )
-gates = st.one_of(st.none(), st.tuples(st.sampled_from(list(DEPTHS)), st.integers(1, 2)))
-terms = st.builds(Term, st.integers(1, 1000), st.lists(counts, max_size=3).map(tuple), gates)
+gates = st.builds(Kept, st.sampled_from(list(DEPTHS)), st.integers(0, 2), st.one_of(st.none(), st.integers(1, 3)))
+sides = st.one_of(st.sampled_from(list(WIDTHS)), st.integers(1, 6))
+terms = st.builds(
+    Term,
+    st.integers(1, 1000),
+    st.lists(counts, max_size=3).map(tuple),
+    st.lists(gates, max_size=3).map(tuple),
+    st.one_of(st.none(), st.tuples(sides, sides)),
+)
 costs = st.lists(terms, min_size=1, max_size=5).map(lambda items: Cost(tuple(items)))
 
 
@@ -55,8 +63,19 @@ def test_a_count_is_its_constant_plus_each_width_times_its_channels():
 
 
 def test_a_gated_term_is_paid_only_while_its_block_is_kept():
-    term = Term(10, (Count(0, (("a", 1),)),), ("d", 1))
+    term = Term(10, (Count(0, (("a", 1),)),), (Kept("d", 1),))
     assert [term.of(Architecture({"a": 3}, {"d": kept})) for kept in (1, 2, 3)] == [0, 30, 30]
+
+
+def test_a_term_of_two_sizes_is_paid_only_where_they_differ():
+    term = Term(10, (Count(0, (("a", 1),)), Count(0, (("b", 1),))), unequal=("a", "b"))
+    assert [term.of(Architecture({"a": 3, "b": size})) for size in (2, 3, 5)] == [60, 0, 150]
+    assert Term(10, unequal=("a", 3)).of(Architecture({"a": 3})) == 0
+
+
+def test_a_term_can_ask_for_exactly_one_depth():
+    term = Term(7, (), (Kept("d", 1, 2),))
+    assert [term.of(Architecture({}, {"d": kept})) for kept in (1, 2, 3)] == [0, 7, 0]
 
 
 def test_a_convolution_on_a_tied_stream_costs_the_square_of_its_width():
@@ -69,9 +88,14 @@ def test_a_convolution_on_a_tied_stream_costs_the_square_of_its_width():
 def test_the_monomials_add_up_to_the_terms(cost, place):
     architecture = SPACE[place][1]
     total = 0
-    for (gate, powers), coefficient in cost.monomials.items():
-        if gate is None or architecture.depths[gate[0]] > gate[1]:
-            total += coefficient * int(np.prod([architecture.widths[width] ** power for width, power in powers] or [1]))
+    for (gates, powers, pair), coefficient in cost.monomials.items():
+        if not all(gate.holds(architecture.depths[gate.depth]) for gate in gates):
+            continue
+        one, other = (architecture.widths.get(side, side) for side in pair[:2]) if pair else (1, 2)
+        if one != other:
+            factors = [architecture.widths[width] ** power for width, power in powers]
+            factors += [one**pair.one_power, other**pair.other_power] if pair else []
+            total += coefficient * prod(factors)
     assert total == cost.exact(architecture)
 
 
@@ -97,7 +121,7 @@ def test_the_expected_cost_is_the_mean_over_all_architectures(cost, seed):
 
 
 def test_a_certain_choice_has_its_exact_cost_as_expectation_in_single_precision():
-    cost = Cost((Term(3, (Count(1, (("a", 2),)), Count(0, (("a", 1), ("c", 1)))), ("d", 1)), Term(7)))
+    cost = Cost((Term(3, (Count(1, (("a", 2),)), Count(0, (("a", 1), ("c", 1)))), (Kept("d", 1),)), Term(7)))
     for choice, architecture in SPACE[::7]:
         rows = torch.zeros(5, 4)
         rows[torch.arange(5), torch.tensor(choice)] = 1
@@ -108,7 +132,10 @@ def test_a_certain_choice_has_its_exact_cost_as_expectation_in_single_precision(
 
 def test_the_gradient_of_the_expected_cost_is_its_slope():
     cost = Cost(
-        (Term(5, (Count(0, (("a", 1),)), Count(2, (("a", 1), ("b", 3))))), Term(4, (Count(0, (("c", 1),)),), ("e", 2)))
+        (
+            Term(5, (Count(0, (("a", 1),)), Count(2, (("a", 1), ("b", 3))))),
+            Term(4, (Count(0, (("c", 1),)),), (Kept("e", 2),)),
+        )
     )
     table, rows = CostTable(cost, WIDTHS, DEPTHS), probabilities(3).requires_grad_()
     assert torch.autograd.gradcheck(table.expected, (rows,))

@@ -143,7 +143,7 @@ def test_a_damaged_graph_is_refused(damage):
 
 def test_a_graph_of_a_newer_format_asks_to_upgrade():
     with pytest.raises(ArchitectureError, match="written by a newer tas; upgrade"):
-        Graph.from_json('{"format": 3}')
+        Graph.from_json('{"format": 4}')
 
 
 def test_the_open_share_counts_layers_that_a_choice_makes_smaller():

@@ -36,6 +36,7 @@ def compress(
     teacher: TrainConfig = short_teacher(),  # noqa: B008
     space: SpaceConfig = SpaceConfig(),  # noqa: B008
     keep: tuple[str, ...] | str = (),
+    residuals: Literal["tied", "free"] = "tied",
     execution: Literal["compact", "dense"] = "compact",
     init: Literal["inherit", "interpolate", "fresh"] = "inherit",
     latency_batch: int = 1,
@@ -60,6 +61,7 @@ def compress(
         teacher: how the full model is trained when it comes without weights
         space: which sizes may be chosen
         keep: modules to leave alone, as patterns of their paths, such as layer1.*,fc
+        residuals: one width per residual stream (tied), or one per convolution as in the paper (free)
         execution: of the supernet; both compute the same, compact is faster on a CPU
         init: the small model inherits weights, averages neighbouring channels, or starts fresh as in the paper
         latency_batch: images in the timed forward pass
@@ -79,6 +81,7 @@ def compress(
     }  # fmt: skip
     config = CompressConfig(
         search=search, train=train, teacher=teacher, space=space, keep=split_patterns(keep),
+        residuals=residuals,
         execution=execution, init=init, latency_batch=latency_batch, seed=seed,
     )  # fmt: skip
     result = compress_model(

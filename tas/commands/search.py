@@ -42,6 +42,7 @@ def search(
     search: SearchConfig = short_search(),  # noqa: B008
     space: SpaceConfig = SpaceConfig(),  # noqa: B008
     keep: tuple[str, ...] | str = (),
+    residuals: Literal["tied", "free"] = "tied",
     execution: Literal["compact", "dense"] = "compact",
     seed: int = 0,
     output: str = "runs/search",
@@ -62,6 +63,7 @@ def search(
         search: how the architecture is searched
         space: which sizes may be chosen
         keep: modules to leave alone, as patterns of their paths, such as layer1.*,fc
+        residuals: one width per residual stream (tied), or one per convolution as in the paper (free)
         execution: of the supernet; both compute the same, compact is faster on a CPU
         seed: of everything random
         output: folder of the results
@@ -74,13 +76,19 @@ def search(
         )
     source = data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size)
     full = build_model(model, source.num_classes, weights, pretrained, seed)
-    graph = trace_model(full, torch.zeros(1, *source.input_shape, dtype=dtype_of(full)), keep=keep)
+    graph = trace_model(full, torch.zeros(1, *source.input_shape, dtype=dtype_of(full)), keep=keep, residuals=residuals)
     require_fit_for_data(full, source)
     offered = SearchSpace.of(graph, space)
-    budget.require_reachable(graph, offered.smallest)
+    budget.require_reachable(graph, offered)
     settings = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
     settings |= {"image_size": image_size, "budget": asdict(budget), "search": without_seed(search)}
-    settings |= {"space": plain(space), "keep": list(split_patterns(keep)), "execution": execution, "seed": seed}
+    settings |= {
+        "space": plain(space),
+        "keep": list(split_patterns(keep)),
+        "residuals": residuals,
+        "execution": execution,
+        "seed": seed,
+    }
     run = RunFolder.open(output, to_yaml(settings), resume=resume, results=["architecture.json"])
     run.write_json(GRAPH, graph.to_dict())
     supernet = Supernet(rank(full, graph) if search.start == "trained" else full, graph, offered, execution=execution)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -25,6 +26,7 @@ def trace(
     input_size: list[int] | None = None,
     space: SpaceConfig = SpaceConfig(),  # noqa: B008  a frozen value
     keep: tuple[str, ...] | str = (),
+    residuals: Literal["tied", "free"] = "tied",
     output: str | None = None,
     json: bool = False,
 ) -> None:
@@ -36,13 +38,16 @@ def trace(
         input_size: channels, height, width of one image; [3,32,32] for cifar_resnet, else [3,224,224]
         space: which sizes may be chosen
         keep: modules to leave alone, as patterns of their paths, such as layer1.*,fc
+        residuals: one width per residual stream (tied), or one per convolution as in the paper (free)
         output: file for the graph as JSON
         json: print the graph and a summary as JSON
     """
     size = input_size or ([3, 32, 32] if model.startswith("cifar_resnet") else [3, 224, 224])
     if len(size) != 3 or min(size) < 1:
         raise ConfigError(f"input_size is {size}; give channels, height and width of one image, such as [3,224,224]")
-    graph = trace_model(build_model(model, num_classes, None, False, 0), torch.zeros(1, *size), keep=keep)
+    graph = trace_model(
+        build_model(model, num_classes, None, False, 0), torch.zeros(1, *size), keep=keep, residuals=residuals
+    )
     offered = SearchSpace.of(graph, space)
     if output is not None:
         write_text(Path(output), graph.to_json())

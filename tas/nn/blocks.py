@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from tas.graph import Depth
+from tas.graph import Depth, Graph
 from tas.nn.capture import Captured, module_paths
+from tas.nn.mixing import FixedSize, Interpolation, Size, as_tensor, interpolation_matrix
 from tas.nn.rules.opened import Opened
 
-_PASSES = {"dropout", "relu", "clone", "contiguous", "feature_dropout"}
+PASSES = {"dropout", "relu", "clone", "contiguous", "feature_dropout"}
 _PROJECTIONS = {"conv2d", "linear", "conv1d", "conv3d"}
 
 
@@ -91,46 +94,87 @@ def _reads_alone(entry: fx.Node | None, nodes: list[fx.Node]) -> bool:
 def _is_skippable(
     nodes: list[fx.Node], entry: fx.Node | None, exit_: fx.Node | None, captured: Captured, roots: np.ndarray
 ) -> bool:
-    if entry is None or exit_ is None or not any(_op(node) in _PROJECTIONS for node in nodes):
+    if entry is None or exit_ is None or not any(op_name(node) in _PROJECTIONS for node in nodes):
         return False
     before, after = captured.values[entry], captured.values[exit_]
     if not isinstance(after, Tensor) or before.shape != after.shape:
         return False
     same = np.array_equal(roots[before.numpy()], roots[after.numpy()])
     return same and any(
-        _op(node) == "add" and any(_reaches(source, entry) for source in node.all_input_nodes) for node in nodes
+        op_name(node) == "add" and any(_reaches(source, entry) for source in node.all_input_nodes) for node in nodes
     )
 
 
-def _op(node: fx.Node) -> str:
+def op_name(node: fx.Node) -> str:
+    """Name of the operation of a node, without namespace, overload and in-place underscore; empty for the rest."""
     schema = getattr(node.target, "_schema", None)
     return schema.name.rpartition("::")[2].rstrip("_") if schema is not None else ""
 
 
 def _reaches(node: fx.Node, entry: fx.Node) -> bool:
     """Whether `node` is `entry`, or hands it on through operations without parameters."""
-    while node is not entry and _op(node) in _PASSES:
+    while node is not entry and op_name(node) in PASSES:
         node = node.all_input_nodes[0]
     return node is entry
+
+
+@dataclass(frozen=True, eq=False)
+class FreeExit:
+    """The open size of what a depth of free blocks hands on: the largest among the depths that are drawn.
+
+    Attributes:
+        depth: its state.
+        outputs: sizes behind every block.
+        channels: in the full model.
+    """
+
+    depth: DepthState
+    outputs: tuple[Size, ...]
+    channels: int
+
+    @property
+    def active(self) -> Any:
+        """A number, or a tensor in dense execution."""
+        if self.depth.drawn is None:
+            active = [self.outputs[kept - 1].active for kept in self.depth.weights]
+            return active[0] if len(active) == 1 else max(active)
+        device = self.depth.drawn.device
+        return torch.stack([as_tensor(size, device) for size in self.outputs])[self.depth.drawn].max()
+
+    def align(self, outputs: Tensor, kept: int, how: Interpolation) -> Tensor:
+        """What `kept` blocks give, interpolated to the open size; full shape in dense execution."""
+        size, wanted = self.outputs[kept - 1].active, self.active
+        rows, columns = (wanted, size) if self.depth.drawn is None else (self.channels, self.channels)
+        if self.depth.drawn is None and size == wanted:
+            return outputs
+        options: dict[str, Any] = {"device": outputs.device, "dtype": outputs.dtype}
+        matrix = interpolation_matrix(size, wanted, rows, columns, how=how, **options)
+        return F.conv2d(outputs, matrix[:, :, None, None])
 
 
 class DepthState:
     """How the outputs of one depth's blocks are weighed now.
 
     Compact: `weights` maps a number of blocks to its weight, blocks beyond the largest are not run.
-    Dense: `vector` holds one weight per number of blocks and every block runs.
+    Dense: `vector` holds one weight per number of blocks and every block runs; `drawn` the places that are mixed.
+
+    Attributes:
+        exit: where its blocks have widths of their own, what is handed on; their outputs are aligned to it.
+        how: by which interpolation.
     """
 
-    def __init__(self, candidates: Sequence[int], num_blocks: int):
+    exit: FreeExit | None = None
+
+    def __init__(self, candidates: Sequence[int], num_blocks: int, how: Interpolation = "average"):
         self.candidates = tuple(candidates)
-        self.num_blocks = num_blocks
+        self.num_blocks, self.how = num_blocks, how
         self.vector: Tensor | None = None
         self.pick(len(candidates) - 1)
         self._sum: Tensor | None = None
 
     def draw(self, chosen: Sequence[int], weights: Tensor) -> None:
         """Mix the candidates with these indices; an index may repeat."""
-        self.vector, self.weights = None, {}
+        self.vector, self.drawn, self.weights = None, None, {}
         for place, index in enumerate(chosen):
             kept = self.candidates[index]
             self.weights[kept] = self.weights.get(kept, 0) + weights[place]
@@ -139,13 +183,13 @@ class DepthState:
     def draw_dense(self, chosen: Tensor, weights: Tensor) -> None:
         """The same with tensors only."""
         table = torch.tensor(self.candidates, device=chosen.device)
-        kept = table[chosen] - 1
-        self.vector = weights.new_zeros(self.num_blocks).index_add(0, kept, weights)
+        self.drawn = table[chosen] - 1
+        self.vector = weights.new_zeros(self.num_blocks).index_add(0, self.drawn, weights)
         self.weights, self.deepest = {}, self.num_blocks
 
     def pick(self, index: int) -> None:
         """Use one candidate alone."""
-        self.vector, self.weights = None, {self.candidates[index]: None}
+        self.vector, self.drawn, self.weights = None, None, {self.candidates[index]: None}
         self.deepest = self.candidates[index]
 
     def pass_block(self, block: nn.Module, position: int, inputs: Tensor, arguments: tuple, options: dict) -> Tensor:
@@ -155,7 +199,8 @@ class DepthState:
         outputs = block(inputs, *arguments, **options) if position < self.deepest else inputs
         weight = self._weight(position + 1)
         if weight is not None:
-            part = weight * outputs
+            aligned = outputs if self.exit is None else self.exit.align(outputs, position + 1, self.how)
+            part = weight * aligned
             self._sum = part if self._sum is None else self._sum + part
         if position + 1 == self.num_blocks and self._sum is not None:
             outputs, self._sum = self._sum, None
@@ -163,6 +208,15 @@ class DepthState:
 
     def _weight(self, kept: int) -> Any:
         return self.weights.get(kept) if self.vector is None else self.vector[kept - 1]
+
+
+def free_exits(graph: Graph, widths: Mapping[str, Size], depths: Mapping[str, DepthState]) -> dict[str, FreeExit]:
+    """The open sizes of the exits of a graph, each made known to its depth."""
+    found = {}
+    for item in graph.exits:
+        outputs = tuple(FixedSize(item.channels) if width is None else widths[width] for width in item.widths)
+        found[item.name] = depths[item.depth].exit = FreeExit(depths[item.depth], outputs, item.channels)
+    return found
 
 
 class OpenBlock(Opened):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from tas.errors import ModelError
-from tas.nn.labels import Labels, expanded, fixed, varying_dims
+from tas.nn.labels import Labels, Stage, expanded, fixed, spread, varying_dims
 from tas.nn.rules import WITH_WEIGHTS, Call, Constant, Draft, label_rule, positions_in, without_labels
 
 
@@ -82,18 +82,26 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def capture(model: nn.Module, example: Sequence[Tensor]) -> Captured:
+def capture(
+    model: nn.Module,
+    example: Sequence[Tensor],
+    *,
+    program: torch.export.ExportedProgram | None = None,
+    stages: Mapping[str, Sequence[str]] | None = None,
+) -> Captured:
     """Export a model in evaluation mode and push labels through every operation.
 
     Args:
         model: in evaluation mode; not changed.
         example: the tensors `forward` takes, batch first.
+        program: what `export` gave for them, where that is known.
+        stages: paths of blocks in a row, by name of their depth: behind the last one new labels are read.
 
     Raises:
         ModelError: the model cannot be captured.
     """
-    program = export(model, example)
-    run = _LabelRun(model, example[0].shape[0])
+    program = program or export(model, example)
+    run = _LabelRun(model, example[0].shape[0], stages or {})
     run.follow(program)
     nodes = list(run.nodes)
     if any(unseen_layers(model, run.labels)):
@@ -101,6 +109,12 @@ def capture(model: nn.Module, example: Sequence[Tensor]) -> Captured:
     run.note_numbers_of_constants()
     run.labels.settle()
     return Captured(nodes, run.values, run.labels, run.drafts, run.results, run.numbers)
+
+
+def ends_of(nodes: Iterable[fx.Node], path: str) -> list[fx.Node]:
+    """The nodes of a module whose values are used outside of it."""
+    inside = {node for node in nodes if path in module_paths(node)}
+    return [node for node in inside if any(user not in inside for user in node.users)]
 
 
 _WITH_SIZES = ("view", "reshape", "_unsafe_view", "unflatten", "expand", "repeat", "split", "split_with_sizes", "slice")
@@ -118,12 +132,12 @@ def unseen_layers(model: nn.Module, labels: Labels) -> Iterator[str]:
 class _LabelRun:
     """The state of one run of labels through an exported graph."""
 
-    def __init__(self, model: nn.Module, batch: int):
+    def __init__(self, model: nn.Module, batch: int, stages: Mapping[str, Sequence[str]]):
         self._tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
         self._stored: dict[str, str] = {}
         self._lifted: dict[str, Any] = {}
         self._inputs: set[Any] = set()
-        self._model, self._batch = model, batch
+        self._model, self._batch, self._stages = model, batch, stages
         self._computed: dict[fx.Node, Any] = {}
         self._root: fx.GraphModule | None = None
         self.nodes: list[fx.Node] = []
@@ -141,12 +155,29 @@ class _LabelRun:
             name: program.constants[target] for name, target in signature.inputs_to_lifted_tensor_constants.items()
         }
         self._inputs, self._root = set(signature.user_inputs), program.graph_module
+        ends: dict[fx.Node, tuple[str, int]] = {}
+        for stage, paths in self._stages.items():
+            for place, path in enumerate(paths):
+                found = ends_of(program.graph.nodes, path)
+                ends |= dict.fromkeys(found if len(found) == 1 else (), (stage, place))
         for node in program.graph.nodes:
             self._step(node)
+            if node in ends:
+                self._leave(node, *ends[node])
+
+    def _leave(self, node: fx.Node, name: str, place: int) -> None:
+        """Note what a block of a depth gives; behind the last one, any of the blocks may have been the last."""
+        value = self.values[node]
+        stage, outputs = self.labels.stages.setdefault(name, Stage()), self.labels.channel_vector(value, 1)
+        known = stage.outputs.setdefault(place, outputs)
+        self.labels.union(known, outputs)  # in training a block may take another way
+        if place + 1 == len(self._stages[name]):
+            stage.exit = self.labels.fresh(len(outputs)) if stage.exit is None else stage.exit
+            self.values[node] = spread(stage.exit, 1, tuple(value.shape))
 
     def follow_training(self, example: Sequence[Tensor]) -> None:
         """Follow what runs in training only, such as auxiliary heads; it is cut with the rest and costs nothing."""
-        counted, results, size = dict(self.drafts), self.results, self._batch
+        counted, results, size, passages = dict(self.drafts), self.results, self._batch, list(self.labels.passages)
         batch = [torch.cat([tensor, tensor]) for tensor in example]  # a batch norm may need two samples
         try:
             self._model.train()
@@ -160,7 +191,7 @@ class _LabelRun:
         for path, draft in self.drafts.items():
             draft.products.clear()
             counted.setdefault(path, draft)
-        self.drafts, self.results, self._batch = counted, results, size
+        self.drafts, self.results, self._batch, self.labels.passages = counted, results, size, passages
 
     def note_numbers_of_constants(self) -> None:
         """The same for parameters that turned out to be cut after they had been given a shape (`bias_shape`)."""
@@ -221,7 +252,7 @@ class _LabelRun:
                 self._constants += [(call.module, constant) for constant in constants]
             return constants if is_list else constants[0]
         try:
-            result = label_rule(call.op)(call)
+            result = label_rule(call)(call)
         except Exception as error:  # its rule did not foresee such a call; that must not end the trace
             result = call.refuse(f"passes {call.op} in a way its rule does not know ({type(error).__name__})")
         self._note_numbers(node, call, result)

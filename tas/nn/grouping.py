@@ -9,9 +9,23 @@ import torch
 from torch import nn
 
 from tas.cost import Count, Gate
-from tas.graph import Attribute, Depth, Frozen, Graph, Layer, Layout, Parameter, Run, Width, count_of, whole_width
+from tas.graph import (
+    Attribute,
+    Depth,
+    Exit,
+    Frozen,
+    Graph,
+    Layer,
+    Layout,
+    Parameter,
+    Run,
+    Shortcut,
+    Width,
+    count_of,
+    whole_width,
+)  # fmt: skip
 from tas.nn.capture import Captured, unseen_layers
-from tas.nn.labels import along, condense, varying_dims
+from tas.nn.labels import TIED, Stage, along, condense, varying_dims
 from tas.nn.rules import KINDS, Draft
 
 Place = tuple[str, int]  # (width name, channel)
@@ -21,20 +35,104 @@ def build_graph(
     model: nn.Module, captured: Captured, depths: tuple[Depth, ...], input_shapes: tuple[tuple[int, ...], ...]
 ) -> Graph:
     """Assemble what was found about `model` into a `Graph`."""
+    tie_unclear(captured)
     roots = captured.labels.roots()
     reasons = _frozen_roots(captured, roots)
     places, widths = _widths(captured, roots, reasons)
+    exits = _exits(captured, roots, places, widths)
     layouts = {axis: _layout(roots[labels], places) for axis, labels in captured.labels.axes.items()}
     gates = {block: (depth.name, place) for depth in depths for place, block in enumerate(depth.blocks) if place}
+    shortcuts = _shortcuts(captured, roots, places, widths, gates)
     layers = tuple(
         _layer(model, path, captured.drafts.get(path), captured, layouts, gates, roots, places)
         for path in _layer_order(model, captured)
     )
     members = _members(layers)
-    found = tuple(Width(name, size, tuple(members[name])) for name, size in widths.items())
-    frozen = (*_frozen(captured, roots, reasons, places), *_unseen(model, captured))
+    found = tuple(
+        Width(name, size, tuple(members[name]))
+        for name, size in widths.items()
+        if name not in {item.name for item in exits}
+    )
+    tied = [Frozen(path, reason, path) for path, reason in captured.labels.tied.items()]
+    frozen = (*_frozen(captured, roots, reasons, places), *_unseen(model, captured), *tied)
     attributes = _attributes(model, captured, {layer.name: layer.kind for layer in layers}, roots, places)
-    return Graph(found, depths, layers, frozen, input_shapes, attributes)
+    return Graph(found, depths, layers, frozen, input_shapes, attributes, shortcuts, exits)
+
+
+def tie_unclear(captured: Captured) -> None:
+    """Merge both ends of every shortcut, and all of every stage, that are not one width each; until all are."""
+    labels = captured.labels
+    is_new = True
+    while is_new:
+        is_new, roots = False, labels.roots()
+        places, widths = _widths(captured, roots, _frozen_roots(captured, roots))
+        paths = [passage.path for passage in labels.passages]
+        for passage in labels.passages:
+            ends = [_end(roots[vector.numpy()], places, widths) for vector in (passage.reads, passage.makes)]
+            if passage.path not in labels.tied and ("" in ends or paths.count(passage.path) > 1):
+                labels.union(passage.reads, passage.makes)
+                labels.tied[passage.path] = "what its shortcut adds is not one width" + TIED
+                is_new = True
+        for name, stage in labels.stages.items():
+            outputs = [_end(roots[vector.numpy()], places, widths) for vector in stage.outputs.values()]
+            is_clear = "" not in outputs and any(outputs) and _is_clear(stage, roots, places, widths)
+            if name not in labels.tied and not is_clear:
+                for vector in (*stage.outputs.values(), *([] if stage.exit is None else [stage.exit])):
+                    labels.union(stage.outputs[0], vector)
+                labels.tied[name] = "what is read behind its blocks cannot follow the last one; they keep one width"
+                is_new = True
+
+
+def _end(roots: np.ndarray, places: dict[int, Place], widths: dict[str, int]) -> str | None:
+    """The width that these channels are, all of it and in order; None if they are never cut, empty for all else."""
+    layout = _layout(roots, places)
+    if layout is None:
+        return None
+    whole = whole_width(layout)
+    is_all = whole is not None and (whole.copies, whole.repeat, widths[whole.width]) == (1, 1, len(roots))
+    return whole.width if whole is not None and is_all else ""
+
+
+def _is_clear(stage: Stage, roots: np.ndarray, places: dict[int, Place], widths: dict[str, int]) -> bool:
+    """Whether what is read behind a stage is merged with nothing, so that it can be as wide as any of its blocks."""
+    if stage.exit is None:
+        return False
+    mine = roots[stage.exit.numpy()]
+    return bool(_end(mine, places, widths)) and int(np.isin(roots, mine).sum()) == len(mine)
+
+
+def _exits(captured: Captured, roots: np.ndarray, places: dict[int, Place], widths: dict[str, int]) -> tuple[Exit, ...]:
+    found = []
+    for name, stage in captured.labels.stages.items():
+        if name in captured.labels.tied or stage.exit is None:
+            continue
+        ends = tuple(_end(roots[stage.outputs[place].numpy()], places, widths) for place in sorted(stage.outputs))
+        exit_ = _end(roots[stage.exit.numpy()], places, widths)
+        assert exit_
+        found.append(Exit(exit_, name, ends, len(stage.exit)))
+    return tuple(found)
+
+
+def _shortcuts(
+    captured: Captured,
+    roots: np.ndarray,
+    places: dict[int, Place],
+    widths: dict[str, int],
+    gates: dict[str, Gate],
+) -> tuple[Shortcut, ...]:
+    """The open shortcuts whose ends can differ."""
+    found = []
+    for passage in captured.labels.passages:
+        reads, makes = (_end(roots[vector.numpy()], places, widths) for vector in (passage.reads, passage.makes))
+        block, _, attribute = passage.path.rpartition(".")
+        if reads != makes:
+            gate = _gate(passage.path, gates)
+            found.append(Shortcut(block, attribute, reads, makes, len(passage.reads), passage.positions, gate))
+    return tuple(found)
+
+
+def _gate(path: str, gates: dict[str, Gate]) -> Gate | None:
+    return next((gate for block, gate in gates.items() if path == block or path.startswith(block + ".")), None)
 
 
 def _attributes(
@@ -97,12 +195,17 @@ def _widths(
         if root not in frozen:
             groups[tuple(signatures[root])].append(root)
     axes = list(captured.labels.axes)
+    exits = {
+        int(roots[stage.exit[0]]): f"{name}:exit"
+        for name, stage in captured.labels.stages.items()
+        if stage.exit is not None and name not in captured.labels.tied
+    }
     places: dict[int, Place] = {}
     widths: dict[str, int] = {}
     for signature, members in sorted(groups.items(), key=lambda item: item[1][0]):
         if len(members) < 2:
             continue
-        name = _owner(axes[min(index for index, _ in signature)][0])
+        name = exits.get(members[0]) or _owner(axes[min(index for index, _ in signature)][0])
         name = name if name not in widths else f"{name}:{1 + sum(w.partition(':')[0] == name for w in widths)}"
         widths[name] = len(members)
         places |= {root: (name, channel) for channel, root in enumerate(members)}
@@ -166,7 +269,7 @@ def _layer(
     for times, factors in draft.products if draft else ():
         vectors = [roots[factor.numpy()] for factor in factors]
         products.append((times, tuple(_count(vector, places) for vector in vectors)))
-    gate = next((gate for block, gate in gates.items() if path == block or path.startswith(block + ".")), None)
+    gate = _gate(path, gates)
     kind = draft.kind if draft else "other"
     mixed_by = _mixed_by(path, kind, captured, layouts)
     return Layer(path, kind, tuple(parameters), tuple(products), gate, mixed_by, draft.channel_dim if draft else 1)

@@ -66,9 +66,9 @@ def _width_of(graph: Graph, captured: Captured, heads: Heads) -> str | None:
 
 def _runs_with_fewer(model: nn.Module, graph: Graph, width: str, heads: Heads, example: Sequence[Tensor]) -> bool:
     full = graph.full
-    fewer = Architecture({**full.widths, width: max(1, full.widths[width] // 2)})
+    fewer = Architecture({**full.widths, width: max(1, full.widths[width] // 2)}, full.depths)
     inside = [layer for layer in graph.layers if f"{layer.name}.".startswith(f"{heads.module}.")]
-    module_alone = replace(graph, layers=tuple(inside), depths=())
+    module_alone = replace(graph, layers=tuple(inside))
     arguments, options = _arguments(model, heads, example)
     try:
         with torch.no_grad():

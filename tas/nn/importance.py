@@ -80,7 +80,7 @@ def channel_importance(model: nn.Module, graph: Graph, criterion: WeightCriterio
 
 
 def _magnitudes(model: nn.Module, graph: Graph, power: int) -> Importance:
-    found = {width.name: np.zeros(width.size) for width in graph.widths}
+    found = {name: np.zeros(size) for name, size in graph.sizes(graph.full).items()}
     tensors = _tensors(model)
     for layer in graph.layers:
         for parameter in layer.parameters:
@@ -92,7 +92,7 @@ def _magnitudes(model: nn.Module, graph: Graph, power: int) -> Importance:
                 energy = energy / max(energy.mean(), 1e-30)
                 for name in {run.width for run in layout or () if run.width is not None}:
                     found[name] += _per_channel(energy, channels_of(layout or (), name), len(found[name]))
-    return found
+    return _of_widths(found, graph)
 
 
 def _distances(model: nn.Module, graph: Graph) -> Importance:
@@ -120,7 +120,7 @@ def filter_norms(model: nn.Module, graph: Graph) -> Importance:
 
 def batch_norm_scales(model: nn.Module, graph: Graph) -> Importance:
     """Sum of the absolute scales of the batch norms that every channel passes; only for widths that pass one."""
-    found, sizes, tensors = {}, graph.full.widths, _tensors(model)
+    found, sizes, tensors = {}, graph.sizes(graph.full), _tensors(model)
     for layer in graph.layers:
         for parameter in layer.parameters:
             if layer.kind != "batch_norm" or parameter.name.rpartition(".")[2] != "weight":
@@ -128,6 +128,15 @@ def batch_norm_scales(model: nn.Module, graph: Graph) -> Importance:
             scales, layout = tensors[parameter.name].detach().double().abs().cpu().numpy(), parameter.layouts[0] or ()
             for name in {run.width for run in layout if run.width is not None}:
                 found[name] = found.get(name, 0) + _per_channel(scales, channels_of(layout, name), sizes[name])
+    return _of_widths(found, graph)
+
+
+def _of_widths(found: Importance, graph: Graph) -> Importance:
+    """What reads behind a stage speaks for the channels of its last block."""
+    for item in graph.exits:
+        last = [width for width in item.widths if width is not None][-1]
+        if (behind := found.pop(item.name, None)) is not None:
+            found[last] = found.get(last, 0) + behind
     return found
 
 
@@ -216,8 +225,18 @@ def ranked(model: nn.Module, graph: Graph, importance: Mapping[str, np.ndarray])
         if width.name not in importance or np.shape(importance[width.name]) != (width.size,):
             raise ConfigError(f"importance of {width.name!r} must be one number for each of its {width.size} channels")
     require_fit(model, graph)
+    return reorder(model, graph, _orders(graph, importance))
+
+
+def _orders(graph: Graph, importance: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The old channel at every new place, by name of the width or exit; what shortcuts connect has one order."""
     orders = {width.name: np.argsort(-np.asarray(importance[width.name]), kind="stable") for width in graph.widths}
-    return reorder(model, graph, orders)
+    for stream in graph.streams:
+        names = [name for name in stream if name is not None]
+        total = np.sum([importance[name] for name in graph.full.widths if name in stream], axis=0)
+        order = np.arange(len(total)) if None in stream else np.argsort(-total, kind="stable")
+        orders |= dict.fromkeys(names, order)
+    return orders
 
 
 def _tensors(model: nn.Module) -> dict[str, nn.Parameter]:

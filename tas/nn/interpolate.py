@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from tas.architecture import Architecture
 from tas.graph import Graph, Layout, channels_of, positions_of
 from tas.nn.mixing import interpolation_matrix
 from tas.nn.rules import KINDS
-from tas.nn.surgery import cut
+from tas.nn.surgery import cut, projected
 
 
 @torch.no_grad()
@@ -26,6 +28,7 @@ def interpolate(model: nn.Module, graph: Graph, architecture: Architecture) -> n
 
     So the total input weight stays, and a model whose channels are equal within every S_i computes the same after.
     Products of two activations over channels (queries with keys) sum over fewer of them, and are not made up for.
+    A projection shortcut goes from one set of averages to the other by the same interpolation of channels.
     Neighbours are what `model` has them to be: rank it only if channels of similar importance are to be averaged.
 
     Source:
@@ -33,6 +36,11 @@ def interpolate(model: nn.Module, graph: Graph, architecture: Architecture) -> n
     """
     small = cut(model, graph, architecture)
     given, wanted = _tensors(model), _tensors(small)
+    full, sizes = graph.sizes(graph.full), graph.sizes(architecture)
+    for shortcut in projected(graph, architecture):
+        read, made = shortcut.sizes(sizes)
+        weight = wanted[f"{shortcut.path}.0.weight"]
+        weight.copy_(interpolation_matrix(read, made, made, read, dtype=weight.dtype)[:, :, None, None])
     for layer in graph.layers:
         for parameter in layer.parameters:
             old = given[parameter.name]
@@ -41,7 +49,7 @@ def interpolate(model: nn.Module, graph: Graph, architecture: Architecture) -> n
             reads = KINDS[layer.kind].reads.get(parameter.name.rpartition(".")[2])
             for dim, layout in enumerate(parameter.layouts):
                 if layout is not None:
-                    old = _interpolate_axis(old, layout, graph, architecture, dim=dim, reads=dim == reads)
+                    old = _interpolate_axis(old, layout, full, sizes, dim=dim, reads=dim == reads)
             wanted[parameter.name].copy_(old)
     return small
 
@@ -52,15 +60,15 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _interpolate_axis(
-    tensor: Tensor, layout: Layout, graph: Graph, architecture: Architecture, *, dim: int, reads: bool
+    tensor: Tensor, layout: Layout, full: Mapping[str, int], sizes: Mapping[str, int], *, dim: int, reads: bool
 ) -> Tensor:
-    kept = positions_of(layout, architecture.widths)
+    kept = positions_of(layout, sizes)
     old = tensor.movedim(dim, 0)
     new = old[torch.as_tensor(kept, device=old.device)]
     places = np.full(old.shape[0], -1)
     places[kept] = np.arange(len(kept))
     for name in {run.width for run in layout if run.width is not None}:
-        size, wanted = graph.full.widths[name], architecture.widths[name]
+        size, wanted = full[name], sizes[name]
         channels = channels_of(layout, name)
         # every channel stands equally often on the axis: row j has all places of channel j, in order
         found = np.argsort(channels, kind="stable")[(channels < 0).sum() :].reshape(size, -1)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 from torch import nn
 
 from tas.errors import ConfigError
-from tas.graph import Depth, Frozen, Graph, Layer
-from tas.nn.selfcheck import without
+from tas.graph import Depth, Frozen, Graph, Layer, Shortcut
+from tas.nn.freeze import without
 from tas.options import near_misses
+
+Gated = TypeVar("Gated", Layer, Shortcut)
 
 
 def find_kept(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
@@ -84,12 +87,16 @@ def _shortened(graph: Graph, depth: Depth, kept: Mapping[str, str]) -> Graph:
         graph,
         depths=tuple(shorter if item.name == depth.name else item for item in graph.depths),
         layers=tuple(_regated(layer, depth.name, last) for layer in graph.layers),
+        shortcuts=tuple(_regated(item, depth.name, last) for item in graph.shortcuts),
+        exits=tuple(
+            replace(item, widths=item.widths[last:]) if item.depth == depth.name else item for item in graph.exits
+        ),
         frozen=(*graph.frozen, *stay),
     )
 
 
-def _regated(layer: Layer, depth: str, dropped: int) -> Layer:
-    """The layer with its place in a depth that has lost its first blocks."""
+def _regated(layer: Gated, depth: str, dropped: int) -> Gated:
+    """A layer or shortcut with its place in a depth that has lost its first blocks."""
     if layer.gate is None or layer.gate[0] != depth:
         return layer
     place = layer.gate[1] - dropped

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+TIED = "; its input and output keep one width"  # ends the reason why a block is not free
 FIXED = 0  # the label of everything that is not a channel made by a layer: pixels, padding, refused outputs
 
 
@@ -38,13 +39,55 @@ class Heads:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Passage:
+    """Channels that pass an open shortcut.
+
+    Attributes:
+        path: of the shortcut.
+        reads: labels that come in.
+        makes: labels that go out, equally many.
+        positions: pixels per sample.
+    """
+
+    path: str
+    reads: Tensor
+    makes: Tensor
+    positions: int
+
+
+@dataclass
+class Stage:
+    """What the blocks of one depth give.
+
+    Attributes:
+        outputs: labels of the channels behind every block, by its place.
+        exit: labels that are read behind the last one in their stead; None until it was met.
+    """
+
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+    exit: Tensor | None = None
+
+
 class Labels:
-    """The labels of one trace: a union-find, the axes they reached, and what froze them."""
+    """The labels of one trace: a union-find, the axes they reached, and what froze them.
+
+    Attributes:
+        heads: what modules split into heads.
+        passages: open shortcuts that were met.
+        stages: depths of blocks with open shortcuts, by name.
+        tied: why a shortcut or depth is not open after all, by path.
+        axes: labels on an axis of a parameter.
+        freezes: labels that must stay.
+    """
 
     def __init__(self):
         self._parent = [FIXED]
         self._grids: list[Tensor] = []
         self.heads: list[Heads] = []
+        self.passages: list[Passage] = []
+        self.stages: dict[str, Stage] = {}
+        self.tied: dict[str, str] = {}
         self.axes: dict[tuple[str, int], np.ndarray] = {}
         self.freezes: list[Freeze] = []
 

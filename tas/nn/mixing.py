@@ -11,8 +11,10 @@ every index, so that nothing depends on the host.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,41 +22,76 @@ from torch import Tensor
 
 from tas.graph import Layout, positions_of
 
+Interpolation = Literal["average", "linear", "none"]
+INTERPOLATIONS = ("average", "linear", "none")
 
-def interpolation_matrix(sources: int | Tensor, targets: int | Tensor, rows: int, columns: int, **options) -> Tensor:
-    """Channel-wise interpolation as a matrix: adaptive average pooling over channels.
+
+def interpolation_matrix(
+    sources: int | Tensor, targets: int | Tensor, rows: int, columns: int, *, how: Interpolation = "average", **options
+) -> Tensor:
+    """Channel-wise interpolation as a matrix.
 
     Args:
         sources: channels of the fragment.
         targets: channels wanted, at least `sources`.
         rows: height of the matrix; rows from `targets` on are zero.
         columns: width of the matrix; columns from `sources` on are zero.
+        how: adaptive average pooling over channels; linear interpolation as torch's `interpolate` has it; or none,
+            the channels as they are, followed by zeros.
         options: device and dtype of the result.
 
     Shape:
-        (rows, columns); every one of the first `targets` rows sums to one.
+        (rows, columns); every one of the first `targets` rows sums to one, except for none.
 
     Source:
-        Dong and Yang, 2019, section 3.1: y_i = mean(x[⌊i·n/m⌋ : ⌈(i+1)·n/m⌉]).
+        Dong and Yang, 2019, section 3.1: y_i = mean(x[⌊i·n/m⌋ : ⌈(i+1)·n/m⌉]); they name the linear one too.
     """
+    dtype = options.get("dtype") or torch.get_default_dtype()
     row = torch.arange(rows, device=options.get("device"))[:, None]
     column = torch.arange(columns, device=options.get("device"))[None]
+    inside = (column < sources) & (row < targets)
+    if how == "none":
+        return (inside & (column == row)).to(dtype)
+    if how == "linear":
+        place = ((row + 0.5).to(dtype) * sources / targets - 0.5).clamp_min(0)
+        place = place.clamp_max(sources - 1)
+        return (1 - (place - column).abs()).clamp_min(0) * inside
     first = row * sources // targets
     last = -(-(row + 1) * sources // targets)
-    inside = (column >= first) & (column < last) & (row < targets)
-    return inside.to(options.get("dtype")) / (last - first)
+    return (inside & (column >= first) & (column < last)).to(dtype) / (last - first)
 
 
 @lru_cache(maxsize=4096)
-def _matrix(sources: int, targets: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return interpolation_matrix(sources, targets, targets, sources, device=device, dtype=dtype)
+def _matrix(sources: int, targets: int, how: Interpolation, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return interpolation_matrix(sources, targets, targets, sources, how=how, device=device, dtype=dtype)
+
+
+class Size(Protocol):
+    """How many channels are open now: a number in compact execution, a tensor in dense."""
+
+    @property
+    def active(self) -> Any:
+        """Channels."""
+
+
+def as_tensor(size: Size, device: torch.device) -> Tensor:
+    """The open size as a tensor, made on the device: a copy would wait for it."""
+    active = size.active
+    return active.to(device) if isinstance(active, Tensor) else torch.full((), active, device=device)
+
+
+@dataclass(frozen=True)
+class FixedSize:
+    """Channels that are never cut."""
+
+    active: int
 
 
 class CompactWidth:
     """A width of which only the largest drawn size is computed; sizes are Python numbers."""
 
-    def __init__(self, candidates: Sequence[int]):
-        self.candidates = tuple(candidates)
+    def __init__(self, candidates: Sequence[int], how: Interpolation = "average"):
+        self.candidates, self.how = tuple(candidates), how
         self.pick(len(candidates) - 1)
 
     def draw(self, chosen: Sequence[int], weights: Tensor) -> None:
@@ -82,7 +119,7 @@ class CompactWidth:
         total, shift = 0, None
         for weight, index in zip(self.weights.to(like.dtype), self.chosen, strict=True):
             size = self.candidates[index]
-            part = weight * _matrix(size, self.active, like.device, like.dtype)
+            part = weight * _matrix(size, self.active, self.how, like.device, like.dtype)
             if shifts is not None:
                 moved = shifts[index, ..., :size].to(like.dtype) @ part.T
                 shift = moved if shift is None else shift + moved
@@ -96,8 +133,8 @@ class CompactWidth:
 class DenseWidth:
     """A width with full shapes, `size` channels: indices, sizes and weights are tensors."""
 
-    def __init__(self, candidates: Sequence[int], size: int):
-        self.candidates = tuple(candidates)
+    def __init__(self, candidates: Sequence[int], size: int, how: Interpolation = "average"):
+        self.candidates, self.how = tuple(candidates), how
         self.size = size
         self._table = torch.tensor(self.candidates)
         self.pick(len(candidates) - 1)
@@ -115,12 +152,9 @@ class DenseWidth:
 
     def mixture(self, scales: Tensor | None, shifts: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
         """As `CompactWidth.mixture`, over all channels: (…, size, size) and (…, size), zero from the active size on."""
-        parts = torch.stack(
-            [
-                interpolation_matrix(size, self.active, self.size, self.size, device=like.device, dtype=like.dtype)
-                for size in self.sizes.to(like.device)
-            ]
-        )
+        options = {"how": self.how, "device": like.device, "dtype": like.dtype}
+        sizes = self.sizes.to(like.device)
+        parts = torch.stack([interpolation_matrix(n, self.active, self.size, self.size, **options) for n in sizes])
         parts = parts * self.weights.to(like)[:, None, None]
         shift = None if shifts is None else torch.einsum("imn,i...n->...m", parts, shifts[self.chosen].to(like.dtype))
         if scales is not None:
@@ -135,7 +169,7 @@ class DenseWidth:
 class CompactAxis:
     """The positions of an axis that are computed under the sizes drawn now."""
 
-    def __init__(self, layout: Layout | None, widths: dict[str, CompactWidth]):
+    def __init__(self, layout: Layout | None, widths: Mapping[str, Size]):
         self._layout = layout
         self._widths = {run.width: widths[run.width] for run in layout or () if run.width is not None}
         self._cache: dict[tuple[int, ...], tuple[int, Tensor | None]] = {}
@@ -172,7 +206,7 @@ class CompactAxis:
 class DenseAxis:
     """Which positions of an axis are switched on under the sizes drawn now."""
 
-    def __init__(self, layout: Layout | None, widths: dict[str, DenseWidth]):
+    def __init__(self, layout: Layout | None, widths: Mapping[str, Size]):
         self._widths = [widths[run.width] for run in layout or () if run.width is not None]
         self._owner = self._channel = torch.zeros(0, dtype=torch.long)
         owner, channel = [], []
@@ -191,7 +225,7 @@ class DenseAxis:
             return tensor
         if self._owner.device != tensor.device:
             self._owner, self._channel = self._owner.to(tensor.device), self._channel.to(tensor.device)
-        active = torch.stack([width.active.to(tensor.device) for width in self._widths])
+        active = torch.stack([as_tensor(width, tensor.device) for width in self._widths])
         active = torch.cat([active.new_ones(1), active])
         shape = [1] * tensor.dim()
         shape[dim] = -1

@@ -6,17 +6,16 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tas.architecture import Architecture
-from tas.cost import Count
 from tas.errors import ModelError
-from tas.graph import Depth, Frozen, Graph, Run
-from tas.nn.rules import KINDS
+from tas.graph import Graph
+from tas.nn.freeze import without
 from tas.nn.supernet import Supernet
 from tas.nn.surgery import cut, mask, shared_copy
 from tas.space import SearchSpace
@@ -84,7 +83,8 @@ def _without_all(graph: Graph, names: Sequence[str], reason: str) -> Graph:
 def _trials(graph: Graph, seed: int) -> list[Architecture]:
     """A small architecture, and some that cut widths of one size to different sizes: a forward may mix them up.
 
-    Those keep every block: what a dropped block does wrong is not seen.
+    Those keep every block: what a dropped block does wrong is not seen. Where stages of free blocks hand on the width
+    of the last one that is kept, one more drops some.
     """
     draw, full = random.Random(seed), graph.full
     counts = Counter(full.widths.values())
@@ -95,7 +95,11 @@ def _trials(graph: Graph, seed: int) -> list[Architecture]:
     third = Architecture(
         {name: max(1, size * 3 // 10) for name, size in full.widths.items()}, dict.fromkeys(full.depths, 1)
     )
-    return [third, *(_mixed(full, draw) for _ in range(repeats))]
+    mixed = [_mixed(full, draw) for _ in range(repeats)]
+    if graph.exits:
+        fewer = {name: draw.randint(1, size) for name, size in full.depths.items()}
+        mixed.append(Architecture(_mixed(full, draw).widths, fewer))
+    return [third, *mixed]
 
 
 def _sizes(size: int) -> range:
@@ -291,56 +295,3 @@ def _tensors(outputs: Any) -> list[Tensor]:
     elif not isinstance(outputs, list | tuple):
         return []
     return [tensor for item in outputs for tensor in _tensors(item)]
-
-
-def without(graph: Graph, name: str, reason: str) -> Graph:
-    """The graph with one width or depth frozen."""
-    if any(depth.name == name for depth in graph.depths):
-        depths: tuple[Depth, ...] = tuple(depth for depth in graph.depths if depth.name != name)
-        layers = tuple(
-            replace(item, gate=None if item.gate and item.gate[0] == name else item.gate) for item in graph.layers
-        )
-        frozen = (*graph.frozen, Frozen(name, reason, name))
-        return replace(graph, depths=depths, layers=layers, frozen=frozen)
-    layers = tuple(_without_width(layer, name, graph) for layer in graph.layers)
-    widths = tuple(width for width in graph.widths if width.name != name)
-    axes = [
-        f"{parameter.name}[{dim}]"
-        for layer in graph.layers
-        for short, dim in KINDS[layer.kind].makes.items()
-        for parameter in layer.parameters
-        if parameter.name.rpartition(".")[2] == short and any(run.width == name for run in parameter.layouts[dim] or ())
-    ]
-    frozen = (*graph.frozen, *(Frozen(axis, reason, name) for axis in axes))
-    size = graph.full.widths[name]
-    attributes = tuple(replace(item, count=_without_count(item.count, name, size)) for item in graph.attributes)
-    attributes = tuple(item for item in attributes if item.count.widths)
-    return replace(graph, widths=widths, layers=layers, frozen=frozen, attributes=attributes)
-
-
-def _without_count(value: Count, name: str, size: int) -> Count:
-    times = dict(value.widths)
-    constant = value.constant + size * times.pop(name, 0)
-    return Count(constant, tuple(times.items()))
-
-
-def _without_width(layer: Any, name: str, graph: Graph) -> Any:
-    size = graph.full.widths[name]
-
-    def layout(runs: Any) -> Any:
-        if not any(run.width == name for run in runs or ()):
-            return runs
-        left = tuple(Run(None, 0, run.count * run.repeat) if run.width == name else run for run in runs)
-        return left if any(run.width is not None for run in left) else None
-
-    parameters = tuple(replace(p, layouts=tuple(map(layout, p.layouts))) for p in layer.parameters)
-    products = tuple(
-        (times, tuple(_without_count(factor, name, size) for factor in factors)) for times, factors in layer.products
-    )
-    makes = dict(KINDS[layer.kind].makes) or {"weight": 0, "running_mean": 0}
-    changed = any(
-        new.layouts[makes[short]] != old.layouts[makes[short]]
-        for new, old in zip(parameters, layer.parameters, strict=True)
-        if (short := new.name.rpartition(".")[2]) in makes
-    )
-    return replace(layer, parameters=parameters, products=products, mixed_by=None if changed else layer.mixed_by)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tas.data import Batch
+from tas.nn.rules.shortcut import pass_unchanged, untrained_norms
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -27,7 +28,7 @@ def measure_statistics(model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
     model.eval()
     if not norms:
         return model
-    momenta = [norm.momentum for norm in norms]
+    momenta, projections = [norm.momentum for norm in norms], untrained_norms(model)
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
@@ -36,4 +37,6 @@ def measure_statistics(model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
         model(inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+    for norm in projections:
+        pass_unchanged(norm)
     return model.eval()

@@ -13,11 +13,21 @@ from torch import Tensor, nn
 from tas.architecture import Architecture
 from tas.errors import ArchitectureError, ConfigError
 from tas.graph import Graph
-from tas.nn.blocks import DepthState, OpenBlock
-from tas.nn.mixing import PADDING, CompactWidth, DenseWidth, gumbel_weights
+from tas.nn.blocks import DepthState, OpenBlock, free_exits
+from tas.nn.mixing import (
+    INTERPOLATIONS,
+    PADDING,
+    CompactWidth,
+    DenseWidth,
+    FixedSize,
+    Interpolation,
+    Size,
+    gumbel_weights,
+)  # fmt: skip
 from tas.nn.rules import KINDS
 from tas.nn.rules.normalization import OpenBatchNorm
 from tas.nn.rules.opened import Opened
+from tas.nn.rules.shortcut import CompactShortcut, DenseShortcut
 from tas.nn.surgery import replaced, require_fit, set_attribute
 from tas.space import SearchSpace
 
@@ -37,6 +47,7 @@ class Supernet(nn.Module):
         execution: compact or dense.
         fragments: candidates drawn per width, I of the paper.
         depth_samples: depths mixed per forward: as many as `fragments` (drawn), or all as in the paper.
+        interpolation: how fragments of different size are aligned: average or linear over channels, or none (zeros).
         in_place: open `model` itself instead of a copy.
 
     Attributes:
@@ -59,6 +70,7 @@ class Supernet(nn.Module):
         execution: Literal["compact", "dense"] = "compact",
         fragments: int = 2,
         depth_samples: Literal["drawn", "all"] = "drawn",
+        interpolation: Interpolation = "average",
         in_place: bool = False,
     ):
         super().__init__()
@@ -71,17 +83,20 @@ class Supernet(nn.Module):
         _require_space(graph, space)
         self.graph, self.space = graph, space
         self.execution, self.fragments, self.depth_samples = execution, fragments, depth_samples
+        full = graph.full
         self._widths: dict[str, Any] = {
-            name: CompactWidth(sizes) if execution == "compact" else DenseWidth(sizes, graph.full.widths[name])
+            name: CompactWidth(sizes) if execution == "compact" else DenseWidth(sizes, full.widths[name])
             for name, sizes in space.widths.items()
         }
-        self._depths = {name: DepthState(kept, graph.full.depths[name]) for name, kept in space.depths.items()}
+        self._depths = {name: DepthState(kept, full.depths[name]) for name, kept in space.depths.items()}
+        self._sizes: dict[str, Size] = {**self._widths, **free_exits(graph, self._widths, self._depths)}
+        self.interpolation = interpolation
         opened = model if in_place else copy.deepcopy(model)
         # dense execution keeps full shapes, and with them the numbers on modules
         self._attributes = [
             (opened.get_submodule(item.module), item) for item in (graph.attributes if execution == "compact" else ())
         ]
-        self.model = _opened(opened, graph, self._widths, self._depths, execution)
+        self.model = _opened(opened, graph, self._sizes, self._depths, execution)
         self._set_attributes()
         choices = [*space.widths.values(), *space.depths.values()]
         columns = max(map(len, choices), default=1)
@@ -89,6 +104,19 @@ class Supernet(nn.Module):
         is_candidate = torch.tensor([[c < len(s) for c in range(columns)] for s in choices], dtype=torch.bool)
         self.register_buffer("_is_candidate", is_candidate.view(-1, columns))
         self.training = model.training
+
+    @property
+    def interpolation(self) -> Interpolation:
+        """How fragments of different size are aligned."""
+        return self._interpolation
+
+    @interpolation.setter
+    def interpolation(self, how: Interpolation) -> None:
+        if how not in INTERPOLATIONS:
+            raise ConfigError(f"interpolation is {how!r}; it can be {' or '.join(INTERPOLATIONS)}")
+        self._interpolation: Interpolation = how
+        for state in (*self._widths.values(), *self._depths.values()):
+            state.how = how
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What the model's own forward returns, under the choices open now."""
@@ -159,7 +187,7 @@ class Supernet(nn.Module):
     def _set_attributes(self) -> None:
         """Let numbers on modules follow the sizes open now."""
         if self._attributes:
-            sizes = {name: width.active for name, width in self._widths.items()}
+            sizes = {name: int(size.active) for name, size in self._sizes.items()}
             for module, item in self._attributes:
                 set_attribute(module, item, sizes)
 
@@ -205,9 +233,12 @@ class Supernet(nn.Module):
             if isinstance(module, OpenBatchNorm) and module.width_name is not None:
                 name = module.width_name
                 module.restore(self.space.widths[name].index(architecture.widths[name]))
-        whole = _closed(whole)
+        whole, sizes = _closed(whole), self.graph.sizes(self.graph.full)
         for item in self.graph.attributes:
-            set_attribute(whole.get_submodule(item.module), item, self.graph.full.widths)
+            set_attribute(whole.get_submodule(item.module), item, sizes)
+        for shortcut in self.graph.shortcuts:
+            block = whole.get_submodule(shortcut.block)
+            setattr(block, shortcut.attribute, getattr(block, shortcut.attribute).original)
         return whole
 
 
@@ -240,16 +271,21 @@ def _require_space(graph: Graph, space: SearchSpace) -> None:
 
 
 def _opened(
-    model: nn.Module, graph: Graph, widths: dict[str, Any], depths: dict[str, DepthState], execution: str
+    model: nn.Module, graph: Graph, sizes: dict[str, Any], depths: dict[str, DepthState], execution: str
 ) -> nn.Module:
-    """The model with its open layers and blocks replaced, in place."""
+    """The model with its open layers, shortcuts and blocks replaced, in place."""
     others: dict[nn.Module, nn.Module] = {}
+    for item in graph.shortcuts:
+        block = model.get_submodule(item.block)
+        make = CompactShortcut if execution == "compact" else DenseShortcut
+        ends = [FixedSize(item.channels) if end is None else sizes[end] for end in (item.reads, item.makes)]
+        setattr(block, item.attribute, make(getattr(block, item.attribute), *ends).train(block.training))
     for layer in graph.layers:
         kind = KINDS[layer.kind]
         make = kind.compact if execution == "compact" else kind.dense
         if any(any(parameter.layouts) for parameter in layer.parameters):
             module = model.get_submodule(layer.name)
-            others[module] = make(module, layer, widths).train(module.training)
+            others[module] = make(module, layer, sizes).train(module.training)
     for depth in graph.depths:
         for position, path in enumerate(depth.blocks):
             block = model.get_submodule(path)

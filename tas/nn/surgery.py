@@ -13,9 +13,10 @@ from torch.nn.utils import parametrize
 
 from tas.architecture import Architecture
 from tas.errors import ModelError
-from tas.graph import Attribute, Graph, Parameter, channels_of, positions_of
+from tas.graph import Attribute, Graph, Parameter, Shortcut, channels_of, positions_of
 from tas.nn.rules import KINDS
 from tas.nn.rules.base import layout_of
+from tas.nn.rules.shortcut import MaskedShortcut, projection
 
 
 class Dropped(nn.Identity):
@@ -49,6 +50,9 @@ def require_fit(model: nn.Module, graph: Graph) -> None:
 def cut(model: nn.Module, graph: Graph, architecture: Architecture, *, share_the_rest: bool = False) -> nn.Module:
     """A copy of `model` with the channels and blocks of `architecture` alone, prefixes of every width.
 
+    Where a free residual stream changes its width, a projection takes the place of the identity; it starts as one over
+    the channels that both sides have.
+
     Args:
         model: the full model.
         graph: of it.
@@ -64,7 +68,7 @@ def cut(model: nn.Module, graph: Graph, architecture: Architecture, *, share_the
     ]
     # what is replaced below, or dropped with its block, is not copied first: a large layer would be copied for nothing
     cut_away += model.parameters() if share_the_rest else ()
-    small = copy.deepcopy(model, {id(tensor): tensor for tensor in cut_away})
+    small, sizes = copy.deepcopy(model, {id(tensor): tensor for tensor in cut_away}), graph.sizes(architecture)
     _skip(small, graph, architecture)
     for layer in open_layers:
         if _is_skipped(layer.name, graph, architecture):
@@ -72,7 +76,7 @@ def cut(model: nn.Module, graph: Graph, architecture: Architecture, *, share_the
         module, tensors = small.get_submodule(layer.name), {}
         for item in layer.parameters:
             if any(item.layouts):
-                tensors[item.name.rpartition(".")[2]] = _select(_tensor(module, item), item, architecture.widths)
+                tensors[item.name.rpartition(".")[2]] = _select(_tensor(module, item), item, sizes)
         kind = KINDS[layer.kind]
         for name, value in kind.numbers(module, tensors).items():
             setattr(module, name, value)
@@ -82,8 +86,20 @@ def cut(model: nn.Module, graph: Graph, architecture: Architecture, *, share_the
             module.__class__ = kind.becomes
     for item in graph.attributes:
         if not _is_skipped(item.module, graph, architecture):
-            set_attribute(small.get_submodule(item.module), item, architecture.widths)
+            set_attribute(small.get_submodule(item.module), item, sizes)
+    for shortcut in projected(graph, architecture):
+        read, made = shortcut.sizes(sizes)
+        block = small.get_submodule(shortcut.block)
+        like = next(block.parameters())
+        setattr(block, shortcut.attribute, projection(torch.eye(made, read).to(like)).train(block.training))
     return small
+
+
+def projected(graph: Graph, architecture: Architecture) -> list[Shortcut]:
+    """The shortcuts that are projections in this architecture: sizes differ, and the block is kept."""
+    sizes = graph.sizes(architecture)
+    kept = [item for item in graph.shortcuts if not _is_skipped(item.block, graph, architecture)]
+    return [item for item in kept if len({*item.sizes(sizes)}) == 2]
 
 
 def set_attribute(module: nn.Module, attribute: Attribute, sizes: Mapping[str, int]) -> None:
@@ -112,8 +128,11 @@ def mask(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Modul
     No layer reads those channels, and norms over channels leave them out. Its parameters are those of `model`: it is
     for comparing, not for training.
     """
-    masked = shared_copy(model)
+    masked, sizes = shared_copy(model), graph.sizes(architecture)
     _skip(masked, graph, architecture)
+    for shortcut in projected(graph, architecture):
+        read, _ = shortcut.sizes(sizes)
+        setattr(masked.get_submodule(shortcut.block), shortcut.attribute, MaskedShortcut(read))
     wrapped = {}
     for layer in graph.layers:
         kind = KINDS[layer.kind]
@@ -124,10 +143,10 @@ def mask(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Modul
             layout = layout_of(layer, name, dim)
             if layout is not None:
                 size = getattr(module, name).shape[dim]
-                dropped = np.setdiff1d(np.arange(size), positions_of(layout, architecture.widths))
+                dropped = np.setdiff1d(np.arange(size), positions_of(layout, sizes))
                 parametrize.register_parametrization(module, name, _ZeroAlong(dim, dropped), unsafe=True)
         if kind.masked is not None:
-            wrapped[module] = kind.masked(module, layer, architecture.widths)
+            wrapped[module] = kind.masked(module, layer, sizes)
     return replaced(masked, wrapped)
 
 
@@ -142,7 +161,7 @@ def reorder(model: nn.Module, graph: Graph, orders: Mapping[str, np.ndarray]) ->
     Args:
         model: the full model.
         graph: of it.
-        orders: by width name, the old channel at every new place.
+        orders: by name of the width or exit, the old channel at every new place.
     """
     ranked = copy.deepcopy(model)
     for layer in graph.layers:

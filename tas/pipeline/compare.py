@@ -149,7 +149,7 @@ def _require_possible(bench: Bench) -> None:
         graph, space = bench.choices(method.job(config.job, 0))
         for budget in config.budgets:  # type: ignore[union-attr]
             if method.is_searched or method.name in ("random", "evolution"):
-                budget.require_reachable(graph, space.smallest)
+                budget.require_reachable(graph, space)
             else:
                 require_widths_suffice(graph, space, budget, f"method {method.label}")
         if method.name == "evolution" and find_spec("optuna") is None:

@@ -64,6 +64,7 @@ class CompressConfig:
         teacher: see `TrainConfig`; of the full model, when it has to be trained first.
         space: see `SpaceConfig`; which sizes may be chosen.
         keep: modules to leave alone, as in `trace`.
+        residuals: tied or free, as in `trace`.
         execution: of the supernet; both compute the same, compact is faster on a CPU.
         init: the small network inherits the ranked channels of the full one, averages neighbouring channels of it, or
             starts fresh as in the paper.
@@ -76,6 +77,7 @@ class CompressConfig:
     teacher: TrainConfig = field(default_factory=short_teacher)
     space: SpaceConfig = field(default_factory=SpaceConfig)
     keep: tuple[str, ...] = ()
+    residuals: Literal["tied", "free"] = "tied"
     execution: Literal["compact", "dense"] = "compact"
     init: Literal["inherit", "interpolate", "fresh"] = "inherit"
     latency_batch: int = 1
@@ -161,7 +163,7 @@ def compress(
     )
     require_halves(source)
     _warn_of_frozen(teacher)
-    budget.require_reachable(graph, space.smallest)
+    budget.require_reachable(graph, space)
     run = RunFolder.open(output, _settings(config, budget, origin), resume=resume)
     record = run.record()
     before = sum(map(record.seconds, STAGES))  # of an interrupted start
@@ -203,9 +205,9 @@ def open_choices(model: nn.Module, example: Tensor, config: CompressConfig) -> t
     Args:
         model: the full model.
         example: one input, batch first.
-        config: its `keep` and `space` count.
+        config: its `keep`, `residuals` and `space` count.
     """
-    graph = trace(model, example, keep=config.keep)
+    graph = trace(model, example, keep=config.keep, residuals=config.residuals)
     return graph, SearchSpace.of(graph, config.space)
 
 

@@ -58,6 +58,8 @@ def derive(
 def recalibrate(model: nn.Module, data: Any, *, batches: int = 20, batch_size: int = 256, seed: int = 0) -> nn.Module:
     """Measure the statistics of every batch norm anew on training images, in place; inherited ones no longer hold.
 
+    A projection shortcut that was never trained still passes on what it aligns, unchanged.
+
     Args:
         model: changed in place and returned in evaluation mode.
         data: a source, or a pair of loaders.

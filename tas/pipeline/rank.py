@@ -12,7 +12,8 @@ from tas.nn.importance import channel_importance, ranked
 def rank(model: nn.Module, graph: Graph, importance: dict[str, np.ndarray] | None = None) -> nn.Module:
     """A copy of `model` whose channels stand in falling order of importance; it computes the same.
 
-    A prefix of a width then holds its most important channels, which is what the supernet and `derive` keep.
+    A prefix of a width then holds its most important channels, which is what the supernet and `derive` keep. Widths
+    that identity shortcuts connect share one order, by the sum of their importance.
 
     Args:
         model: the full, trained model.

@@ -144,7 +144,7 @@ def choose(
     require_fit(model, graph)
     budget, started = Budget.of(budget), time.perf_counter()
     if method in ("random", "evolution"):
-        budget.require_reachable(graph, space.smallest)
+        budget.require_reachable(graph, space)
     else:
         require_widths_suffice(graph, space, budget, method)
     job = _Job(cast(Method, method), model, graph, space, data, budget, config or RivalConfig(), loss)

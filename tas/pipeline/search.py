@@ -40,6 +40,7 @@ class SearchConfig:
         start: scratch resets the weights first, as the paper does; trained keeps those of the model.
         fragments: candidates drawn per width, I.
         depth_samples: depths mixed per forward: as many as fragments (drawn), or all.
+        interpolation: how fragments of different size are aligned: average or linear over channels, or none (zeros).
         learning_rate: of the weights, SGD with Nesterov momentum, cosine to 0.
         momentum: of the weights.
         weight_decay: of the weights.
@@ -63,6 +64,7 @@ class SearchConfig:
     start: Literal["scratch", "trained"] = "scratch"
     fragments: int = 2
     depth_samples: Literal["drawn", "all"] = "all"
+    interpolation: Literal["average", "linear", "none"] = "average"
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -129,7 +131,7 @@ def search(
         supernet: changed in place; its space says what is searched.
         data: a source, or a pair of loaders (training, test); the test set is not touched.
         budget: upper bounds the result holds.
-        config: see `SearchConfig`; its fragments and depth samples take the place of the supernet's.
+        config: see `SearchConfig`; its fragments, depth samples and interpolation take the place of the supernet's.
         teacher: gives soft labels when `config.teacher_weight` is above 0.
         loss: (outputs, targets) to a scalar; cross-entropy by default.
         record: receives one row per epoch.
@@ -146,7 +148,7 @@ def search(
 
     config, record = config or SearchConfig(), record if record is not None else Record()
     budget, source = Budget.of(budget), as_source(data)
-    budget.require_reachable(supernet.graph, supernet.space.smallest)
+    budget.require_reachable(supernet.graph, supernet.space)
     require_trainable(supernet.model)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     device, devices = str(accelerator.device), [accelerator.device] if accelerator.device.type == "cuda" else []
@@ -154,6 +156,7 @@ def search(
         supernet.reset_weights(config.seed)
     _start_logits(supernet, config.seed)
     supernet.fragments, supernet.depth_samples = config.fragments, config.depth_samples
+    supernet.interpolation = config.interpolation
     supernet.to(device)
     pairs = _halves(source, config, 0, device)[2]
     helper = teacher.to(device).eval() if teacher is not None else None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from tas.errors import ModelError
+from tas.errors import ConfigError, ModelError
 from tas.graph import Graph
 from tas.nn.blocks import find_depths
 from tas.nn.capture import capture
@@ -16,11 +17,18 @@ from tas.nn.grouping import build_graph
 from tas.nn.heads import tie_heads
 from tas.nn.keep import find_kept, keep_modules
 from tas.nn.selfcheck import self_check
+from tas.nn.shortcuts import free_residuals
 from tas.nn.surgery import shared_copy
 from tas.options import split_patterns
 
 
-def trace(model: nn.Module, example: Tensor | Sequence[Tensor], *, keep: str | Sequence[str] = ()) -> Graph:
+def trace(
+    model: nn.Module,
+    example: Tensor | Sequence[Tensor],
+    *,
+    keep: str | Sequence[str] = (),
+    residuals: Literal["tied", "free"] = "tied",
+) -> Graph:
     """Find the widths and depths of a model, what they cost, and what stays frozen.
 
     Every output channel of a convolution or linear layer gets a label; labels flow through the graph that
@@ -33,17 +41,23 @@ def trace(model: nn.Module, example: Tensor | Sequence[Tensor], *, keep: str | S
         keep: modules to leave alone, as patterns of their paths (`fnmatch`): `layer1` and `layer1.*` keep all of a
             stage, `*.downsample.*` every shortcut. No parameter of a kept module changes shape, and none is dropped
             with its block. Text holds several patterns separated by commas.
+        residuals: tied, all layers that add into one stream share one width; or free as in the paper, every
+            convolution has a width of its own, and a block whose input and output differ gets a projection shortcut
+            (1x1 convolution and batch norm). Only where the identity goes through a module that can be replaced,
+            such as `downsample` or `shortcut`; which blocks stay tied is in `graph.frozen`.
 
     Returns:
         The graph; its costs are per sample at the example's size.
 
     Raises:
         ModelError: the model cannot be captured, or has no parameters.
-        ConfigError: a pattern of `keep` matches no module.
+        ConfigError: a pattern of `keep` matches no module, or there is no such kind of residuals.
 
     Example:
         graph = tas.trace(torchvision.models.resnet18(), torch.zeros(1, 3, 224, 224))
     """
+    if residuals not in ("tied", "free"):
+        raise ConfigError(f"residuals are {residuals!r}; they can be tied or free")
     inputs = [example] if isinstance(example, Tensor) else list(example) if isinstance(example, Sequence) else []
     if not inputs or not all(isinstance(tensor, Tensor) and tensor.dim() for tensor in inputs):
         raise ModelError("the example must be one tensor or several, with a batch dimension first")
@@ -60,6 +74,8 @@ def trace(model: nn.Module, example: Tensor | Sequence[Tensor], *, keep: str | S
     kept = find_kept(still, split_patterns(keep))
     captured = capture(still, inputs)
     depths, shapes = find_depths(still, captured), tuple(tuple(tensor.shape) for tensor in inputs)
+    if residuals == "free":
+        captured = free_residuals(still, captured, inputs, depths, kept)
     graph = build_graph(still, captured, depths, shapes)
     with torch.random.fork_rng(devices=[]):
         if tie_heads(still, captured, graph, inputs):

@@ -1,6 +1,6 @@
 """Per kind of layer: how labels pass, what it costs, how it is cut, how it is opened. One home for each."""
 
-from tas.nn.rules import attention, channel_norm, normalization, parameter, projection, shape
+from tas.nn.rules import attention, channel_norm, normalization, parameter, projection, shape, shortcut
 from tas.nn.rules.base import Call, Constant, Draft, Kind, LabelRule, positions_in
 
 _HOMES = (shape, parameter, projection, attention, normalization, channel_norm)
@@ -16,9 +16,11 @@ WITH_WEIGHTS = {**projection.LABELS, **attention.LABELS}  # these give channels 
 without_labels = shape.without_labels
 
 
-def label_rule(op: str) -> LabelRule:
+def label_rule(call: Call) -> LabelRule:
     """How labels pass this operation; unknown ones freeze what they touch."""
-    return LABELS.get(op, shape.unknown)
+    if call.op == "clone" and isinstance(call.model.get_submodule(call.module), shortcut.Marker):
+        return shortcut.marked
+    return LABELS.get(call.op, shape.unknown)
 
 
 __all__ = ["KINDS", "WITH_WEIGHTS", "Call", "Constant", "Draft", "Kind", "label_rule", "positions_in", "without_labels"]
