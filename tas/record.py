@@ -70,8 +70,9 @@ class Record:
         return [latest[epoch] for epoch in sorted(latest)]
 
     def seconds(self, stage: str) -> float:
-        """Time the epochs of a stage took, interruptions not counted."""
-        return sum(row.get("seconds", 0.0) for row in self.epochs(stage))
+        """Time a stage took, interruptions not counted: its epochs, and rows of it that belong to none."""
+        others = [row for row in self.rows if row["stage"] == stage and "epoch" not in row]
+        return sum(row.get("seconds", 0.0) for row in [*self.epochs(stage), *others])
 
 
 def _drop_half_line(path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tas.data import as_source
 from tas.data.augment import epoch_seed, own_randomness, seed_everything
 from tas.errors import ConfigError, TrainingError
+from tas.nn.memory_format import channels_last
 from tas.nn.transfer import Attention, Hints, match_layers, recorded
 from tas.options import check_options, split_patterns
 from tas.progress import progress_bar
@@ -175,7 +176,12 @@ def train(
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     schedule = partial(learning_rate_factor, warmup=warmup, total=total)
     models = [model, helper] if helper is not None else [model]
-    with progress_bar(stage, total, first * steps) as bar, own_randomness(devices), recorded(models, layers) as take:
+    with (
+        progress_bar(stage, total, first * steps) as bar,
+        own_randomness(devices),
+        recorded(models, layers) as take,
+        channels_last(model, config.precision != "no"),
+    ):
         for epoch in range(first, config.epochs):
             started = time.perf_counter()
             seed_everything(epoch_seed(config.seed, epoch, None))

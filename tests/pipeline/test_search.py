@@ -9,7 +9,8 @@ from toys import TinyNet, TwoBranches, tiny_source, two_branch_source
 
 import tas
 from tas.data import TensorSource
-from tas.pipeline.search import SearchConfig, _Steps
+from tas.pipeline.search import SearchConfig
+from tas.pipeline.search.steps import Steps
 
 
 def prepared(model: nn.Module, shape=(3, 8, 8), **options) -> tas.Supernet:
@@ -253,7 +254,7 @@ def test_the_record_holds_the_architecture_of_every_epoch():
 def test_the_weight_step_leaves_the_logits_alone_and_the_logits_step_the_weights():
     torch.manual_seed(0)
     supernet = prepared(TinyNet()).train()
-    steps = _Steps(supernet, tas.Budget(macs="30%"), quick(), None, None)
+    steps = Steps(supernet, tas.Budget(macs="30%"), quick(), None, None)
     inputs, targets = next(iter(tiny_source().train_batches(16)))
     weights = [weight.detach().clone() for weight in supernet.weights()]
     logits = supernet.logits.detach().clone()
@@ -275,7 +276,7 @@ def test_the_cost_term_pushes_only_outside_its_band(band, limit_share, sign):
     with torch.no_grad():  # the full network is the most probable one
         for row, sizes in enumerate([*supernet.space.widths.values(), *supernet.space.depths.values()]):
             supernet.logits[row, len(sizes) - 1] = 4.0
-    steps = _Steps(supernet, tas.Budget(macs=limit_share), quick(band=band, tolerance=0.05), None, None)
+    steps = Steps(supernet, tas.Budget(macs=limit_share), quick(band=band, tolerance=0.05), None, None)
     term = steps.cost_loss()
     limit = tas.Budget(macs=limit_share).limits(supernet.graph)["macs"]
     wanted = sign * torch.log(torch.tensor(expected_macs(supernet) / limit))
@@ -286,7 +287,7 @@ def test_the_cost_term_pulls_up_when_the_likely_network_is_too_small():
     supernet = prepared(TinyNet())
     with torch.no_grad():
         supernet.logits[:, 0] = 4.0
-    steps = _Steps(supernet, tas.Budget(macs=0.8), quick(), None, None)
+    steps = Steps(supernet, tas.Budget(macs=0.8), quick(), None, None)
     limit = tas.Budget(macs=0.8).limits(supernet.graph)["macs"]
     wanted = -torch.log(torch.tensor(expected_macs(supernet) / limit))
     assert float(steps.cost_loss().detach()) == pytest.approx(float(wanted), abs=1e-5)
@@ -306,7 +307,7 @@ def test_temperatures_run_from_start_to_end():
 def test_an_automatic_learning_rate_of_the_logits_falls_with_the_number_of_steps():
     supernet = prepared(TinyNet())
     for total in (100, 1000):
-        steps = _Steps(supernet, tas.Budget(), quick(logits_learning_rate="auto"), None, None, total)
+        steps = Steps(supernet, tas.Budget(), quick(logits_learning_rate="auto"), None, None, total)
         assert steps.logits.param_groups[0]["lr"] == pytest.approx(12 / total)
 
 

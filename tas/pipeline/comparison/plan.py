@@ -32,7 +32,8 @@ class CompareConfig:
         job: what all methods share: the recipe (`train`), the search of ours, the teacher, the space. Its seed is the
             teacher's.
         rivals: see `RivalConfig`; what all rivals share.
-        equal_epochs: a method that searches for fewer epochs than `job.search` trains for as many more.
+        equal_epochs: a method that searches for fewer passes over the training set than `job.search` does at most (see
+            `SearchConfig.passes`) trains for as many more epochs.
         workers: processes that work side by side; with 1 or 0 everything runs in this one. On GPUs each worker has one
             to itself in turn.
         threads: of each worker; None is 1 in worker processes, and what torch has in this one.
@@ -67,24 +68,30 @@ class CompareConfig:
             job = method.job(self.job, 0)
             method.rival(self.rivals, 0)
             if method.is_searched:
-                self.epochs_after(job, job.search.epochs, method)
+                self.epochs_after(job, method, searched=job.search.epochs, ours=self.job.search.epochs)
 
     @property
     def rows(self) -> tuple[Method, ...]:
         """The methods, read."""
         return self.methods  # type: ignore[return-value]
 
-    def epochs_after(self, job: CompressConfig, searched: int, method: Method) -> int:
-        """Epochs to train for after a search of some epochs.
+    def epochs_after(self, job: CompressConfig, method: Method, *, searched: int, ours: int) -> int:
+        """Epochs to train for after a search.
+
+        Args:
+            job: of the method.
+            method: for the message.
+            searched: passes over the training set that the method has searched for.
+            ours: passes that `job.search` of the comparison takes at most.
 
         Raises:
             ConfigError: the search has used up what search and training of ours have together.
         """
-        epochs = job.train.epochs + (self.job.search.epochs - searched if self.equal_epochs else 0)
+        epochs = job.train.epochs + (ours - searched if self.equal_epochs else 0)
         if epochs < 1:
             raise ConfigError(
                 f"method {method.label} searches for {searched} epochs, but search and training of all methods have "
-                f"{job.train.epochs + self.job.search.epochs} together (equal_epochs); let it search for fewer"
+                f"{job.train.epochs + ours} together (equal_epochs); let it search for fewer"
             )
         return epochs
 
@@ -192,7 +199,7 @@ def plan(config: CompareConfig, *, train_teacher: bool) -> list[Job]:
                     "search", f"{name}-seed{seed}", seed, method, budget, needs=(teacher.file,), epochs=max(1, searched)
                 )
                 jobs.append(search)
-                epochs = config.epochs_after(job, searched, method)
+                epochs = config.epochs_after(job, method, searched=searched, ours=config.job.search.epochs)
                 cells += [
                     Job("cell", f"{name}-{transfer}-seed{seed}", seed, method, budget, transfer, (search.file,), epochs)
                     for transfer in config.transfers  # type: ignore[union-attr]

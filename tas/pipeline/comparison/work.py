@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -72,6 +73,14 @@ class Bench:
         if key not in self._choices:
             self._choices[key] = open_choices(self.model, self.example, job)
         return self._choices[key]
+
+    def passes(self, job: CompressConfig) -> int:
+        """Passes over the training set that a search of ours makes at most, rounded up."""
+        size = job.search.batch_size
+        images = len(self.source.train_batches(size)) * size
+        space = self.choices(job)[1]
+        candidates = sum(len(sizes) - 1 for sizes in (*space.widths.values(), *space.depths.values()))
+        return math.ceil(job.search.passes(images, candidates))
 
     def teacher(self) -> nn.Module:
         """A copy of the trained full model."""
@@ -180,7 +189,7 @@ def _search(bench: Bench, job: Job) -> dict[str, Any]:
             bench.teacher(), graph, space, bench.source, budget=job.budget, config=own, loss=bench.loss, record=record,
             checkpoint=bench.checkpoint(job),
         )  # fmt: skip
-        seconds, epochs, details = before + time.perf_counter() - started, float(own.search.epochs), {}
+        seconds, epochs, details = before + time.perf_counter() - started, float(bench.passes(own)), {}
     else:
         settings = method.rival(bench.config.rivals, job.seed)
         choice = choose(
@@ -217,7 +226,8 @@ def _cell(bench: Bench, job: Job) -> dict[str, Any]:
     inherits, transfer = read_transfer(job.transfer)
     model = bench.filled(search.parent / RANKED_WEIGHTS) if inherits else bench.model
     small = derive(model, graph, architecture, weights=own.init if inherits else "fresh", seed=job.seed)
-    epochs = bench.config.epochs_after(own, round(choice["epochs"]), method)
+    searched, ours = round(choice["epochs"]), bench.passes(replace(bench.config.job, seed=job.seed))
+    epochs = bench.config.epochs_after(own, method, searched=searched, ours=ours)
     config = with_transfer(own.train, transfer, epochs)
     record = Record(bench.checkpoint(job).with_suffix(".jsonl"))
     small = train(

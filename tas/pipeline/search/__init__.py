@@ -1,0 +1,197 @@
+"""Search the width of every layer and the depth of every stage."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tas.architecture import Architecture
+from tas.budget import Amount, Budget
+from tas.data import Batch, Source, as_source
+from tas.data.augment import own_randomness
+from tas.decode import decode
+from tas.nn.memory_format import channels_last
+from tas.nn.supernet import Supernet
+from tas.pipeline.search.config import LOGITS_TRAVEL, SearchConfig
+from tas.pipeline.search.finalists import Trials, climb
+from tas.pipeline.search.saliency import measured_saliency, saliency_logits
+from tas.pipeline.search.steps import Steps, halves, random_logits, run_epoch
+from tas.progress import progress_bar
+from tas.record import Record
+from tas.storage import restore_epoch, save_epoch
+from tas.task import Loss, require_trainable
+
+__all__ = ["LOGITS_TRAVEL", "SearchConfig", "SearchResult", "search"]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        architecture: the most probable one under the budget; with trials, the best of those tried.
+        scores: log-probability of every candidate, by width and depth name.
+        record: one row per epoch, and of every trial.
+    """
+
+    architecture: Architecture
+    scores: dict[str, list[float]]
+    record: Record
+
+
+def search(
+    supernet: Supernet,
+    data: Any,
+    *,
+    budget: Budget | Amount | dict[str, Amount],
+    config: SearchConfig | None = None,
+    teacher: nn.Module | None = None,
+    loss: Loss | None = None,
+    record: Record | None = None,
+    checkpoint: Path | None = None,
+) -> SearchResult:
+    """Find the sizes of a network under a budget.
+
+    As `config` says: the logits begin at random, or where the losses of the trained model point when a width or depth
+    alone is cut (saliency). For some epochs the supernet's weights learn on one half of the training set and its logits
+    on the other, in turn, as in the paper. The most probable architecture under the budget is the result, or the start
+    of a few trials: architectures with other depths, each tuned for some steps before their losses are compared.
+
+    Args:
+        supernet: changed in place; its space says what is searched.
+        data: a source, or a pair of loaders (training, test); the test set is not touched.
+        budget: upper bounds the result holds.
+        config: see `SearchConfig`; its fragments, depth samples and interpolation take the place of the supernet's.
+        teacher: gives soft labels when `config.teacher_weight` is above 0.
+        loss: (outputs, targets) to a scalar; cross-entropy by default.
+        record: receives one row per epoch.
+        checkpoint: file that holds the state after every epoch; the search goes on from it if it exists.
+
+    Raises:
+        BudgetError: nothing in the space fits the budget, known before any step.
+        ModelError: every parameter is frozen, or the model does not accept the inputs.
+        DataError: the training set cannot be halved, or without a loss is not that of a classification.
+        TrainingError: a loss became NaN or infinite.
+        RunError: the checkpoint belongs to another search.
+    """
+    from accelerate import Accelerator
+
+    config, record = config or SearchConfig(), record if record is not None else Record()
+    budget, source = Budget.of(budget), as_source(data)
+    budget.require_reachable(supernet.graph, supernet.space)
+    require_trainable(supernet.model)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    device, devices = str(accelerator.device), [accelerator.device] if accelerator.device.type == "cuda" else []
+    if config.start == "scratch":
+        supernet.reset_weights(config.seed)
+    supernet.fragments, supernet.depth_samples = config.fragments, config.depth_samples
+    supernet.interpolation = config.interpolation
+    supernet.to(device)
+    pairs = halves(source, config, 0, device)[2]
+    helper = teacher.to(device).eval() if teacher is not None else None
+    steps = Steps(supernet, budget, config, helper, loss, max(1, pairs * config.epochs))
+    inherited = supernet.collapse(supernet.space.largest) if config.trials > 1 else None
+    options = json.dumps(asdict(config))
+    with own_randomness(devices), channels_last(supernet, config.precision != "no"):
+        _start_logits(steps, source, record, device)
+        first = restore_epoch(checkpoint, options, steps.parts()) if checkpoint and checkpoint.exists() else 0
+        with progress_bar("search", pairs * config.epochs, pairs * first) as bar:
+            for epoch in range(first, config.epochs):
+                started = time.perf_counter()
+                row = run_epoch(steps, source, epoch, device, bar)
+                record.add("search", epoch=epoch, seconds=_since(started), **row)
+                if checkpoint:
+                    save_epoch(checkpoint, epoch + 1, options, steps.parts())
+    scores = supernet.scores()
+    if inherited is None:
+        return SearchResult(decode(scores, supernet.graph, supernet.space, budget), scores, record)
+    return SearchResult(_tried(steps, inherited, scores, source, budget, record, device), scores, record)
+
+
+def _since(started: float) -> float:
+    return round(time.perf_counter() - started, 3)
+
+
+def _start_logits(steps: Steps, source: Source, record: Record, device: str) -> None:
+    """Where the logits begin; what an interrupted search has measured is not measured again."""
+    config, supernet = steps.config, steps.supernet
+    if config.logits_start == "random":
+        random_logits(supernet, config.seed)
+        return
+    choices = {**supernet.space.widths, **supernet.space.depths}
+    known = [row["losses"] for row in record.rows if row.get("part") == "saliency"]
+    if known and {name: len(row) for name, row in known[-1].items()} == {name: len(v) for name, v in choices.items()}:
+        saliency = {name: known[-1][name] for name in choices}
+    else:
+        started = time.perf_counter()
+        batches = list(_held_out(source, config, device)())
+        with progress_bar("saliency", sum(len(sizes) - 1 for sizes in choices.values())) as bar:
+            saliency = measured_saliency(supernet, batches, steps.objective, bar)
+        record.add("search", part="saliency", seconds=_since(started), losses=saliency)
+    with torch.no_grad():
+        supernet.logits.copy_(saliency_logits(saliency, supernet.logits.shape[1]))
+
+
+def _held_out(source: Source, config: SearchConfig, device: str) -> Callable[[], Iterator[Batch]]:
+    """Batches of the second half, the same every time."""
+
+    def read() -> Iterator[Batch]:
+        left = config.held_out_images
+        for inputs, targets in source.train_batches(config.batch_size, seed=config.seed, half=1, device=device):
+            yield inputs[:left], targets[:left]
+            left -= len(inputs)
+            if left <= 0:
+                return
+
+    return read
+
+
+def _tried(
+    steps: Steps,
+    inherited: nn.Module,
+    scores: dict[str, list[float]],
+    source: Source,
+    budget: Budget,
+    record: Record,
+    device: str,
+) -> Architecture:
+    """The best of a few architectures that were tuned for some steps; each trial is a row of the record."""
+    config, graph, space = steps.config, steps.supernet.graph, steps.supernet.space
+
+    def tuning() -> Iterator[Batch]:
+        epochs = (
+            source.train_batches(config.batch_size, seed=config.seed, epoch=e, half=0, device=device) for e in count()
+        )
+        return islice(chain.from_iterable(epochs), config.trial_steps)
+
+    trials = Trials(
+        inherited, graph, tuning, _held_out(source, config, device), steps.objective, steps=config.trial_steps,
+        learning_rate=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay,
+        seed=config.seed,
+    )  # fmt: skip
+    rows = [row for row in record.rows if row.get("part") == "trial"]  # of an interrupted start
+    trials.known = {Architecture(**row["architecture"]): row["loss"] for row in rows}
+    best, started = None, time.perf_counter()
+    with channels_last(inherited, config.precision != "no"), progress_bar("trials", config.trials) as bar:
+        for best in climb(scores, graph, space, budget, trials, config.trials):
+            if not trials.losses:
+                continue
+            tried, value = list(trials.losses.items())[-1]
+            if tried not in trials.known:
+                record.add(
+                    "search", part="trial", seconds=_since(started), loss=value, best=trials.losses[best],
+                    macs=graph.macs(tried),
+                    architecture={"widths": dict(tried.widths), "depths": dict(tried.depths)},
+                )  # fmt: skip
+            started = time.perf_counter()
+            bar.advance(f"best loss {trials.losses[best]:.4f}")
+    assert best is not None
+    return best

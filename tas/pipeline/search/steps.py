@@ -1,0 +1,167 @@
+"""The paper's alternation: a step of the weights on one half of the training set, a step of the logits on the other."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tas.budget import Budget
+from tas.cost import CostTable
+from tas.data import Batches, Source
+from tas.data.augment import epoch_seed, seed_everything
+from tas.errors import DataError, TrainingError
+from tas.nn.supernet import Supernet
+from tas.pipeline.search.config import LOGITS_TRAVEL, SearchConfig
+from tas.task import Loss, run_model, task_loss
+
+
+def random_logits(supernet: Supernet, seed: int) -> None:
+    """N(0, 0.01²), as in the released code."""
+    with torch.no_grad():
+        noise = torch.randn(supernet.logits.shape, generator=torch.Generator().manual_seed(seed))
+        supernet.logits.copy_(0.01 * noise)
+
+
+def halves(source: Source, config: SearchConfig, epoch: int, device: str) -> tuple[Batches, Batches, int]:
+    """Batches for the weights, batches for the logits, and how many pairs they make."""
+    first, second = (
+        source.train_batches(config.batch_size, seed=config.seed, epoch=epoch, half=half, device=device)
+        for half in (0, 1)
+    )
+    count = min(len(first), len(second))
+    if count == 0:
+        raise DataError(f"{source.name} has too few images for a search; each half of the training set needs a batch")
+    return first, second, count
+
+
+def run_epoch(steps: Steps, source: Source, epoch: int, device: str, bar: Any) -> dict[str, Any]:
+    config, supernet = steps.config, steps.supernet
+    seed = epoch_seed(config.seed, epoch, 2)
+    seed_everything(seed)
+    generator = torch.Generator(device).manual_seed(seed)
+    first, second, count = halves(source, config, epoch, device)
+    supernet.train()
+    temperature = config.temperature(epoch / max(1, config.epochs - 1))
+    losses = torch.zeros(2)
+    for step, (batch, other) in enumerate(zip(first, second, strict=False)):
+        steps.set_learning_rate((epoch + step / count) / config.epochs)
+        task = steps.weight_step(*batch, temperature, generator)
+        held_out = steps.logits_step(*other, temperature, generator)
+        losses += torch.stack([task.detach(), held_out.detach()]).cpu() / count
+        bar.advance(
+            f"epoch {epoch + 1}/{config.epochs}  loss {losses[0] * count / (step + 1):.3f}" if step % 10 == 0 else ""
+        )
+    if not bool(torch.isfinite(losses).all()):
+        raise TrainingError(f"the loss of the search became {losses.tolist()}; lower search.learning_rate")
+    return {
+        "loss": round(float(losses[0]), 5),
+        "held_out_loss": round(float(losses[1]), 5),
+        **steps.describe(temperature),
+    }
+
+
+class Steps:
+    """The two alternating steps and what they need."""
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        budget: Budget,
+        config: SearchConfig,
+        teacher: nn.Module | None,
+        loss: Loss | None,
+        total: int = 1,
+    ):
+        self.supernet, self.config, self.teacher, self.loss = supernet, config, teacher, loss
+        graph, space = supernet.graph, supernet.space
+        self.limits = budget.limits(graph)
+        self.tables = {name: CostTable(graph.cost(name), space.widths, space.depths) for name in self.limits}
+        self.full = {name: graph.cost(name).exact(graph.full) for name in self.limits}
+        self.weights = torch.optim.SGD(
+            supernet.weights(), config.learning_rate, config.momentum, weight_decay=config.weight_decay,
+            nesterov=config.momentum > 0,
+        )  # fmt: skip
+        rate = config.logits_learning_rate
+        rate = LOGITS_TRAVEL / total if rate == "auto" else rate
+        self.logits = torch.optim.Adam(
+            [supernet.logits], rate, config.logits_betas, weight_decay=config.logits_weight_decay
+        )
+
+    def set_learning_rate(self, progress: float) -> None:
+        """Cosine to 0."""
+        for group in self.weights.param_groups:
+            group["lr"] = self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def weight_step(self, inputs: Tensor, targets: Any, temperature: float, generator: torch.Generator) -> Tensor:
+        """One step of the weights on a batch of the first half."""
+        self.supernet.draw(temperature, generator, differentiable=False)
+        value = self.objective(self.supernet, inputs, targets)
+        self.weights.zero_grad()
+        value.backward()
+        for weight in self.supernet.weights():  # blocks that did not run decay too, as in dense execution
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        self.weights.step()
+        return value
+
+    def logits_step(self, inputs: Tensor, targets: Any, temperature: float, generator: torch.Generator) -> Tensor:
+        """One step of the logits on a batch of the second half."""
+        self.supernet.draw(temperature, generator)
+        task = self.objective(self.supernet, inputs, targets)
+        value = task + self.config.cost_weight * self.cost_loss()
+        if value.requires_grad:  # with one fragment, inside the band, nothing reaches the logits
+            (gradient,) = torch.autograd.grad(value, [self.supernet.logits], allow_unused=True)
+            self.supernet.logits.grad = gradient
+            self.logits.step()
+        return task
+
+    def objective(self, network: nn.Module, inputs: Tensor, targets: Any) -> Tensor:
+        """The loss of a network on a batch, against the targets and the teacher."""
+        config, wanted = self.config, None
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            outputs = run_model(network, inputs)
+            if self.teacher is not None and config.teacher_weight:
+                with torch.no_grad():
+                    wanted = self.teacher(inputs)
+            return task_loss(
+                outputs, targets, loss=self.loss, wanted=wanted, teacher_weight=config.teacher_weight,
+                temperature=config.distillation_temperature,
+            )  # fmt: skip
+
+    def cost_loss(self) -> Tensor:
+        """± log of the expected cost outside the tolerance band of the budget, 0 inside; summed over the bounds.
+
+        Source:
+            Dong and Yang, 2019, equation 7; the band of the released code is paper.md's section 3.
+        """
+        probabilities = self.supernet.log_probabilities().exp()
+        likely, config = self.supernet.most_probable(), self.config
+        total = probabilities.new_zeros(())
+        for name, limit in self.limits.items():
+            cost = self.supernet.graph.cost(name).exact(likely)
+            high = limit * (1 + config.tolerance) if config.band == "paper" else limit
+            low = limit * (1 - config.tolerance) if config.band == "paper" else limit - 0.05 * self.full[name]
+            if cost > high or cost < low:
+                expected = torch.log(self.tables[name].expected(probabilities) / limit)
+                total = total + (expected if cost > high else -expected)
+        return total
+
+    def describe(self, temperature: float) -> dict[str, Any]:
+        """The state of the logits, for the record."""
+        likely, graph = self.supernet.most_probable(), self.supernet.graph
+        with torch.no_grad():
+            probabilities = self.supernet.log_probabilities().exp()
+            expected = {name: round(float(table.expected(probabilities))) for name, table in self.tables.items()}
+        return {
+            "temperature": round(temperature, 4),
+            "entropy": round(float(-(probabilities * probabilities.clamp_min(1e-12).log()).sum(1).mean()), 4),
+            "most_probable": {name: graph.cost(name).exact(likely) for name in self.limits},
+            "expected": expected,
+            "architecture": {"widths": dict(likely.widths), "depths": dict(likely.depths)},
+        }
+
+    def parts(self) -> dict[str, Any]:
+        """Everything whose state a resumed search needs."""
+        return {"supernet": self.supernet, "weights": self.weights, "logits": self.logits}
