@@ -12,13 +12,12 @@ from tas.architecture import Architecture
 from tas.data import Source
 from tas.data.augment import epoch_seed, own_randomness, seed_everything
 from tas.errors import TrainingError
-from tas.graph import Graph, channels_of
+from tas.graph import Graph
 from tas.nn.importance import filter_norms, makers
 from tas.progress import progress_bar
 from tas.task import Loss, run_model, task_loss
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # He et al., 2018, section 4.1
-ADDED = ("bias", "in_proj_bias", "running_mean")  # what a layer adds to a channel, or takes from it
 
 
 def train_softly(
@@ -33,13 +32,12 @@ def train_softly(
     seed: int = 0,
     loss: Loss | None = None,
 ) -> nn.Module:
-    """Train in place on the whole training set, switching channels off after every epoch.
+    """Train in place on the whole training set, setting filters to zero after every epoch.
 
     Args:
-        model: the full model, on the device to train on; returned in evaluation mode, its last channels just switched
-            off.
+        model: the full model, on the device to train on; returned in evaluation mode, its shortest filters zero.
         graph: of it.
-        architecture: how many channels of every width stay on; depths play no part.
+        architecture: how many filters of every width stay; depths play no part.
         source: of training batches.
         epochs: passes over the training set.
         batch_size: samples a step.
@@ -80,32 +78,19 @@ def train_softly(
                 bar.advance(f"epoch {epoch + 1}/{epochs}  loss {float(latest):.3f}" if step % 10 == 0 else "")
             if not math.isfinite(float(total)):
                 raise TrainingError(f"the loss of sfp became {float(total)}; lower sfp_learning_rate")
-            switch_off(model, graph, architecture)
+            zero_filters(model, graph, architecture)
     return model.eval()
 
 
 @torch.no_grad()
-def switch_off(model: nn.Module, graph: Graph, architecture: Architecture) -> None:
-    """Set the filters of the least channels of every width to zero, in place, with all that would still be added there.
+def zero_filters(model: nn.Module, graph: Graph, architecture: Architecture) -> None:
+    """Set the shortest filters of every width to zero, in place, in all layers that make it.
 
-    Filters, biases, and the shifts and running means of batch norms become zero, so that the channel is zero in
-    evaluation and training alike. Scales stay: through them the gradient reaches a filter that is zero.
+    Biases and norms stay: a channel that is zero behind a ReLU has no gradient, and its filter could not come back.
     """
-    off = {
-        name: np.argsort(-values, kind="stable")[architecture.widths[name] :]
-        for name, values in filter_norms(model, graph).items()
-    }
-    held = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    lengths, tensors = filter_norms(model, graph), dict(model.named_parameters(remove_duplicate=False))
+    off = {name: np.argsort(-v, kind="stable")[architecture.widths[name] :] for name, v in lengths.items()}
     for maker in makers(graph):
-        _zero(held[maker.parameter.name], maker.dim, np.isin(maker.channels, off[maker.width]))
-    for layer in graph.layers:
-        for parameter in layer.parameters:
-            if parameter.name.rpartition(".")[2] in ADDED and len(parameter.shape) == 1:
-                layout = parameter.layouts[0] or ()
-                for name in {run.width for run in layout if run.width is not None}:
-                    _zero(held[parameter.name], 0, np.isin(channels_of(layout, name), off[name]))
-
-
-def _zero(tensor: torch.Tensor, dim: int, positions: np.ndarray) -> None:
-    index = torch.as_tensor(np.flatnonzero(positions), device=tensor.device)
-    tensor.index_fill_(dim, index, 0)
+        weight = tensors[maker.parameter.name]
+        positions = np.flatnonzero(np.isin(maker.channels, off[maker.width]))
+        weight.index_fill_(maker.dim, torch.as_tensor(positions, device=weight.device), 0)

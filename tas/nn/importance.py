@@ -159,6 +159,8 @@ def taylor_importance(
     work = copy.deepcopy(model).eval().requires_grad_(True)  # frozen weights have an importance too
     tensors, gates = _tensors(work), _gates(work, graph)
     names = list(dict.fromkeys(gate.parameter.name for gate in gates))
+    if not names:
+        return _filled({}, model, graph)
     sizes, count = graph.full.widths, 0
     found = {gate.width: np.zeros(sizes[gate.width]) for gate in gates}
     for inputs, targets in batches:

@@ -38,7 +38,7 @@ from tas.task import Loss, require_fit_for_data, task_loss
 from tas.trials import Judge, evolve, random_search
 
 Method = Literal["uniform", "random", "evolution", "l1", "l2", "fpgm", "taylor", "bn_scale", "sfp"]
-Allocation = Literal["share", "threshold", "uniform"]
+Allocation = Literal["threshold", "uniform", "share"]
 METHODS: tuple[str, ...] = get_args(Method)
 
 
@@ -47,10 +47,10 @@ class RivalConfig:
     """How the rivals run.
 
     Attributes:
-        allocation: how l1, l2, fpgm, taylor and bn_scale divide the budget between widths: share keeps the largest sum
-            of importance under the budget; threshold removes whatever is least important, whatever it costs, until the
-            budget holds, as in DepGraph and network slimming; uniform keeps one ratio of every width, as in the papers
-            of l1 and fpgm.
+        allocation: how l1, l2, fpgm, taylor and bn_scale divide the budget between widths. threshold removes whatever
+            is least important, whatever it costs, until the budget holds, as in DepGraph and network slimming; uniform
+            keeps one ratio of every width, as in the papers of l1 and fpgm; share keeps the largest sum of importance
+            under the budget, which cuts a few dear widths to their smallest (LOG.md, 2026-11-25: far worse).
         candidates: architectures that random and evolution draw.
         population: parents of evolution; at most a quarter of the candidates.
         calibration_batches: of the first half of the training set, for the batch norms of every architecture that is
@@ -58,19 +58,20 @@ class RivalConfig:
         evaluation_batches: of the second half, on which random and evolution compare.
         batch_size: samples in each of these batches, and in a step of sfp.
         sfp_epochs: passes of sfp over the training set.
-        sfp_learning_rate: of sfp at its start, for a trained model; a tenth of one for fresh weights, as He et al.,
-            2018, section 4.1.
+        sfp_learning_rate: of sfp at its start, for a trained model. He et al., 2018, take 0.01; in a short training the
+            ranking then turns over every epoch, since the gradient of a filter that was zero is divided by a variance
+            near zero and makes it the longest of all (LOG.md, 2026-11-25).
         seed: of everything drawn.
     """
 
-    allocation: Allocation = "share"
+    allocation: Allocation = "threshold"
     candidates: int = 100
     population: int = 20
     calibration_batches: int = 8
     evaluation_batches: int = 8
     batch_size: int = 64
     sfp_epochs: int = 20
-    sfp_learning_rate: float = 0.01
+    sfp_learning_rate: float = 0.001
     seed: int = 0
 
     def __post_init__(self):
@@ -254,7 +255,7 @@ class _Job:
 
 
 def allocate(
-    importance: Importance, graph: Graph, space: SearchSpace, budget: Budget, allocation: Allocation = "share"
+    importance: Importance, graph: Graph, space: SearchSpace, budget: Budget, allocation: Allocation = "threshold"
 ) -> Architecture:
     """The sizes that an importance of channels asks for under a budget; all blocks stay.
 

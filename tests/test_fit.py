@@ -1,0 +1,111 @@
+"""Architectures by rule or chance: the rule is what it says, the budget holds, and is used."""
+
+import numpy as np
+import pytest
+import torch
+from toys import TinyNet
+
+import tas
+from tas.errors import BudgetError
+from tas.fit import USED, Fitter, above_threshold, uniform, widths_alone
+from tas.graph import Graph
+from tas.models import load
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Graph:
+    return tas.trace(TinyNet(), torch.zeros(1, 3, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def resnet() -> Graph:
+    return tas.trace(load("cifar_resnet:20", num_classes=10), torch.zeros(1, 3, 16, 16))
+
+
+def rounded_down(wanted: dict[str, float], space: tas.SearchSpace) -> dict[str, int]:
+    return {
+        name: max([size for size in sizes if size <= wanted[name] + 1e-6], default=sizes[0])
+        for name, sizes in space.widths.items()
+    }
+
+
+def test_uniform_keeps_five_of_eight_where_six_would_cost_too_much(tiny):
+    found = uniform(tiny, tas.SearchSpace.of(tiny), tas.Budget(macs="50%"))
+    assert set(found.widths.values()) == {5}
+    assert found.depths == {"blocks": 3}
+    six = tas.Architecture(dict.fromkeys(found.widths, 6), found.depths)
+    assert tiny.macs(found) <= 0.5 * tiny.macs() < tiny.macs(six)
+
+
+@pytest.mark.parametrize("budget", [{"macs": "35%"}, {"macs": "50%"}, {"params": "60%"}, {"macs": 0.7, "params": 0.5}])
+def test_uniform_is_the_largest_of_all_single_ratios_that_fit(resnet, budget):
+    space, bound = tas.SearchSpace.of(resnet, round_to=2), tas.Budget.of(budget)
+    found = uniform(resnet, space, bound)
+    fitting = []
+    for ratio in np.linspace(0.01, 1, 991):
+        widths = rounded_down({name: ratio * size for name, size in resnet.full.widths.items()}, space)
+        architecture = tas.Architecture(widths, resnet.full.depths)
+        if bound.holds(resnet, architecture):
+            fitting.append(architecture)
+    assert found == fitting[-1]
+    assert found in space
+
+
+def test_a_threshold_removes_what_is_least_important_until_the_budget_holds(resnet):
+    space, bound = tas.SearchSpace.of(resnet), tas.Budget(macs="50%")
+    draw = np.random.default_rng(0)
+    importance = {name: draw.random(size) ** 3 for name, size in resnet.full.widths.items()}
+    found = above_threshold(importance, resnet, space, bound)
+    for threshold in sorted(np.concatenate(list(importance.values()))):
+        wanted = {name: float(sum(value >= threshold for value in values)) for name, values in importance.items()}
+        architecture = tas.Architecture(rounded_down(wanted, space), resnet.full.depths)
+        if bound.holds(resnet, architecture):
+            break
+    assert found == architecture
+    assert found in space
+
+
+def test_equal_importance_everywhere_still_fits(resnet):
+    importance = {name: np.ones(size) for name, size in resnet.full.widths.items()}
+    space, bound = tas.SearchSpace.of(resnet), tas.Budget(macs="50%")
+    assert above_threshold(importance, resnet, space, bound) == widths_alone(space).smallest
+
+
+def test_a_budget_that_needs_fewer_blocks_is_refused_with_the_reason(tiny):
+    space = tas.SearchSpace.of(tiny, ratios=(0.9,))
+    for find in (uniform, lambda *given: above_threshold({name: np.ones(8) for name in tiny.full.widths}, *given)):
+        with pytest.raises(BudgetError, match="cuts channels and keeps every block: no architecture in this space"):
+            find(tiny, space, tas.Budget(macs="50%"))
+
+
+def test_a_model_without_widths_has_one_architecture():
+    graph = tas.trace(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)), torch.zeros(1, 3, 4, 4))
+    assert uniform(graph, tas.SearchSpace.of(graph), tas.Budget(macs=1.0)) == graph.full
+
+
+@pytest.mark.parametrize("budget", [{"macs": "15%"}, {"macs": "50%"}, {"params": "30%"}, {"macs": 0.6, "params": 0.4}])
+def test_any_choice_is_moved_to_the_budget_and_uses_it(resnet, budget):
+    bound, space = tas.Budget.of(budget), tas.SearchSpace.of(resnet)
+    fitter, generator = Fitter(resnet, space, bound), torch.Generator().manual_seed(0)
+    counts = [len(sizes) for sizes in fitter.sizes.values()]
+    starts = [[0] * len(counts), [count - 1 for count in counts]]
+    starts += [[int(torch.randint(count, (), generator=generator)) for count in counts] for _ in range(20)]
+    for seed, picks in enumerate(starts):
+        found = fitter.fitted(picks, seed)
+        assert found in space
+        assert bound.holds(resnet, found)
+        assert fitter.load(found) >= USED
+        assert found == fitter.fitted(picks, seed)
+
+
+def test_a_choice_that_fits_and_uses_the_budget_stays_as_it_is(tiny):
+    fitter = Fitter(tiny, tas.SearchSpace.of(tiny), tas.Budget(macs=1.0))
+    assert fitter.fitted([len(sizes) - 1 for sizes in fitter.sizes.values()], 0) == tiny.full
+
+
+def test_what_cannot_reach_the_budget_is_still_given_back(tiny):
+    space = tas.SearchSpace.of(tiny, choose="depth")
+    bound = tas.Budget(macs="60%")  # one block costs 37 %, two 69 %
+    found = Fitter(tiny, space, bound).fitted([0] * len(space.widths) + [2], 0)
+    assert found.depths == {"blocks": 1}
+    assert bound.holds(tiny, found)
