@@ -155,9 +155,10 @@ def _as(value: Any, kind: Any) -> Any:
     if origin in (tuple, list, dict):
         import yaml
 
-        found = yaml.safe_load(value) if is_text else value
+        is_list = is_text and get_args(kind)[0] is str and origin is not dict and not value.startswith("[")
+        found = split_patterns(value) if is_list else yaml.safe_load(value) if is_text else value
         if origin is dict:
-            return {**found}
+            return dict(found)  # type: ignore[arg-type]
         if isinstance(found, str) or not isinstance(found, Sequence):
             raise ValueError
         return origin(_as(item, get_args(kind)[0]) for item in found)

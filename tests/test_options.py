@@ -50,6 +50,10 @@ def test_what_makes_no_sense_is_refused_with_the_name_of_the_option(name, value,
         changed(**{name: value})
 
 
+def test_a_list_of_names_may_be_text():
+    assert changed(keep="stem, head").keep == changed(keep="[stem, head]").keep == ("stem", "head")
+
+
 def test_a_misspelt_option_has_a_hint():
     with pytest.raises(ConfigError, match="it, search: there is no option 'fragmets' .did you mean fragments"):
         changed(search__fragmets="1")

@@ -231,7 +231,7 @@ def test_what_cannot_be_sent_to_workers_is_done_here():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [({"budgets": "0.01%"}, tas.BudgetError, "the smallest has"),
-     ({"methods": "tas l1", "budgets": "20%"}, tas.BudgetError, "method l1 cuts channels and keeps every block"),
+     ({"methods": "tas l1", "budgets": "5%"}, tas.BudgetError, "method l1 cuts channels and keeps every block"),
      ({"methods": "tas:keep=stm"}, tas.ConfigError, "no module of TinyNet is called 'stm'"),
      ({"transfers": "hints", "job": CompressConfig(train=replace(short_train(), transfer="hints", layers="nowhere"))},
       tas.ConfigError, "nowhere")],
