@@ -50,6 +50,7 @@ def compare(
     space: SpaceConfig = SpaceConfig(),  # noqa: B008
     rivals: RivalConfig = RivalConfig(),  # noqa: B008
     keep: tuple[str, ...] | str = (),
+    residuals: Literal["tied", "free"] = "tied",
     execution: Literal["compact", "dense"] = "compact",
     init: Literal["inherit", "interpolate"] = "inherit",
     workers: int | None = None,
@@ -95,7 +96,7 @@ def compare(
         raise ConfigError("resume needs the folder of the comparison; add --output FOLDER")
     output = output or f"runs/compare-{time.strftime('%Y%m%d-%H%M%S')}"
     job = CompressConfig(
-        search=search, train=train, teacher=teacher, space=space, keep=split_patterns(keep), execution=execution,
+        search=search, train=train, teacher=teacher, space=space, keep=split_patterns(keep), residuals=residuals, execution=execution,
         init=init, seed=seed,
     )  # fmt: skip
     workers = _workers(threads) if workers is None else workers

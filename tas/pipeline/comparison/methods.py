@@ -20,7 +20,8 @@ from tas.task import Transfer as TransferName
 # Dong and Yang, 2019, sections 3 and 4.1; the step of the logits is not theirs, since 1e-3 is for 58,600 steps: a
 # short search would end where it began
 PAPER = {
-    "search.start": "scratch", "search.fragments": 2, "search.depth_samples": "all", "search.learning_rate": 0.1,
+    "search.start": "scratch", "search.logits_start": "random", "search.trials": 0, "search.interpolation": "average",
+    "search.fragments": 2, "search.depth_samples": "all", "search.learning_rate": 0.1,
     "search.momentum": 0.9, "search.weight_decay": 5e-4, "search.logits_learning_rate": "auto",
     "search.logits_weight_decay": 1e-3, "search.logits_betas": (0.5, 0.999), "search.cost_weight": 2.0,
     "search.tolerance": 0.05, "search.band": "paper", "search.temperature_start": 10.0, "search.temperature_end": 0.1,
@@ -30,7 +31,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "tas": {"space.choose": "both"},
     "tas-width": {"space.choose": "width"},
     "tas-depth": {"space.choose": "depth"},
-    "tas-paper": {"space.choose": "both", **PAPER},
+    "tas-paper": {"space.choose": "both", "residuals": "free", **PAPER},
 }
 ELSEWHERE = {
     "seed": "the seeds of the comparison are the option seeds",
@@ -72,8 +73,10 @@ class Method:
         """
         self._require_effects()
         own = {name: value for name, value in self.options.items() if not name.startswith("rivals.")}
-        owner = f"method {self.label}"
-        job = with_options(replace(base, seed=seed), {**SEARCHED.get(self.name, {}), **own}, owner)
+        owner, ours = f"method {self.label}", dict(SEARCHED.get(self.name, {}))
+        if self.name == "tas-paper" and base.search.epochs == 0:
+            ours["search.epochs"] = max(1, base.train.epochs // 2)  # it knows nothing but its epochs
+        job = with_options(replace(base, seed=seed), {**ours, **own}, owner)
         if job.init == "fresh":
             raise ConfigError(f"{owner}: init is fresh; where weights come from is said by the transfers, none and kd")
         return job

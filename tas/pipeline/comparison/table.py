@@ -63,13 +63,14 @@ def notes(found: Found) -> list[str]:
 
 
 def _epochs(config: Mapping[str, Any]) -> str:
-    search, train = config["search"]["epochs"], config["train"]["epochs"]
+    train = config["train"]["epochs"]
     if not config["equal_epochs"]:
         return f"Every method trains for {train} epochs, whatever its search has taken (equal_epochs is off)."
     return (
-        f"Every method passes over the training images {search + train} times in search and training together: TAS "
-        f"searches for {search} epochs and trains for {train}, a method that searches less trains longer "
-        f"(equal_epochs). A search epoch passes over both halves of the training set once."
+        f"Every method passes over the training images equally often in search and training together: TAS trains for "
+        f"{train} epochs, and a method whose search reads fewer images trains longer by the difference (equal_epochs). "
+        f"Counted is what a search of ours reads at most; an image without gradients counts as a third, since one "
+        f"product of three is computed. What random, evolution and taylor read is not counted, in their favour."
     )
 
 

@@ -78,9 +78,7 @@ class Bench:
         """Passes over the training set that a search of ours makes at most, rounded up."""
         size = job.search.batch_size
         images = len(self.source.train_batches(size)) * size
-        space = self.choices(job)[1]
-        candidates = sum(len(sizes) - 1 for sizes in (*space.widths.values(), *space.depths.values()))
-        return math.ceil(job.search.passes(images, candidates))
+        return math.ceil(job.search.passes(images, self.choices(job)[1]))
 
     def teacher(self) -> nn.Module:
         """A copy of the trained full model."""

@@ -89,8 +89,10 @@ class RunFiles:
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
-        """The rows of the search that hold an architecture, one per epoch."""
-        return [row for row in self.record.epochs("search") if "architecture" in row]
+        """The rows of the search that hold an architecture: one per epoch, then one per trial, numbered on."""
+        rows = [row for row in self.record.epochs("search") if "architecture" in row]
+        trials = [row for row in self.record.rows if row.get("part") == "trial"]
+        return rows + [{**row, "epoch": len(rows) + place} for place, row in enumerate(trials)]
 
     def architecture_of(self, row: Mapping[str, Any]) -> Architecture:
         """The most probable architecture after an epoch of the search; whatever the budget.

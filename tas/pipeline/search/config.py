@@ -8,6 +8,7 @@ from typing import Literal
 
 from tas.errors import ConfigError
 from tas.options import check_options
+from tas.space import SearchSpace
 
 # Adam moves a logit by about its learning rate a step; 12 takes it from even odds to certainty, with room to turn back
 LOGITS_TRAVEL = 12.0
@@ -102,20 +103,23 @@ class SearchConfig:
         if self.epochs == 0 and self.logits_start == "random":
             raise ConfigError("search epochs is 0 and logits_start random: nothing would be searched; set one of them")
 
-    def passes(self, images: int, candidates: int) -> float:
+    def passes(self, images: int, space: SearchSpace) -> float:
         """Passes over the training set that a search makes at most, in images it reads.
 
         A step of the weights and one of the logits read half of the set each, so an epoch is one pass. A measurement
-        without gradients costs about a third of a training step (one product of three) and counts as much.
+        without gradients counts as a third of a training step: one product of three is computed.
 
         Args:
             images: in the training set.
-            candidates: of all widths and depths together, the largest not counted.
+            space: of the search; trials change its depths alone.
         """
-        tuned = self.trials * self.trial_steps * self.batch_size if self.trials > 1 else 0
-        judged = self.held_out_images * (self.trials if self.trials > 1 else 0)
-        judged += self.held_out_images * candidates if self.logits_start == "saliency" else 0
-        return self.epochs + (tuned + judged / 3) / images
+        trials = self.trials if self.trials > 1 and any(len(kept) > 1 for kept in space.depths.values()) else 0
+        measured = self.held_out_images * trials
+        if self.logits_start == "saliency":
+            measured += self.held_out_images * sum(
+                len(sizes) - 1 for sizes in (*space.widths.values(), *space.depths.values())
+            )
+        return self.epochs + (trials * self.trial_steps * self.batch_size + measured / 3) / images
 
     def temperature(self, progress: float) -> float:
         """τ when this share of the search is over."""

@@ -38,6 +38,7 @@ def halves(source: Source, config: SearchConfig, epoch: int, device: str) -> tup
 
 
 def run_epoch(steps: Steps, source: Source, epoch: int, device: str, bar: Any) -> dict[str, Any]:
+    """One pass over both halves in turn; gives the epoch's row of the record."""
     config, supernet = steps.config, steps.supernet
     seed = epoch_seed(config.seed, epoch, 2)
     seed_everything(seed)

@@ -32,11 +32,11 @@ def test_every_cell_follows_one_search_that_its_transfers_share():
 def test_who_searches_less_trains_longer():
     config = CompareConfig(methods="tas tas:search.epochs=1 l1", job=JOB)
     searched, short, rival = config.rows
-    assert config.epochs_after(searched.job(JOB, 0), 4, searched) == 6
-    assert config.epochs_after(short.job(JOB, 0), 1, short) == 9
-    assert config.epochs_after(rival.job(JOB, 0), 0, rival) == 10
+    assert config.epochs_after(searched.job(JOB, 0), searched, searched=4, ours=4) == 6
+    assert config.epochs_after(short.job(JOB, 0), short, searched=1, ours=4) == 9
+    assert config.epochs_after(rival.job(JOB, 0), rival, searched=0, ours=4) == 10
     unequal = replace(config, equal_epochs=False)
-    assert unequal.epochs_after(rival.job(JOB, 0), 0, rival) == 6
+    assert unequal.epochs_after(rival.job(JOB, 0), rival, searched=0, ours=4) == 6
 
 
 def test_a_search_longer_than_everything_is_refused():
