@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from tas.architecture import Architecture
 from tas.data import Batch
+from tas.errors import TrainingError
 from tas.nn.statistics import batch_norms
 from tas.nn.supernet import Supernet
 from tas.progress import Bar
@@ -19,6 +21,7 @@ from tas.space import SearchSpace
 
 Objective = Callable[[nn.Module, Tensor, Any], Tensor]  # (network, inputs, targets) to a scalar
 Saliency = dict[str, list[float]]
+HINT = "check the images and weights for NaN, or set search.logits_start to random"
 
 
 def single_choices(space: SearchSpace) -> Iterator[tuple[str, int, Architecture]]:
@@ -45,6 +48,9 @@ def measured_saliency(supernet: Supernet, batches: Sequence[Batch], objective: O
 
     Returns:
         By width and depth name, one number per candidate, in units of the loss; 0 for the largest.
+
+    Raises:
+        TrainingError: a loss is not finite.
     """
     choices = {**supernet.space.widths, **supernet.space.depths}
     found = {name: [0.0] * len(sizes) for name, sizes in choices.items()}
@@ -57,6 +63,10 @@ def measured_saliency(supernet: Supernet, batches: Sequence[Batch], objective: O
         base = loss_of(supernet.space.largest)
         for name, index, architecture in single_choices(supernet.space):
             found[name][index] = loss_of(architecture) - base
+            if not math.isfinite(found[name][index]):
+                raise TrainingError(
+                    f"the loss is {base} whole and not finite with {name} at {choices[name][index]}; {HINT}"
+                )
             bar.advance(f"{name} {choices[name][index]}: {found[name][index]:+.3f}")
     return found
 
