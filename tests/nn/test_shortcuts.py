@@ -7,6 +7,7 @@ from free_nets import Block, TwoStages, traced
 from nets import images, perturbed
 from torch import nn
 
+from tas.data import TensorSource
 from tas.errors import ConfigError
 from tas.nn.rules.shortcut import projection, untrained_norms
 from tas.nn.surgery import projected
@@ -85,8 +86,9 @@ def test_a_projection_starts_as_the_alignment_and_stays_it_when_statistics_are_m
     made = [small.get_submodule(item.path) for item in projected(graph, architecture)]
     assert made
     assert len(untrained_norms(small)) == len(made)
-    batches = [(torch.randn(16, 3, 8, 8), torch.zeros(16, dtype=torch.long)) for _ in range(3)]
-    recalibrate(small, (batches, batches), batches=3, batch_size=16)
+    draw = torch.Generator().manual_seed(0)
+    values, labels = torch.randn(48, 3, 8, 8, generator=draw), torch.arange(48) % 5
+    recalibrate(small, TensorSource(values, labels, values, labels, name="noise", num_classes=5), batch_size=16)
     for module in made:
         read, out = module[0].in_channels, module[0].out_channels
         x = torch.randn(2, read, 4, 4)
