@@ -33,7 +33,7 @@ def cheapest(graph: Graph, space: SearchSpace, quantity: str) -> Architecture:
 def cheapest_choice(graph: Graph, space: SearchSpace, load: Load) -> np.ndarray:
     """(choices,), candidate indices of the architecture with the least load, which grows with every size."""
     best = np.zeros(len(_rows(space)), dtype=int)
-    firsts = [{space.widths[name][0] for name in stream if name in space.widths} for stream in graph.streams]
+    firsts = [{space.widths[name][0] for name in space.widths if name in stream} for stream in graph.streams]
     if all(len(sizes) < 2 for sizes in firsts) and not any(_stays(graph, space)):
         return best
     singles = [[(row, column)] for row, sizes in enumerate(_rows(space)) for column in range(len(sizes))]
@@ -71,6 +71,6 @@ def _rows(space: SearchSpace) -> list[tuple[int, ...]]:
 def _stays(graph: Graph, space: SearchSpace) -> list[bool]:
     """Of every stream, whether some of its channels are never cut while others can be."""
     return [
-        None in stream and any(len(space.widths[name]) > 1 for name in stream if name in space.widths)
+        None in stream and any(len(sizes) > 1 for name, sizes in space.widths.items() if name in stream)
         for stream in graph.streams
     ]

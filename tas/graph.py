@@ -301,4 +301,4 @@ def _layer(value: dict[str, Any]) -> Layer:
 
 
 def _gate(value: list[Any] | None) -> Gate | None:
-    return value and (value[0], value[1])
+    return (value[0], value[1]) if value else None

@@ -2,7 +2,6 @@
 
 from functools import cache
 
-import torch
 from nets import conv_bn, head, images, perturbed
 from torch import Tensor, nn
 

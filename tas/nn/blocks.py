@@ -164,6 +164,7 @@ class DepthState:
     """
 
     exit: FreeExit | None = None
+    how: Interpolation
 
     def __init__(self, candidates: Sequence[int], num_blocks: int, how: Interpolation = "average"):
         self.candidates = tuple(candidates)

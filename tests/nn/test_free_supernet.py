@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from free_nets import Twins, TwoStages, traced
+from free_nets import Twins, traced
 from nets import images, perturbed
 from torch import Tensor, nn
 
 from tas.architecture import Architecture
+from tas.errors import ConfigError
 from tas.nn.mixing import interpolation_matrix
 from tas.nn.supernet import Supernet
 from tas.nn.surgery import mask
@@ -137,14 +138,20 @@ def test_a_stage_whose_output_is_a_result_stays_tied_and_says_so():
     model = perturbed(Twins())
     graph = trace(model, images(), residuals="free")
     assert not graph.exits
-    assert not graph.shortcuts
+    assert [(item.path, item.reads, item.makes) for item in graph.shortcuts] == [("stage.0.shortcut", "stem.0", None)]
     assert any("keep one width" in item.reason and item.axis == "stage" for item in graph.frozen)
-    assert derive(model, graph, SearchSpace.of(graph).smallest)(images())[1].shape[1] == 6
+    smallest = SearchSpace.of(graph).smallest
+    small = derive(model, graph, smallest)
+    assert small(images())[1].shape[1] == 6
+    assert sum(parameter.numel() for parameter in small.parameters()) == graph.params(smallest)
 
 
-def test_dense_execution_never_waits_for_the_host():
+def test_the_open_size_behind_a_stage_is_a_tensor_in_dense_execution():
     supernet = supernet_of("dense", torch.float32)
     supernet.draw(1.0, torch.Generator().manual_seed(0))
-    exit_ = supernet._sizes["first:exit"]
-    assert isinstance(exit_.active, Tensor)
-    assert isinstance(TwoStages(), nn.Module)
+    assert isinstance(supernet._sizes["first:exit"].active, Tensor)
+
+
+def test_an_unknown_interpolation_is_refused():
+    with pytest.raises(ConfigError, match="interpolation is 'cubic'; it can be average or linear or none"):
+        supernet_of("compact", interpolation="cubic")

@@ -7,8 +7,10 @@ from free_nets import Block, TwoStages, traced
 from nets import images, perturbed
 from torch import nn
 
+from tas.data import TensorSource
 from tas.errors import ConfigError
 from tas.nn.rules.shortcut import projection, untrained_norms
+from tas.nn.surgery import projected
 from tas.pipeline.derive import derive, recalibrate
 from tas.pipeline.rank import rank
 from tas.pipeline.store import load, save
@@ -18,7 +20,7 @@ from tas.space import SearchSpace
 
 def test_every_convolution_has_its_own_width_and_transitions_follow_their_block():
     graph = traced()[1]
-    assert list(graph.full.widths) == [
+    assert [width.name for width in graph.widths] == [
         "stem.0",
         *(f"first.{block}.{part}.0" for block in range(3) for part in ("inner", "outer")),
         *(f"second.{block}.{part}.0" for block in range(2) for part in ("inner", "outer")),
@@ -81,14 +83,12 @@ def test_a_projection_starts_as_the_alignment_and_stays_it_when_statistics_are_m
     space = SearchSpace.of(graph)
     architecture = space.sample(torch.Generator().manual_seed(2))
     small = derive(model, graph, architecture)
-    made = [
-        small.get_submodule(item.path) for item in graph.shortcuts if len({*item.sizes(graph.sizes(architecture))}) > 1
-    ]
-    made = [module for module in made if isinstance(module, nn.Sequential)]
+    made = [small.get_submodule(item.path) for item in projected(graph, architecture)]
     assert made
     assert len(untrained_norms(small)) == len(made)
-    batches = [(torch.randn(16, 3, 8, 8), torch.zeros(16, dtype=torch.long)) for _ in range(3)]
-    recalibrate(small, (batches, batches), batches=3, batch_size=16)
+    draw = torch.Generator().manual_seed(0)
+    values, labels = torch.randn(48, 3, 8, 8, generator=draw), torch.arange(48) % 5
+    recalibrate(small, TensorSource(values, labels, values, labels, name="noise", num_classes=5), batch_size=16)
     for module in made:
         read, out = module[0].in_channels, module[0].out_channels
         x = torch.randn(2, read, 4, 4)
