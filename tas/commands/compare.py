@@ -96,7 +96,8 @@ def compare(
         raise ConfigError("resume needs the folder of the comparison; add --output FOLDER")
     output = output or f"runs/compare-{time.strftime('%Y%m%d-%H%M%S')}"
     job = CompressConfig(
-        search=search, train=train, teacher=teacher, space=space, keep=split_patterns(keep), residuals=residuals, execution=execution,
+        search=search, train=train, teacher=teacher, space=space, keep=split_patterns(keep), residuals=residuals,
+        execution=execution,
         init=init, seed=seed,
     )  # fmt: skip
     workers = _workers(threads) if workers is None else workers

@@ -64,7 +64,7 @@ def scores_of(space):
 
 
 def test_the_climb_ends_at_the_best_depth_and_everything_it_tries_holds_the_budget(prepared):
-    model, graph, space, source = prepared
+    model, graph, space, _ = prepared
     budget, scores = tas.Budget(macs="60%"), scores_of(prepared[2])
     trials = Table(model, graph, list, list, cross_entropy, steps=1)
     found = list(climb(scores, graph, space, budget, trials, 9))
@@ -78,7 +78,7 @@ def test_the_climb_ends_at_the_best_depth_and_everything_it_tries_holds_the_budg
 
 
 def test_no_more_is_tried_than_allowed_and_nothing_without_an_open_depth(prepared):
-    model, graph, space, source = prepared
+    model, graph, space, _ = prepared
     budget, scores = tas.Budget(macs="60%"), scores_of(space)
     trials = Table(model, graph, list, list, cross_entropy, steps=1)
     assert len(list(climb(scores, graph, space, budget, trials, 2))) == 2
