@@ -26,6 +26,7 @@ def search_charts(runs: Sequence[RunFiles]) -> list[Chart]:
     charts = [
         _chart("loss of the search (nats)", runs, "search", losses),
         _costs(runs),
+        _trials(runs),
         _chart("accuracy in the search (%)", runs, "search", {"accuracy": "accuracy"}),
         _chart("temperature of the sampling", runs, "search", {"temperature": "temperature"}),
         _chart("entropy of the choices (nats, mean)", runs, "search", {"entropy": "entropy"}),
@@ -69,6 +70,17 @@ def _costs(runs: Sequence[RunFiles]) -> Chart | None:
     return _of_curves("cost in the search (% of the full model)", curves + _budgets(runs, last) if curves else [])
 
 
+def _trials(runs: Sequence[RunFiles]) -> Chart | None:
+    """Held-out loss of every architecture that was tuned and compared, and of the best so far."""
+    curves: list[Curve] = []
+    for number, run in enumerate(runs):
+        for place, (key, label) in enumerate((("loss", "tried"), ("best", "best so far"))):
+            points = [(index, row[key]) for index, row in enumerate(run.trials, 1)]
+            name = label if len(runs) == 1 else f"{run.label}: {label}"
+            curves.append((name, points, _look(runs, number, place)))
+    return _of_curves("held-out loss of the trials (nats)", curves, along="trial")
+
+
 def _budgets(runs: Sequence[RunFiles], last: int) -> list[Curve]:
     """A line per bound; runs under the same one share it."""
     bounds: dict[tuple[str, float], list[str]] = {}
@@ -105,7 +117,7 @@ def _look(runs: Sequence[RunFiles], number: int, place: int) -> dict[str, Any]:
     return {"width": 2, "color": COLORS[number % len(COLORS)], "dash": _DASHES[place % len(_DASHES)]}
 
 
-def _of_curves(title: str, curves: Sequence[Curve]) -> Chart | None:
+def _of_curves(title: str, curves: Sequence[Curve], along: str = "epoch") -> Chart | None:
     import plotly.graph_objects as go
 
     curves = [curve for curve in curves if curve[1]]
@@ -120,7 +132,7 @@ def _of_curves(title: str, curves: Sequence[Curve]) -> Chart | None:
     last = max(x for _, points, _ in curves for x, _ in points)
     figure.update_layout(
         height=_HEIGHT + 20 * max(0, len(curves) - 3), margin={"l": 48, "r": 12, "t": 8, "b": 8}, legend=legend,
-        showlegend=len(curves) > 1, xaxis={"title": "epoch", **axis, **({"dtick": 1} if last <= 8 else {})},
+        showlegend=len(curves) > 1, xaxis={"title": along, **axis, **({"dtick": 1} if last <= 8 else {})},
         yaxis=axis, hovermode="x unified",
     )  # fmt: skip
     return Chart(title, figure)

@@ -91,8 +91,12 @@ class RunFiles:
     def epochs(self) -> list[dict[str, Any]]:
         """The rows of the search that hold an architecture: one per epoch, then one per trial, numbered on."""
         rows = [row for row in self.record.epochs("search") if "architecture" in row]
-        trials = [row for row in self.record.rows if row.get("part") == "trial"]
-        return rows + [{**row, "epoch": len(rows) + place} for place, row in enumerate(trials)]
+        return rows + [{**row, "epoch": len(rows) + place} for place, row in enumerate(self.trials)]
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """The rows of the architectures that the search tried, in order."""
+        return [row for row in self.record.rows if row.get("part") == "trial"]
 
     def architecture_of(self, row: Mapping[str, Any]) -> Architecture:
         """The most probable architecture after an epoch of the search; whatever the budget.

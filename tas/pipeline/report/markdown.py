@@ -17,7 +17,7 @@ def to_markdown(run: RunFiles) -> str:
     parts = [_head(run), result_table(run.summary) if run.summary else ""]
     if run.graph and run.latest:
         parts += [_sizes(run.graph, run.latest), _frozen(run.graph)]
-    parts += [_search_rows(run.record), _origin(run)]
+    parts += [_search_rows(run.record), _trial_rows(run), _origin(run)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -92,6 +92,21 @@ def _search_rows(record: Record) -> str:
         ]
         numbers = f"{row['loss']:.3f} | {row['held_out_loss']:.3f} | {row['temperature']:.2f}"
         lines.append(f"| {row['epoch'] + 1} | {numbers} | {costs[0]} | {costs[1]} |")
+    return "\n".join(lines)
+
+
+def _trial_rows(run: RunFiles) -> str:
+    if not run.trials:
+        return ""
+    lines = [
+        "## Trials",
+        "",
+        "Architectures that were tuned for some steps before their held-out losses were compared.",
+    ]
+    lines += ["", "| trial | loss | best so far | macs | blocks kept |", "|---:|---:|---:|---:|---|"]
+    for number, row in enumerate(run.trials, 1):
+        blocks = ", ".join(f"{name} {kept}" for name, kept in row["architecture"]["depths"].items())
+        lines.append(f"| {number} | {row['loss']:.3f} | {row['best']:.3f} | {row['macs']:,} | {blocks} |")
     return "\n".join(lines)
 
 

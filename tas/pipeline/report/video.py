@@ -32,7 +32,7 @@ _ABOVE, _BELOW = 112, 48  # pixels for the buttons and the slider, and for the a
 
 
 def video(run: RunFiles, *, limit: int = FRAMES, named: bool = False) -> Chart | None:
-    """The architecture of every layer, one frame per epoch of the search; without epochs, the result alone.
+    """The architecture of every layer, a frame per epoch and per trial of the search; without any, the result alone.
 
     Args:
         run: whose graph and record are shown; without them, there is nothing to see.
@@ -48,7 +48,8 @@ def video(run: RunFiles, *, limit: int = FRAMES, named: bool = False) -> Chart |
     if shown:
         labels = [_label(run, row, architecture) for row, architecture in zip(shown, architectures, strict=True)]
         _set_in_motion(figure, rows, architectures, [row["epoch"] + 1 for row in shown], labels)
-    when = " after every epoch of the search" if shown else ""
+    after = {"epoch": " after every epoch of the search", "trial": " in every trial of the search"}
+    when = " and".join(after[kind] for kind in dict.fromkeys(map(_kind, shown)))
     return Chart(f"{f'{run.label}: ' if named else ''}channels (x) of every layer (y, first on top){when}", figure)
 
 
@@ -62,7 +63,13 @@ def thinned(epochs: list[Any], limit: int = FRAMES) -> list[Any]:
 def _label(run: RunFiles, row: dict[str, Any], architecture: Architecture) -> str:
     assert run.graph is not None
     share = 100 * run.graph.macs(architecture) / max(1, run.graph.macs())
-    return f"epoch {row['epoch'] + 1} of {run.epochs[-1]['epoch'] + 1}: {share:.1f} % of macs"
+    same = [other["epoch"] for other in run.epochs if _kind(other) == _kind(row)]
+    loss = f", loss {row['loss']:.3f}" if _kind(row) == "trial" else ""
+    return f"{_kind(row)} {same.index(row['epoch']) + 1} of {len(same)}: {share:.1f} % of macs{loss}"
+
+
+def _kind(row: dict[str, Any]) -> str:
+    return "trial" if row.get("part") == "trial" else "epoch"
 
 
 def _picture(rows: list[LayerRow], shown: Architecture, chosen: Architecture | None) -> Figure:
