@@ -18,6 +18,9 @@ from toys import TinyNet
 import tas
 from tas.cli import COMMANDS, EXAMPLES, main
 
+SCRATCH = [
+    "--search.start", "scratch", "--search.logits_start", "random", "--search.trials", "0", "--search.epochs", "1",
+]  # fmt: skip
 TOYS = f"{Path(__file__).parent / 'toys.py'}:build"
 QUICK = ["--search.epochs", "1", "--search.batch_size", "8", "--train.epochs", "1", "--train.batch_size", "8"]
 QUICK_TEACHER = ["--teacher.epochs", "1", "--teacher.batch_size", "8"]
@@ -453,7 +456,7 @@ def test_single_commands_refuse_a_model_with_too_few_classes(capsys, tmp_path, i
     )
     options = ["--model", f"{file}:build", "--data", f"folder:{images}"]
     for words in (["measure"], ["train", "--output", tmp_path / "run"],
-                  ["search", "--search.start", "scratch", "--output", tmp_path / "run"]):  # fmt: skip
+                  ["search", *SCRATCH, "--output", tmp_path / "run"]):  # fmt: skip
         assert "only 2 classes" in fails(capsys, *words, *options)
     assert not (tmp_path / "run").exists()
 

@@ -53,7 +53,7 @@ def search(
 
     Args:
         model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION
-        weights: trained weights of the full model; not needed with --search.start scratch
+        weights: trained weights of the full model; not needed for a search from scratch
         pretrained: use the released weights of torchvision or timm
         data: digits, cifar10, cifar100 or folder:PATH
         data_dir: where cifar10 and cifar100 lie
@@ -72,7 +72,8 @@ def search(
     """
     if search.start == "trained" and weights is None and not pretrained:
         raise ConfigError(
-            "a search from a trained start needs --weights or --pretrained; or add --search.start scratch"
+            "a search from a trained start needs --weights or --pretrained; from scratch, add --search.start scratch "
+            "--search.logits_start random --search.trials 0 --search.epochs 600"
         )
     source = data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size)
     full = build_model(model, source.num_classes, weights, pretrained, seed)

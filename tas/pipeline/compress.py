@@ -38,7 +38,8 @@ from tas.task import Loss, Metric, dtype_of, require_fit_for_data
 def short_search() -> SearchConfig:
     """Search settings for a trained start: measured saliency, then trials. LOG.md, 2026-11-25, says what was tried."""
     return SearchConfig(
-        epochs=0, batch_size=128, start="trained", logits_start="saliency", trials=12, learning_rate=0.05,
+        epochs=0, batch_size=64, start="trained", logits_start="saliency", trials=8, learning_rate=0.035,
+        held_out_images=384,
         depth_samples="drawn", interpolation="none", logits_learning_rate="auto", logits_weight_decay=0.0,
         temperature_start=5.0, temperature_end=0.5, teacher_weight=0.9,
     )  # fmt: skip

@@ -21,9 +21,13 @@ FILES = {"config.yaml", "compare.json", "compare.md", "compare.html", "teacher.j
 
 def tiny_config(**options) -> CompareConfig:
     train = replace(short_train(), epochs=2, batch_size=16)
-    job = CompressConfig(search=replace(
-        short_search(), epochs=2, batch_size=16, trials=2, trial_steps=2, held_out_images=16, precision="no"
-    ), train=train, teacher=train)
+    job = CompressConfig(
+        search=replace(
+            short_search(), epochs=2, batch_size=16, trials=2, trial_steps=2, held_out_images=16, precision="no"
+        ),
+        train=train,
+        teacher=train,
+    )
     return CompareConfig(**{"methods": "tas l1", "transfers": "none init+kd", "seeds": (0, 1), "job": job, **options})
 
 

@@ -245,3 +245,24 @@ def test_an_output_that_is_a_file_is_an_error(tmp_path):
 def test_runs_are_told_apart_by_as_much_of_their_path_as_needed(tmp_path):
     assert labels([tmp_path / "x" / "run", tmp_path / "y" / "run"]) == ["x/run", "y/run"]
     assert labels([tmp_path / "one", tmp_path / "two"]) == ["one", "two"]
+
+
+def test_trials_are_told_and_shown(tmp_path):
+    folder = write_run(tmp_path / "run", epochs=2)
+    graph = tas.Graph.from_json((folder / "graph.json").read_text())
+    space = tas.SearchSpace.of(graph)
+    record = tas.Record(folder / "record.jsonl")
+    record.add("search", part="saliency", seconds=1.0, losses={})
+    best = 9.0
+    for loss, found in ((1.25, space.largest), (1.5, space.smallest)):
+        best = min(best, loss)
+        sizes = {"widths": dict(found.widths), "depths": dict(found.depths)}
+        record.add("search", part="trial", loss=loss, best=best, macs=graph.macs(found), architecture=sizes)
+    text = markdown(folder)
+    assert f"| 1 | 1.250 | 1.250 | {graph.macs():,} | blocks 3 |" in text
+    assert f"| 2 | 1.500 | 1.250 | {graph.macs(space.smallest):,} | blocks 1 |" in text
+    page = (folder / "report.html").read_text()
+    assert "after every epoch of the search and in every trial of the search" in page
+    assert "trial 2 of 2: " in page
+    assert "epoch 2 of 2: " in page
+    assert "held-out loss of the trials (nats)" in page

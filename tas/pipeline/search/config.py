@@ -98,7 +98,8 @@ class SearchConfig:
         if self.start == "scratch" and (self.trials or self.logits_start == "saliency"):
             raise ConfigError(
                 f"search start is scratch, but trials is {self.trials} and logits_start {self.logits_start}; both need "
-                f"weights that know something: set start to trained, or trials to 0 and logits_start to random"
+                f"weights that know something: set start to trained, or logits_start to random, trials to 0 and epochs "
+                f"to some hundred"
             )
         if self.epochs == 0 and self.logits_start == "random":
             raise ConfigError("search epochs is 0 and logits_start random: nothing would be searched; set one of them")
