@@ -1,6 +1,7 @@
 """The page in a real browser: it draws, it moves, and it can be read on a wide and on a narrow screen."""
 
 import time
+from functools import partial
 
 import pytest
 from browser import browser, set_scheme, set_screen
@@ -112,11 +113,15 @@ def test_the_page_can_be_read_on_wide_and_narrow_screens_in_light_and_dark(windo
             assert apart, f"{text!r} overlaps {other!r}"
     for scheme in ("light", "dark"):
         set_scheme(window, scheme)  # while the page is open: it follows
-        until(lambda scheme=scheme: all((ink > ground) == (scheme == "dark") for ground, ink in luminances(window)))
-        for pair in luminances(window):
-            low, high = sorted(pair)
-            assert (high + 0.05) / (low + 0.05) >= 4.5  # WCAG 2.1, contrast of text, level AA
+        until(lambda scheme=scheme: all(map(partial(is_readable, scheme), luminances(window))))
     assert window.get_log("browser") == []
+
+
+def is_readable(scheme: str, luminance: tuple[float, float]) -> bool:
+    """Whether text stands out as the scheme has it: WCAG 2.1, contrast of text, level AA."""
+    ground, ink = luminance
+    low, high = sorted(luminance)
+    return (ink > ground) == (scheme == "dark") and (high + 0.05) / (low + 0.05) >= 4.5
 
 
 def luminances(window) -> list[tuple[float, float]]:
