@@ -282,3 +282,30 @@ def test_heads_are_searched_like_channels_in_both_executions_and_reload(tmp_path
         found.append(result.architecture)
     assert {"blocks.0.attention.qkv", "blocks.1.attention.inner"} <= found[0].widths.keys()
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("way", ["trials", "alternation", "paper"])
+@pytest.mark.parametrize("execution", ["compact", "dense"])
+def test_free_residuals_go_through_the_whole_job(tmp_path, execution, way):
+    from dataclasses import replace
+
+    from free_nets import TwoStages
+
+    from tas.options import with_options
+    from tas.pipeline.comparison.methods import PAPER
+
+    torch.manual_seed(0)
+    config = tiny_config(residuals="free", execution=execution)
+    if way == "trials":
+        config = replace(config, search=replace(config.search, epochs=0, trials=3, trial_steps=2, held_out_images=16))
+    elif way == "alternation":
+        config = replace(config, search=replace(config.search, trials=0))
+    else:
+        config = replace(with_options(config, PAPER, "paper"), init="fresh")
+    source, example = tiny_source(classes=3, size=12), torch.zeros(1, 3, 12, 12)
+    result = tas.compress(TwoStages(), source, budget="60%", config=config, output=tmp_path / "run")
+    assert result.graph.macs(result.architecture) == result.pruned.macs <= 0.6 * result.full.macs
+    assert result.pruned.params == result.graph.params(result.architecture)
+    images = torch.randn(2, *example.shape[1:])
+    assert torch.equal(tas.load(tmp_path / "run", TwoStages())(images), result.model(images))
+    assert "second" in (tmp_path / "run" / "report.md").read_text()

@@ -146,11 +146,14 @@ class RunFiles:
 
 
 def _elements(graph: Graph, architecture: Architecture) -> int:
+    """Numbers in all parameters and buffers; projections of free residuals are parameters of the graph's cost."""
     dropped = {(depth.name, place) for depth in graph.depths for place in range(len(depth.blocks))
                if place >= architecture.depths[depth.name]}  # fmt: skip
-    return sum(
-        prod(count.of(architecture.widths) for count in parameter.counts)
+    sizes = graph.sizes(architecture)
+    return graph.params(architecture) + sum(
+        prod(count.of(sizes) for count in parameter.counts)
         for layer in graph.layers
         if layer.gate not in dropped
         for parameter in layer.parameters
+        if parameter.is_buffer
     )

@@ -18,12 +18,14 @@ class LayerRow:
         count: channels as a function of the widths.
         full: channels in the full model.
         gate: (depth, position) when it lies in a block that can be dropped.
+        graph: that the layer is of.
     """
 
     name: str
     count: Count
     full: int
     gate: Gate | None
+    graph: Graph
 
     @property
     def widths(self) -> tuple[str, ...]:
@@ -32,7 +34,7 @@ class LayerRow:
 
     def kept(self, architecture: Architecture) -> int:
         """Channels under `architecture`; 0 in a dropped block."""
-        return 0 if self.is_dropped(architecture) else self.count.of(architecture.widths)
+        return 0 if self.is_dropped(architecture) else self.count.of(self.graph.sizes(architecture))
 
     def is_dropped(self, architecture: Architecture) -> bool:
         """Whether `architecture` drops its block."""
@@ -42,7 +44,8 @@ class LayerRow:
 def layer_rows(graph: Graph) -> list[LayerRow]:
     """Every convolution and linear layer, in order of execution; the projections of attention count as linear."""
     found = ((layer, made_channels(layer)) for layer in graph.layers)
-    return [LayerRow(layer.name, count, count.of(graph.full.widths), layer.gate) for layer, count in found if count]
+    full = graph.sizes(graph.full)
+    return [LayerRow(layer.name, count, count.of(full), layer.gate, graph) for layer, count in found if count]
 
 
 def made_channels(layer: Layer) -> Count | None:
