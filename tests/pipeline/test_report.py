@@ -266,3 +266,9 @@ def test_trials_are_told_and_shown(tmp_path):
     assert "trial 2 of 2: " in page
     assert "epoch 2 of 2: " in page
     assert "held-out loss of the trials (nats)" in page
+
+
+def test_a_search_without_epochs_has_no_empty_charts(tmp_path):
+    folder = write_run(tmp_path / "run", epochs=0)
+    (folder / "config.yaml").write_text("seed: 3\nbudget: {macs: 50%}\nsearch: {epochs: 0}")
+    assert "cost in the search" not in tas.report(folder).read_text()

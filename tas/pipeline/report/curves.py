@@ -67,7 +67,10 @@ def _costs(runs: Sequence[RunFiles]) -> Chart | None:
                 name = f"{run.label}: {label} {quantity}" if len(runs) > 1 else f"{label} {quantity}"
                 curves.append((name, points, _look(runs, number, step + 2 * place)))
     last = max((x for _, points, _ in curves for x, _ in points), default=1)
-    return _of_curves("cost in the search (% of the full model)", curves + _budgets(runs, last) if curves else [])
+    return _of_curves(
+        "cost in the search (% of the full model)",
+        curves + _budgets(runs, last) if any(points for _, points, _ in curves) else [],
+    )
 
 
 def _trials(runs: Sequence[RunFiles]) -> Chart | None:

@@ -24,8 +24,8 @@ KEY = (
     '<span><i style="background:repeating-linear-gradient(45deg,var(--dropped) 0 2px,transparent 2px 5px)"></i>'
     "block dropped</span>"
     '<span><i style="background:var(--result);width:3px"></i>result of the run</span></p>'
-    '<p class="quiet">Shown is the most probable architecture after each epoch, whatever it costs; the result is the '
-    "most probable one that holds the budget.</p>"
+    '<p class="quiet">After an epoch, the most probable architecture is shown, whatever it costs; in a trial, the one '
+    "that was tried. The result holds the budget: the most probable that does, or the best of the trials.</p>"
 )
 _KEPT, _FIXED, _FULL, _DROPPED, _RESULT = "#3b86de", "#8d949e", "rgba(128,128,128,0.28)", "#b9655a", "#e0712f"
 _ABOVE, _BELOW = 112, 48  # pixels for the buttons and the slider, and for the axis
