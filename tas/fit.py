@@ -100,6 +100,7 @@ def _first_that_fits(
     only = widths_alone(space)
 
     def at(level: float) -> Architecture:
+        """What one level asks for, rounded down to candidates."""
         sizes = wanted(level)
         widths = {
             name: max([size for size in candidates if size <= sizes[name]], default=candidates[0])

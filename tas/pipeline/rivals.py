@@ -167,6 +167,7 @@ class _Job:
     loss: Loss | None
 
     def run(self) -> _Outcome:
+        """Architecture, ranked model and numbers for the record."""
         if self.method == "uniform":
             return self._uniform(), self._ranked(channel_importance(self.model, self.graph)), {}
         if self.method == "sfp":

@@ -73,7 +73,8 @@ def search(
         teacher: gives soft labels when `config.teacher_weight` is above 0.
         loss: (outputs, targets) to a scalar; cross-entropy by default.
         record: receives one row per epoch.
-        checkpoint: file that holds the state after every epoch; the search goes on from it if it exists.
+        checkpoint: file that holds the state after every epoch; the search goes on from it if it exists, and from the
+            saliency and trials in the record.
 
     Raises:
         BudgetError: nothing in the space fits the budget, known before any step.
@@ -101,7 +102,7 @@ def search(
     inherited = supernet.collapse(supernet.space.largest) if config.trials > 1 else None
     options = json.dumps(asdict(config))
     with own_randomness(devices), channels_last(supernet, config.precision != "no"):
-        _start_logits(steps, source, record, device)
+        _start_logits(steps, source, record, device, resumes=checkpoint is not None)
         first = restore_epoch(checkpoint, options, steps.parts()) if checkpoint and checkpoint.exists() else 0
         with progress_bar("search", pairs * config.epochs, pairs * first) as bar:
             for epoch in range(first, config.epochs):
@@ -113,21 +114,25 @@ def search(
     scores = supernet.scores()
     if inherited is None:
         return SearchResult(decode(scores, supernet.graph, supernet.space, budget), scores, record)
-    return SearchResult(_tried(steps, inherited, scores, source, budget, record, device), scores, record)
+    chosen = _tried(steps, inherited, scores, source, budget, record, device, resumes=checkpoint is not None)
+    return SearchResult(chosen, scores, record)
 
 
 def _since(started: float) -> float:
     return round(time.perf_counter() - started, 3)
 
 
-def _start_logits(steps: Steps, source: Source, record: Record, device: str) -> None:
-    """Where the logits begin; what an interrupted search has measured is not measured again."""
+def _start_logits(steps: Steps, source: Source, record: Record, device: str, *, resumes: bool) -> None:
+    """Where the logits begin; what an interrupted search has measured is not measured again.
+
+    A record alone may be of other searches too: only a run, which has a checkpoint, is known to be the same.
+    """
     config, supernet = steps.config, steps.supernet
     if config.logits_start == "random":
         random_logits(supernet, config.seed)
         return
     choices = {**supernet.space.widths, **supernet.space.depths}
-    known = [row["losses"] for row in record.rows if row.get("part") == "saliency"]
+    known = [row["losses"] for row in record.rows if resumes and row.get("part") == "saliency"]
     if known and {name: len(row) for name, row in known[-1].items()} == {name: len(v) for name, v in choices.items()}:
         saliency = {name: known[-1][name] for name in choices}
     else:
@@ -144,6 +149,7 @@ def _held_out(source: Source, config: SearchConfig, device: str) -> Callable[[],
     """Batches of the second half, the same every time."""
 
     def read() -> Iterator[Batch]:
+        """The batches, the last cut to what is left."""
         left = config.held_out_images
         for inputs, targets in source.train_batches(config.batch_size, seed=config.seed, half=1, device=device):
             yield inputs[:left], targets[:left]
@@ -162,6 +168,8 @@ def _tried(
     budget: Budget,
     record: Record,
     device: str,
+    *,
+    resumes: bool,
 ) -> Architecture:
     """The best of a few architectures that were tuned for some steps; each trial is a row of the record."""
     config, graph, space = steps.config, steps.supernet.graph, steps.supernet.space
@@ -177,7 +185,7 @@ def _tried(
         learning_rate=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay,
         seed=config.seed,
     )  # fmt: skip
-    rows = [row for row in record.rows if row.get("part") == "trial"]  # of an interrupted start
+    rows = [row for row in record.rows if resumes and row.get("part") == "trial"]  # of an interrupted start
     trials.known = {Architecture(**row["architecture"]): row["loss"] for row in rows}
     best, started = None, time.perf_counter()
     with channels_last(inherited, config.precision != "no"), progress_bar("trials", config.trials) as bar:

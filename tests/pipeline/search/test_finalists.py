@@ -116,8 +116,9 @@ def short(**options) -> tas.SearchConfig:
 def test_a_search_by_saliency_and_trials_repeats_itself_and_goes_on_where_it_was(prepared, tmp_path):
     model, graph, space, source = prepared
 
-    def run(record):
-        return tas.search(tas.Supernet(model, graph, space), source, budget="50%", config=short(), record=record)
+    def run(record, checkpoint=None):
+        supernet = tas.Supernet(model, graph, space)
+        return tas.search(supernet, source, budget="50%", config=short(), record=record, checkpoint=checkpoint)
 
     whole = tas.Record(tmp_path / "whole.jsonl")
     first = run(whole)
@@ -133,8 +134,10 @@ def test_a_search_by_saliency_and_trials_repeats_itself_and_goes_on_where_it_was
     half = tas.Record(tmp_path / "half.jsonl")
     for row in whole.rows[:2]:
         half.add(**row)
-    assert run(half).architecture == first.architecture
+    assert run(half, tmp_path / "search.pt").architecture == first.architecture
     assert [row["part"] for row in half.rows] == parts
+    run(whole)  # without a run around it, a record says nothing about this search
+    assert [row["part"] for row in whole.rows] == parts + parts
 
 
 def test_passes_count_what_a_search_reads(prepared):
