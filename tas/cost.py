@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tas.architecture import Architecture
+from tas.lookup import Lookup, Side
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Gate = tuple[str, int]  # (depth, position): of a layer in a block that its depth drops when it keeps no more than that
-Side = str | int  # size at one end of a shortcut: that of a width, or one that never changes
 
 
 class Kept(NamedTuple):
@@ -58,22 +58,34 @@ class Term:
         factors: the axis sizes.
         gates: conditions on depths, all of which must hold.
         unequal: two sizes; paid only where they differ, as a projection shortcut is. None is always paid.
+        lookup: a measured factor; then there are no other factors, and it is always paid. None is 1.
     """
 
     coefficient: int
     factors: tuple[Count, ...] = ()
     gates: tuple[Kept, ...] = ()
     unequal: tuple[Side, Side] | None = None
+    lookup: Lookup | None = None
+
+    def __post_init__(self):
+        assert self.lookup is None or not (self.factors or self.unequal)
+
+    @property
+    def ends(self) -> tuple[Side, Side] | None:
+        """The two sizes that are compared or looked up."""
+        return self.lookup.sides if self.lookup else self.unequal
 
     def of(self, architecture: Architecture) -> int:
         """Exact cost under `architecture`."""
         if not all(gate.holds(architecture.depths[gate.depth]) for gate in self.gates):
             return 0
-        if self.unequal is not None:
-            one, other = (architecture.widths[side] if isinstance(side, str) else side for side in self.unequal)
-            if one == other:
-                return 0
         value = self.coefficient
+        if self.ends is not None:
+            one, other = (architecture.widths[side] if isinstance(side, str) else side for side in self.ends)
+            if self.lookup is not None:
+                value *= int(self.lookup.table([one], [other])[0, 0])
+            elif one == other:
+                return 0
         for factor in self.factors:
             value *= factor.of(architecture.widths)
         return value
@@ -87,20 +99,35 @@ class Pair(NamedTuple):
     one_power: int
     other_power: int
 
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """What the two sizes are of."""
+        return self.one, self.other
+
+    def table(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """(sizes of one, sizes of the other), the values."""
+        left, right = one[:, None], other[None]
+        return np.where(left != right, left**self.one_power * right**self.other_power, 0.0)
+
 
 class Monomial(NamedTuple):
-    """What a coefficient is multiplied with: conditions, powers of widths, and at most one pair of other widths."""
+    """What a coefficient is multiplied with: conditions, powers of widths, and at most one function of two other widths."""
 
     gates: tuple[Kept, ...]
     powers: tuple[tuple[str, int], ...]
-    pair: Pair | None = None
+    pair: Pair | Lookup | None = None
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A sum of terms: the multiply-adds or the parameters of every architecture of one graph."""
+    """A sum of terms: the multiply-adds, the parameters or the nanoseconds of every architecture of one graph."""
 
     terms: tuple[Term, ...]
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it was measured in part: then a smaller size may cost more."""
+        return any(term.lookup for term in self.terms)
 
     def exact(self, architecture: Architecture) -> int:
         """Cost of one architecture, an exact integer."""
@@ -126,7 +153,7 @@ class Cost:
                     if width is not None:
                         powers[width] += 1
                 if coefficient:
-                    pair = unequal and Pair(*unequal, *(powers.pop(side, 0) for side in unequal))
+                    pair = term.lookup or unequal and Pair(*unequal, *(powers.pop(side, 0) for side in unequal))
                     collected[Monomial(gates, tuple(sorted(powers.items())), pair)] += coefficient
         return dict(collected)
 
@@ -199,18 +226,11 @@ class CostTable:
         A side that never changes has the row behind all widths, of which the first column is certain.
         """
         found = {pair: place + 1 for place, pair in enumerate(dict.fromkeys(key.pair for key in monomials if key.pair))}
-        order = [*widths]
-        rows = [[order.index(s) if isinstance(s, str) else len(order) for s in pair[:2]] for pair in found]
-        ends = [
-            self._padded(
-                [widths[side] if isinstance(side, str) else [side] for side in (pair[place] for pair in found)]
-            )
-            for place in (0, 1)
-        ]
-        one, other = ends[0][:, :, None], ends[1][:, None, :]
-        exponents = np.array([pair[2:] for pair in found], dtype=float).reshape(-1, 2)
-        values = one ** exponents[:, 0, None, None] * other ** exponents[:, 1, None, None]
-        values = np.where((one != other) & (one > 0) & (other > 0), values, 0.0)
+        order, values = [*widths], np.zeros((len(found), self._columns, self._columns))
+        rows = [[order.index(s) if isinstance(s, str) else len(order) for s in pair.sides] for pair in found]
+        for pair, place in found.items():
+            one, other = (np.array(widths[s] if isinstance(s, str) else [s], dtype=float) for s in pair.sides)
+            values[place - 1, : len(one), : len(other)] = pair.table(one, other)
         return values, np.array(rows, dtype=int).reshape(-1, 2).T, found
 
     def exact(self, choices: np.ndarray) -> np.ndarray:

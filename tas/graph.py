@@ -10,7 +10,8 @@ from typing import Any
 
 from tas.architecture import Architecture
 from tas.cost import Cost, Count, Gate, Term
-from tas.errors import ArchitectureError
+from tas.errors import ArchitectureError, BudgetError
+from tas.latency import Latency
 from tas.layout import Layout, Run, Whole, channels_of, count_of, positions_of, whole_width
 from tas.streams import Exit, Shortcut, gates_of, resolved, streams
 
@@ -145,6 +146,7 @@ class Graph:
         attributes: numbers on modules that follow the widths.
         shortcuts: identities whose ends have widths of their own.
         exits: what depths of such blocks hand on; their names stand in layouts and counts like those of widths.
+        latency: what every choice takes on one machine; None until it is measured (`tas.with_latency`).
     """
 
     widths: tuple[Width, ...]
@@ -155,6 +157,7 @@ class Graph:
     attributes: tuple[Attribute, ...] = ()
     shortcuts: tuple[Shortcut, ...] = ()
     exits: tuple[Exit, ...] = ()
+    latency: Latency | None = None
 
     @cached_property
     def full(self) -> Architecture:
@@ -189,6 +192,8 @@ class Graph:
             terms["params"] += [Term(1, item.counts, gates) for item in layer.parameters if not item.is_buffer]
         for quantity, found in terms.items():
             found += [term for shortcut in self.shortcuts for term in shortcut.terms(quantity)]
+        if self.latency is not None:
+            terms["latency"] = [*self.latency.terms]
         return {quantity: Cost(tuple(resolved(found, self.exits))) for quantity, found in terms.items()}
 
     @cached_property
@@ -213,7 +218,16 @@ class Graph:
         return sum(macs for name, macs in self.layer_macs.items() if is_open[name]) / max(1, self.macs())
 
     def cost(self, quantity: str) -> Cost:
-        """The polynomial of `macs` or `params`."""
+        """The polynomial of `macs` or `params`, or of `latency` in nanoseconds.
+
+        Raises:
+            BudgetError: the latency was not measured.
+        """
+        if quantity == "latency" and self.latency is None:
+            raise BudgetError(
+                "a latency needs times measured on this machine; give the graph to tas.with_latency first "
+                "(tas compress and tas search do), or give a budget of macs or params"
+            )
         return self._costs[quantity]
 
     def check(self, architecture: Architecture | None) -> Architecture:
@@ -274,6 +288,7 @@ class Graph:
                 ),
                 tuple(Shortcut(**{**v, "gate": _gate(v["gate"])}) for v in value.get("shortcuts", ())),
                 tuple(Exit(**{**v, "widths": tuple(v["widths"])}) for v in value.get("exits", ())),
+                Latency.from_dict(value["latency"]) if value.get("latency") else None,
             )
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ArchitectureError(f"this is not a graph ({error!r}); give the graph.json of a run") from None

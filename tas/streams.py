@@ -87,16 +87,17 @@ def resolved(terms: Iterable[Term], exits: Sequence[Exit]) -> list[Term]:
 
 
 def _resolved(term: Term, exit_: Exit) -> list[Term]:
-    names = {width for factor in term.factors for width, _ in factor.widths} | {*(term.unequal or ())}
+    names = {width for factor in term.factors for width, _ in factor.widths} | {*(term.ends or ())}
     if exit_.name not in names:
         return [term]
     parts = []
     for kept, width in enumerate(exit_.widths, start=1):
         side: Side = exit_.channels if width is None else width
         factors = tuple(renamed(factor, exit_.name, side) for factor in term.factors)
-        unequal = term.unequal and tuple(side if end == exit_.name else end for end in term.unequal)
+        ends = term.ends and tuple(side if end == exit_.name else end for end in term.ends)
+        lookup = term.lookup and replace(term.lookup, sides=ends)
         gates = (*term.gates, Kept(exit_.depth, kept - 1, kept))
-        parts.append(replace(term, factors=factors, gates=gates, unequal=unequal))
+        parts.append(replace(term, factors=factors, gates=gates, unequal=None if lookup else ends, lookup=lookup))
     return parts
 
 

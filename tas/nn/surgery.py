@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from tas.architecture import Architecture
 from tas.errors import ModelError
-from tas.graph import Attribute, Graph, Parameter, Shortcut, channels_of, positions_of
+from tas.graph import Attribute, Graph, Layer, Parameter, Shortcut, channels_of, positions_of
 from tas.nn.rules import KINDS
 from tas.nn.rules.base import layout_of
 from tas.nn.rules.shortcut import MaskedShortcut, projection
@@ -73,17 +73,7 @@ def cut(model: nn.Module, graph: Graph, architecture: Architecture, *, share_the
     for layer in open_layers:
         if _is_skipped(layer.name, graph, architecture):
             continue
-        module, tensors = small.get_submodule(layer.name), {}
-        for item in layer.parameters:
-            if any(item.layouts):
-                tensors[item.name.rpartition(".")[2]] = _select(_tensor(module, item), item, sizes)
-        kind = KINDS[layer.kind]
-        for name, value in kind.numbers(module, tensors).items():
-            setattr(module, name, value)
-        for name, value in tensors.items():
-            _replace(module, name, value)
-        if kind.becomes is not None:
-            module.__class__ = kind.becomes
+        narrow(small.get_submodule(layer.name), layer, sizes)
     for item in graph.attributes:
         if not _is_skipped(item.module, graph, architecture):
             set_attribute(small.get_submodule(item.module), item, sizes)
@@ -93,6 +83,27 @@ def cut(model: nn.Module, graph: Graph, architecture: Architecture, *, share_the
         like = next(block.parameters())
         setattr(block, shortcut.attribute, projection(torch.eye(made, read).to(like)).train(block.training))
     return small
+
+
+def narrow(module: nn.Module, layer: Layer, sizes: Mapping[str, int]) -> None:
+    """Cut one layer to the first channels of each width, in place.
+
+    Args:
+        module: the layer, of full size.
+        layer: what is known of it.
+        sizes: channels to keep, by name of the width or exit.
+    """
+    tensors = {}
+    for item in layer.parameters:
+        if any(item.layouts):
+            tensors[item.name.rpartition(".")[2]] = _select(_tensor(module, item), item, sizes)
+    kind = KINDS[layer.kind]
+    for name, value in kind.numbers(module, tensors).items():
+        setattr(module, name, value)
+    for name, value in tensors.items():
+        _replace(module, name, value)
+    if kind.becomes is not None:
+        module.__class__ = kind.becomes
 
 
 def projected(graph: Graph, architecture: Architecture) -> list[Shortcut]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,9 @@ from tas.data import as_source
 from tas.errors import ConfigError, DataError
 from tas.profile import Profile
 from tas.task import Metric, accuracy, dtype_of, run_model
+from tas.timing import measure_latency
+
+__all__ = ["count_macs", "evaluate", "measure", "measure_latency"]
 
 
 def measure(
@@ -91,42 +93,3 @@ def count_macs(model: nn.Module, example: Tensor) -> int:
         for parameter in own:
             parameter.requires_grad_(True)
     return counter.get_total_flops() // 2
-
-
-@torch.no_grad()
-def measure_latency(
-    models: Sequence[nn.Module], example: Tensor, *, batch: int = 1, seconds: float = 1.0, rounds: int = 5
-) -> list[tuple[float, float]]:
-    """Time forward passes of several models in turn (A B A B …), so that a noisy machine disturbs all alike.
-
-    Args:
-        models: left in evaluation mode.
-        example: one input, batch first.
-        batch: samples in a pass.
-        seconds: time spent on each model.
-        rounds: turns.
-
-    Returns:
-        (median, distance of the quartiles) per model, in milliseconds.
-    """
-    from torch.utils.benchmark import Timer
-
-    timers = []
-    for model in models:
-        inputs = example[:1].to(next(model.parameters()).device).expand(batch, *example.shape[1:]).contiguous()
-        timers.append(
-            Timer(
-                "model(inputs)", globals={"model": model.eval(), "inputs": inputs}, num_threads=torch.get_num_threads()
-            )
-        )
-    times: list[list[float]] = [[] for _ in models]
-    for _ in range(rounds):
-        for timer, found in zip(timers, times, strict=True):
-            found += timer.adaptive_autorange(min_run_time=seconds / rounds / 2, max_run_time=seconds / rounds).times
-    results = []
-    for found in times:
-        low, middle, high = (
-            torch.tensor(found, dtype=torch.double).quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist()
-        )
-        results.append((round(middle * 1e3, 4), round((high - low) * 1e3, 4)))
-    return results

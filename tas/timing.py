@@ -1,0 +1,132 @@
+"""Time models and layers on this machine, and remember what layers take."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tas.storage import write_text
+
+
+@torch.no_grad()
+def measure_latency(
+    models: Sequence[nn.Module], example: Tensor, *, batch: int = 1, seconds: float = 1.0, rounds: int = 5
+) -> list[tuple[float, float]]:
+    """Time forward passes of several models in turn (A B A B …), so that a noisy machine disturbs all alike.
+
+    Args:
+        models: left in evaluation mode.
+        example: one input, batch first.
+        batch: samples in a pass.
+        seconds: time spent on each model.
+        rounds: turns.
+
+    Returns:
+        (median, distance of the quartiles) per model, in milliseconds.
+    """
+    from torch.utils.benchmark import Timer
+
+    timers = []
+    for model in models:
+        inputs = example[:1].to(next(model.parameters()).device).expand(batch, *example.shape[1:]).contiguous()
+        timers.append(
+            Timer(
+                "model(inputs)", globals={"model": model.eval(), "inputs": inputs}, num_threads=torch.get_num_threads()
+            )
+        )
+    times: list[list[float]] = [[] for _ in models]
+    for _ in range(rounds):
+        for timer, found in zip(timers, times, strict=True):
+            found += timer.adaptive_autorange(min_run_time=seconds / rounds / 2, max_run_time=seconds / rounds).times
+    results = []
+    for found in times:
+        low, middle, high = (
+            torch.tensor(found, dtype=torch.double).quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist()
+        )
+        results.append((round(middle * 1e3, 4), round((high - low) * 1e3, 4)))
+    return results
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the processor or graphics card."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+class LayerTimes:
+    """What layers take under one setting, in seconds; kept in a file where a folder is given.
+
+    A layer is known by its class, its numbers and the shape of what it reads, so that layers of one kind are timed once,
+    whatever model they are in.
+
+    Args:
+        folder: of the cache; None keeps nothing.
+        setting: everything else that times depend on, such as device, threads, type and versions: times of another
+            setting are not used.
+    """
+
+    def __init__(self, folder: Path | None, setting: Mapping[str, Any]):
+        self.setting = dict(setting)
+        digest = hashlib.sha256(json.dumps(self.setting, sort_keys=True).encode()).hexdigest()[:16]
+        self.path = None if folder is None else Path(folder).expanduser() / f"latency-{digest}.json"
+        self.seconds: dict[str, float] = self._kept()
+
+    def _kept(self) -> dict[str, float]:
+        """What the file holds; a damaged one, or one of another setting, counts as none."""
+        try:
+            value = json.loads(self.path.read_text(encoding="utf-8")) if self.path else {}
+            known = dict(value["layers"]) if value.get("setting") == self.setting else {}
+            return {name: float(seconds) for name, seconds in known.items() if seconds > 0}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return {}
+
+    def measure(
+        self, wanted: Mapping[str, tuple[nn.Module, tuple[int, ...]]], *, seconds: float, rounds: int = 3,
+        advance: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """Time what is not known yet, in turns; of the rounds' medians the least counts: what disturbs only slows.
+
+        Args:
+            wanted: by signature, the layer and the shape of its input.
+            seconds: time spent on each.
+            rounds: turns.
+            advance: called after every turn of one layer.
+        """
+        missing = {name: item for name, item in wanted.items() if name not in self.seconds}
+        found: dict[str, list[float]] = {name: [] for name in missing}
+        for _ in range(rounds):
+            for name, (layer, shape) in missing.items():
+                found[name].append(_time(layer, shape, seconds / rounds))
+                advance()
+        if missing:
+            self.seconds = {**self._kept(), **self.seconds, **{name: min(times) for name, times in found.items()}}
+            if self.path is not None:
+                write_text(self.path, json.dumps({"setting": self.setting, "layers": self.seconds}, indent=1))
+
+
+def signature(layer: nn.Module, shape: tuple[int, ...]) -> str:
+    """Everything the time of a layer depends on besides the machine."""
+    return f"{type(layer).__module__}.{layer!r} {'x'.join(map(str, shape))}"
+
+
+@torch.no_grad()
+def _time(layer: nn.Module, shape: tuple[int, ...], seconds: float) -> float:
+    from torch.utils.benchmark import Timer
+
+    like = next(layer.parameters())
+    names = {"layer": layer.eval(), "inputs": torch.full(shape, 0.5, dtype=like.dtype, device=like.device)}
+    timer = Timer("layer(inputs)", globals=names, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=seconds).median
