@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tas.pipeline.compare import CompareConfig, CompareResult, compare
     from tas.pipeline.compress import CompressConfig, CompressResult, compress
     from tas.pipeline.derive import derive, recalibrate
+    from tas.pipeline.latency import LatencyConfig, with_latency
     from tas.pipeline.measure import measure
     from tas.pipeline.rank import rank
     from tas.pipeline.report import report
@@ -49,6 +50,7 @@ _HOMES = {
     "tas.pipeline.compare": ["CompareConfig", "CompareResult", "compare"],
     "tas.pipeline.compress": ["CompressConfig", "CompressResult", "compress"],
     "tas.pipeline.derive": ["derive", "recalibrate"],
+    "tas.pipeline.latency": ["LatencyConfig", "with_latency"],
     "tas.pipeline.measure": ["measure"],
     "tas.pipeline.rank": ["rank"],
     "tas.pipeline.report": ["report"],
@@ -76,6 +78,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Graph",
+    "LatencyConfig",
     "ModelError",
     "Profile",
     "Record",
@@ -104,6 +107,7 @@ __all__ = [
     "search",
     "trace",
     "train",
+    "with_latency",
 ]
 
 

@@ -15,31 +15,42 @@ from tas.graph import Graph
 from tas.space import SearchSpace
 
 Amount = str | int | float
-QUANTITIES = ("macs", "params")
+QUANTITIES = ("macs", "params", "latency")
 DEFAULT = "50%"  # of the multiply-adds
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "%": 0.01}
+_TIMES = {"": 1.0, "%": 0.01, "us": 1e3, "\u00b5s": 1e3, "ms": 1e6, "s": 1e9}  # in nanoseconds
 
 
 def _amount(value: Any, quantity: str) -> tuple[float, bool]:
     """Read one amount as (number, is a share of the full model)."""
+    units, examples = (_TIMES, "60%, 0.6 or 3ms") if quantity == "latency" else (_UNITS, "50%, 0.5, 20e6, 20M or 1.2G")
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise BudgetError(f"budget {quantity} is {value!r}; write 50%, 0.5 or an absolute number such as 20e6 or 20M")
+        other = (
+            "60%, 0.6 or a time such as 3ms"
+            if quantity == "latency"
+            else "50%, 0.5 or an absolute number such as 20e6 or 20M"
+        )
+        raise BudgetError(f"budget {quantity} is {value!r}; write {other}")
     if isinstance(value, str):
-        text = value.strip().lower()
-        if re.fullmatch(r"[\d.]+ *(ms|us|s)", text):
-            raise BudgetError(f"budget {value!r} is a latency, which cannot be a budget yet; give macs or params")
-        match = re.fullmatch(r"([+-]?[\d.]+(?:e[+-]?\d+)?) *([kmg%]?)", text)
+        match = re.fullmatch(r"([+-]?[\d.]+(?:e[+-]?\d+)?) *([a-z\u00b5\u03bc%]*)", value.strip().lower())
+        unit = match[2].replace("\u03bc", "\u00b5") if match else ""
         try:
             number = float(match[1]) if match else math.nan
         except ValueError:
             number = math.nan
-        if match is None or math.isnan(number):
-            raise BudgetError(f"budget {quantity} {value!r} is not understood; write 50%, 0.5, 20e6, 20M or 1.2G")
-        is_share = match[2] == "%" or (match[2] == "" and number <= 1)
-        number *= _UNITS[match[2]]
+        if match is not None and quantity != "latency" and unit in _TIMES.keys() - _UNITS.keys():
+            raise BudgetError(
+                f"budget {quantity} {value!r} is a latency; give it as one, such as latency: {value.strip()}"
+            )
+        if unit not in units or math.isnan(number):
+            raise BudgetError(f"budget {quantity} {value!r} is not understood; write {examples}")
+        is_share = unit == "%" or (unit == "" and number <= 1)
+        number *= units[unit]
     else:
         is_share = value <= 1
         number = float(value) if abs(value) < 1e300 else math.inf  # a larger integer has no float
+    if quantity == "latency" and not is_share and not (isinstance(value, str) and unit):
+        raise BudgetError(f"budget latency {value!r} has no unit; write {examples}")
     if not 0 < number < math.inf or (is_share and number > 1):
         raise BudgetError(
             f"budget {quantity} {value!r} is out of range; it must be above 0 and at most 100% of the model"
@@ -51,11 +62,12 @@ def _amount(value: Any, quantity: str) -> tuple[float, bool]:
 class Budget:
     """Upper bounds, all of which hold; without any, half the multiply-adds.
 
-    An amount is a share of the full model (50%, 0.5) or absolute (20e6, 20M, 1.2G).
+    An amount is a share of the full model (50%, 0.5) or absolute (20e6, 20M, 1.2G; 3ms, 500us, 0.1s).
 
     Attributes:
         macs: most multiply-adds per sample.
         params: largest number of parameters.
+        latency: longest forward pass, as predicted from measurements on this machine (`tas.with_latency`).
 
     Raises:
         BudgetError: an amount is not understood, not above 0, or over 100 %.
@@ -63,6 +75,7 @@ class Budget:
 
     macs: Amount | None = None
     params: Amount | None = None
+    latency: Amount | None = None
 
     def __post_init__(self):
         for name, value in self.amounts.items():
@@ -76,20 +89,21 @@ class Budget:
 
     @classmethod
     def of(cls, value: Budget | Amount | Mapping[str, Amount]) -> Budget:
-        """Understand `"50%"`, `0.5`, `20e6` (all macs), `{"params": "30%"}` or a `Budget`."""
+        """Understand `"50%"`, `0.5`, `20e6` (all macs), `"3ms"`, `{"params": "30%"}` or a `Budget`."""
         if isinstance(value, Budget):
             return value
         if isinstance(value, Mapping):
             if odd := set(value) - set(QUANTITIES):
                 raise BudgetError(f"budget {sorted(odd)[0]!r} is unknown; the quantities are {', '.join(QUANTITIES)}")
             return cls(**value)
-        return cls(macs=value)
+        is_time = isinstance(value, str) and re.fullmatch(r"[\d.]+ *(ms|us|\u00b5s|\u03bcs|s)", value.strip().lower())
+        return cls(latency=value) if is_time else cls(macs=value)
 
     def limits(self, graph: Graph) -> dict[str, int]:
-        """The bounds in absolute numbers, by quantity.
+        """The bounds in absolute numbers, by quantity; of latency in nanoseconds.
 
         Raises:
-            BudgetError: an absolute bound lies over the full model's cost.
+            BudgetError: an absolute bound lies over the full model's cost, or a latency was not measured.
         """
         bounds = {}
         for quantity, value in self.amounts.items():
@@ -99,8 +113,8 @@ class Budget:
             bounds[quantity] = math.floor(number * full + 1e-9) if is_share else math.floor(number)
             if bounds[quantity] > full:
                 raise BudgetError(
-                    f"budget {quantity} {bounds[quantity]:,} is more than the full model's {full:,}; nothing to prune. "
-                    f"Give a smaller number or a share such as 50%"
+                    f"budget {quantity} {_number(bounds[quantity], quantity)} is more than the full model's "
+                    f"{_number(full, quantity)}; nothing to prune. Give a smaller number or a share such as 50%"
                 )
         return bounds
 
@@ -121,13 +135,25 @@ class Budget:
         for quantity, limit in self.limits(graph).items():
             smallest = cheapest(graph, space, quantity)
             least, full = (graph.cost(quantity).exact(a) for a in (smallest, graph.full))
+            has, number = cost_text(limit, quantity), _number(least, quantity)
+            bound = f"takes {has} or less" if quantity == "latency" else f"has {has} or fewer"
             if least == full > limit:
                 raise BudgetError(
-                    f"nothing in this space can be made smaller, so no architecture has {limit:,} {quantity} or fewer; "
-                    f"the smallest has {least:,} (100.0% of the full model). tas trace shows what is left alone and why"
+                    f"nothing in this space can be made smaller, so no architecture {bound}; "
+                    f"the smallest has {number} (100.0% of the full model). tas trace shows what is left alone "
+                    f"and why"
                 )
             if least > limit:
                 raise BudgetError(
-                    f"no architecture in this space has {limit:,} {quantity} or fewer; the smallest has {least:,} "
+                    f"no architecture in this space {bound}; the smallest has {number} "
                     f"({100 * least / full:.1f}% of the full model). Allow smaller widths or raise the budget"
                 )
+
+
+def cost_text(cost: float, quantity: str) -> str:
+    """A cost for people: `1,234 macs`, `3.100 ms`."""
+    return f"{cost / 1e6:,.3f} ms" if quantity == "latency" else f"{cost:,} {quantity}"
+
+
+def _number(cost: int, quantity: str) -> str:
+    return cost_text(cost, quantity).removesuffix(f" {quantity}")

@@ -111,7 +111,7 @@ class Pair(NamedTuple):
 
 
 class Monomial(NamedTuple):
-    """What a coefficient is multiplied with: conditions, powers of widths, and at most one function of two other widths."""
+    """What a coefficient is multiplied with: conditions, powers of widths, at most one function of two other widths."""
 
     gates: tuple[Kept, ...]
     powers: tuple[tuple[str, int], ...]

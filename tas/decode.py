@@ -53,9 +53,10 @@ class _Problem:
         self.moves = [[(row, column)] for row, count in enumerate(self.counts) for column in range(count)]
         self.moves += stream_moves(graph, space)
         limits = budget.limits(graph)
-        self.tables = [CostTable(graph.cost(name), space.widths, space.depths) for name in limits]
+        costs = [graph.cost(name) for name in limits]
+        self.tables = [CostTable(cost, space.widths, space.depths) for cost in costs]
         self.limits = np.array(list(limits.values()), dtype=float)
-        self.cheapest = cheapest_choice(graph, space, self.load)
+        self.cheapest = cheapest_choice(graph, space, self.load, grows=not any(cost.is_measured for cost in costs))
 
     def load(self, choices: np.ndarray) -> np.ndarray:
         """(architectures, choices) to the largest share of a limit, per architecture; at most 1 fits."""

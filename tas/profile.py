@@ -1,5 +1,6 @@
 """What one model costs and how good it is."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ class Profile:
         latency_ms: median time of one forward pass, in milliseconds.
         latency_spread_ms: distance between the quartiles of that time.
         batch_size: samples in the timed forward pass.
+        predicted_latency_ms: what a budget of latency was held by; None where there was none.
     """
 
     macs: int
@@ -23,7 +25,21 @@ class Profile:
     latency_ms: float
     latency_spread_ms: float
     batch_size: int = 1
+    predicted_latency_ms: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, for JSON."""
-        return asdict(self)
+        """The fields by name, for JSON; without a prediction where there is none."""
+        return {
+            name: value for name, value in asdict(self).items() if name != "predicted_latency_ms" or value is not None
+        }
+
+
+def latency_change(full: Mapping[str, Any], pruned: Mapping[str, Any]) -> str:
+    """The pruned model's measured latency as a share of the full one's, in words where there is no gain.
+
+    There is none where they differ by no more than the larger of both spreads.
+    """
+    before, after = full["latency_ms"], pruned["latency_ms"]
+    spread = max(profile.get("latency_spread_ms") or 0.0 for profile in (full, pruned))
+    share = f"{100 * after / before:.1f} %" if before else "-"
+    return share if abs(before - after) > spread else f"no gain: {share}, within the spread of {spread:.3f} ms"

@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tas.architecture import Architecture
-from tas.budget import QUANTITIES
+from tas.budget import QUANTITIES, cost_text
 from tas.graph import Graph, Width
+from tas.profile import latency_change
 from tas.space import SearchSpace, outputs_per_channel
 
 
@@ -25,14 +26,18 @@ def print_profiles(profiles: Mapping[str, Mapping[str, Any]]) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     rows = (("accuracy", "accuracy", "{:.2f} %"), ("macs", "macs", "{:,}"), ("params", "params", "{:,}"))
-    for label, key, pattern in (*rows, ("latency", "latency_ms", "{:.3f} ms")):
-        values = [profiles[name][key] for name in names]
+    times = (("predicted latency", "predicted_latency_ms", "{:.3f} ms"), ("latency", "latency_ms", "{:.3f} ms"))
+    for label, key, pattern in (*rows, *times):
+        values = [profiles[name].get(key) for name in names]
         if any(value is None for value in values):
             continue
         cells = [pattern.format(value) for value in values]
         if len(values) == 2:
             difference = f"{values[1] - values[0]:+.2f} points"
-            cells.append(difference if key == "accuracy" else f"{100 * values[1] / values[0]:.1f} %")
+            share = (
+                latency_change(*profiles.values()) if key == "latency_ms" else f"{100 * values[1] / values[0]:.1f} %"
+            )
+            cells.append(difference if key == "accuracy" else share)
         table.add_row(label, *cells)
     Console().print(table)
 
@@ -155,8 +160,9 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _costs(graph: Graph, architecture: Architecture) -> str:
-    costs = {name: (graph.cost(name).exact(architecture), graph.cost(name).exact(graph.full)) for name in QUANTITIES}
-    return ", ".join(f"{cost:,} {name} ({_percent(cost, full)})" for name, (cost, full) in costs.items())
+    names = [name for name in QUANTITIES if name != "latency" or graph.latency is not None]
+    costs = {name: (graph.cost(name).exact(architecture), graph.cost(name).exact(graph.full)) for name in names}
+    return ", ".join(f"{cost_text(cost, name)} ({_percent(cost, full)})" for name, (cost, full) in costs.items())
 
 
 def _print_frozen(graph: Graph, columns: int) -> None:

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tas.storage import write_text
 
+Clock = Literal["wall", "cpu"]
+
+
+def _timer(module: nn.Module, inputs: Tensor, clock: Clock) -> Any:
+    from torch.utils.benchmark import Timer, timer
+
+    names = {"module": module.eval(), "inputs": inputs}
+    return Timer(
+        "module(inputs)", globals=names, num_threads=torch.get_num_threads(),
+        timer=timer if clock == "wall" else time.thread_time,
+    )  # fmt: skip
+
 
 @torch.no_grad()
 def measure_latency(
-    models: Sequence[nn.Module], example: Tensor, *, batch: int = 1, seconds: float = 1.0, rounds: int = 5
+    models: Sequence[nn.Module],
+    example: Tensor,
+    *,
+    batch: int = 1,
+    seconds: float = 1.0,
+    rounds: int = 5,
+    clock: Clock = "wall",
 ) -> list[tuple[float, float]]:
     """Time forward passes of several models in turn (A B A B …), so that a noisy machine disturbs all alike.
 
@@ -27,24 +47,19 @@ def measure_latency(
         batch: samples in a pass.
         seconds: time spent on each model.
         rounds: turns.
+        clock: wall, or cpu: the time a CPU has spent on it, which other processes do not lengthen; for one thread.
 
     Returns:
         (median, distance of the quartiles) per model, in milliseconds.
     """
-    from torch.utils.benchmark import Timer
-
     timers = []
     for model in models:
         inputs = example[:1].to(next(model.parameters()).device).expand(batch, *example.shape[1:]).contiguous()
-        timers.append(
-            Timer(
-                "model(inputs)", globals={"model": model.eval(), "inputs": inputs}, num_threads=torch.get_num_threads()
-            )
-        )
+        timers.append(_timer(model, inputs, clock))
     times: list[list[float]] = [[] for _ in models]
     for _ in range(rounds):
-        for timer, found in zip(timers, times, strict=True):
-            found += timer.adaptive_autorange(min_run_time=seconds / rounds / 2, max_run_time=seconds / rounds).times
+        for timed, found in zip(timers, times, strict=True):
+            found += timed.adaptive_autorange(min_run_time=seconds / rounds / 2, max_run_time=seconds / rounds).times
     results = []
     for found in times:
         low, middle, high = (
@@ -69,8 +84,8 @@ def device_name(device: torch.device) -> str:
 class LayerTimes:
     """What layers take under one setting, in seconds; kept in a file where a folder is given.
 
-    A layer is known by its class, its numbers and the shape of what it reads, so that layers of one kind are timed once,
-    whatever model they are in.
+    A layer is known by its class, its numbers and the shape of what it reads, so that equal layers are timed
+    once, whatever model they are in.
 
     Args:
         folder: of the cache; None keeps nothing.
@@ -94,22 +109,24 @@ class LayerTimes:
             return {}
 
     def measure(
-        self, wanted: Mapping[str, tuple[nn.Module, tuple[int, ...]]], *, seconds: float, rounds: int = 3,
-        advance: Callable[[], None] = lambda: None,
+        self, wanted: Mapping[str, tuple[nn.Module, tuple[int, ...]]], *, device: torch.device, seconds: float,
+        rounds: int = 3, clock: Clock = "wall", advance: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         """Time what is not known yet, in turns; of the rounds' medians the least counts: what disturbs only slows.
 
         Args:
-            wanted: by signature, the layer and the shape of its input.
+            wanted: by signature, the layer, on the meta device, and the shape of its input.
+            device: where it is timed.
             seconds: time spent on each.
             rounds: turns.
+            clock: as in `measure_latency`.
             advance: called after every turn of one layer.
         """
         missing = {name: item for name, item in wanted.items() if name not in self.seconds}
         found: dict[str, list[float]] = {name: [] for name in missing}
         for _ in range(rounds):
             for name, (layer, shape) in missing.items():
-                found[name].append(_time(layer, shape, seconds / rounds))
+                found[name].append(_time(layer, shape, seconds / rounds, device, clock))
                 advance()
         if missing:
             self.seconds = {**self._kept(), **self.seconds, **{name: min(times) for name, times in found.items()}}
@@ -123,10 +140,9 @@ def signature(layer: nn.Module, shape: tuple[int, ...]) -> str:
 
 
 @torch.no_grad()
-def _time(layer: nn.Module, shape: tuple[int, ...], seconds: float) -> float:
-    from torch.utils.benchmark import Timer
-
-    like = next(layer.parameters())
-    names = {"layer": layer.eval(), "inputs": torch.full(shape, 0.5, dtype=like.dtype, device=like.device)}
-    timer = Timer("layer(inputs)", globals=names, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=seconds).median
+def _time(layer: nn.Module, shape: tuple[int, ...], seconds: float, device: torch.device, clock: Clock) -> float:
+    layer = copy.deepcopy(layer).to_empty(device=device).eval()
+    for tensor in (*layer.parameters(), *layer.buffers()):
+        tensor.fill_(1)  # what lies in empty memory may be slow to compute with
+    inputs = torch.full(shape, 0.5, dtype=next(layer.parameters()).dtype, device=device)
+    return _timer(layer, inputs, clock).blocked_autorange(min_run_time=seconds).median

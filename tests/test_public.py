@@ -20,6 +20,7 @@ NAMES = [
     "ConfigError",
     "DataError",
     "Graph",
+    "LatencyConfig",
     "ModelError",
     "Profile",
     "Record",
@@ -48,6 +49,7 @@ NAMES = [
     "search",
     "trace",
     "train",
+    "with_latency",
 ]
 
 

@@ -13,6 +13,7 @@ from tas.errors import ConfigError
 from tas.options import split_patterns
 from tas.pipeline.compress import CompressConfig, short_search, short_teacher, short_train
 from tas.pipeline.compress import compress as compress_model
+from tas.pipeline.latency import LatencyConfig
 from tas.pipeline.search import SearchConfig
 from tas.pipeline.train import TrainConfig
 from tas.show import print_profiles
@@ -40,6 +41,7 @@ def compress(
     execution: Literal["compact", "dense"] = "compact",
     init: Literal["inherit", "interpolate", "fresh"] = "inherit",
     latency_batch: int = 1,
+    latency: LatencyConfig = LatencyConfig(),  # noqa: B008
     seed: int = 0,
     output: str | None = None,
     resume: bool = False,
@@ -65,6 +67,7 @@ def compress(
         execution: of the supernet; both compute the same, compact is faster on a CPU
         init: the small model inherits weights, averages neighbouring channels, or starts fresh as in the paper
         latency_batch: images in the timed forward pass
+        latency: how latency is predicted, where a budget bounds it
         seed: of everything random
         output: folder of the results, runs/DATE-TIME by default
         resume: go on with the interrupted run in the output folder
@@ -82,7 +85,7 @@ def compress(
     config = CompressConfig(
         search=search, train=train, teacher=teacher, space=space, keep=split_patterns(keep),
         residuals=residuals,
-        execution=execution, init=init, latency_batch=latency_batch, seed=seed,
+        execution=execution, init=init, latency_batch=latency_batch, latency=latency, seed=seed,
     )  # fmt: skip
     result = compress_model(
         full, source, budget=budget, config=config, output=output, resume=resume,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from tas.errors import ConfigError
 from tas.nn.supernet import Supernet
 from tas.options import plain, split_patterns
 from tas.pipeline.compress import short_search
+from tas.pipeline.latency import LatencyConfig, known_latency, with_latency
 from tas.pipeline.rank import rank
 from tas.pipeline.search import SearchConfig
 from tas.pipeline.search import search as search_model
@@ -44,6 +45,8 @@ def search(
     keep: tuple[str, ...] | str = (),
     residuals: Literal["tied", "free"] = "tied",
     execution: Literal["compact", "dense"] = "compact",
+    latency_batch: int = 1,
+    latency: LatencyConfig = LatencyConfig(),  # noqa: B008
     seed: int = 0,
     output: str = "runs/search",
     resume: bool = False,
@@ -65,6 +68,8 @@ def search(
         keep: modules to leave alone, as patterns of their paths, such as layer1.*,fc
         residuals: one width per residual stream (tied), or one per convolution as in the paper (free)
         execution: of the supernet; both compute the same, compact is faster on a CPU
+        latency_batch: images in the timed forward pass
+        latency: how latency is predicted, where a budget bounds it
         seed: of everything random
         output: folder of the results
         resume: go on with the interrupted search in the output folder
@@ -77,9 +82,17 @@ def search(
         )
     source = data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size)
     full = build_model(model, source.num_classes, weights, pretrained, seed)
-    graph = trace_model(full, torch.zeros(1, *source.input_shape, dtype=dtype_of(full)), keep=keep, residuals=residuals)
+    example = torch.zeros(1, *source.input_shape, dtype=dtype_of(full))
+    graph = trace_model(full, example, keep=keep, residuals=residuals)
     require_fit_for_data(full, source)
     offered = SearchSpace.of(graph, space)
+    if budget.latency is not None:
+        known = known_latency(output) if resume else None
+        graph = (
+            replace(graph, latency=known)
+            if known
+            else with_latency(full, graph, offered, example, batch=latency_batch, config=latency)
+        )
     budget.require_reachable(graph, offered)
     settings = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
     settings |= {"image_size": image_size, "budget": asdict(budget), "search": without_seed(search)}
@@ -88,6 +101,8 @@ def search(
         "keep": list(split_patterns(keep)),
         "residuals": residuals,
         "execution": execution,
+        "latency_batch": latency_batch,
+        "latency": plain(latency),
         "seed": seed,
     }
     run = RunFolder.open(output, to_yaml(settings), resume=resume, results=["architecture.json"])
@@ -101,7 +116,7 @@ def search(
     run.drop_checkpoints()
     cost = {
         name: {"full": graph.cost(name).exact(graph.full), "pruned": graph.cost(name).exact(found)}
-        for name in ("macs", "params")
+        for name in ("macs", "params", *(["latency"] if graph.latency else []))
     }
     if json:
         print(json_module.dumps({"architecture": json_module.loads(found.to_json()), **cost}))

@@ -21,6 +21,7 @@ from tas.graph import Graph
 from tas.nn.supernet import Supernet
 from tas.options import check_options, plain, split_patterns
 from tas.pipeline.derive import derive
+from tas.pipeline.latency import LatencyConfig, known_latency, with_latency
 from tas.pipeline.measure import count_macs, evaluate, measure_latency
 from tas.pipeline.rank import rank
 from tas.pipeline.report import report
@@ -70,6 +71,7 @@ class CompressConfig:
         init: the small network inherits the ranked channels of the full one, averages neighbouring channels of it, or
             starts fresh as in the paper.
         latency_batch: samples in the timed forward pass.
+        latency: see `LatencyConfig`; how it is predicted where a budget bounds it.
         seed: takes the place of every stage's own seed.
     """
 
@@ -82,6 +84,7 @@ class CompressConfig:
     execution: Literal["compact", "dense"] = "compact"
     init: Literal["inherit", "interpolate", "fresh"] = "inherit"
     latency_batch: int = 1
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
     seed: int = 0
 
     def __post_init__(self):
@@ -133,7 +136,7 @@ def compress(
     Args:
         model: the full, trained model; not changed. It is the teacher of the small one.
         data: a `tas.data` source, or a pair of loaders (training, test) yielding (inputs, targets).
-        budget: `"50%"`, `0.5` or `20e6` of macs, `{"params": "30%"}`, or a `Budget`.
+        budget: `"50%"`, `0.5` or `20e6` of macs, `"3ms"`, `{"params": "30%"}`, or a `Budget`.
         config: see `CompressConfig`.
         output: folder for the results; None writes nothing.
         resume: go on with an interrupted run in that folder.
@@ -164,6 +167,13 @@ def compress(
     )
     require_halves(source)
     _warn_of_frozen(teacher)
+    if budget.latency is not None:  # a run that goes on keeps its own measurements: times never repeat exactly
+        known = known_latency(output) if resume else None
+        graph = (
+            replace(graph, latency=known)
+            if known
+            else with_latency(teacher, graph, space, example, batch=config.latency_batch, config=config.latency)
+        )
     budget.require_reachable(graph, space)
     run = RunFolder.open(output, _settings(config, budget, origin), resume=resume)
     record = run.record()
@@ -191,6 +201,11 @@ def compress(
         checkpoint=run.checkpoint("train"),
     )
     full, pruned = _profiles(teacher, small, source, example, config, metric)
+    if graph.latency is not None:
+        full, pruned = (
+            replace(profile, predicted_latency_ms=round(graph.cost("latency").exact(sizes) / 1e6, 4))
+            for profile, sizes in ((full, graph.full), (pruned, architecture))
+        )
     summary = _summary(full, pruned, budget, record, before + time.perf_counter() - started, config.seed)
     if run.path is not None:
         save(run.path, small, graph, architecture)

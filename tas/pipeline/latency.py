@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,17 +14,18 @@ from torch import Tensor, nn
 
 from tas.architecture import Architecture
 from tas.cost import Gate, Kept
-from tas.errors import BudgetError
+from tas.errors import BudgetError, ConfigError
 from tas.graph import Graph, Layer
 from tas.latency import Latency, Part
 from tas.lookup import Lookup, Side
 from tas.nn.rules import KINDS
 from tas.nn.rules.base import layout_of
-from tas.nn.surgery import cut, narrow, require_fit
+from tas.nn.surgery import cut, narrow, require_fit, shared_copy
 from tas.options import check_options
 from tas.progress import progress_bar
+from tas.run import GRAPH
 from tas.space import SearchSpace
-from tas.timing import LayerTimes, device_name, measure_latency, signature
+from tas.timing import Clock, LayerTimes, device_name, measure_latency, signature
 
 CACHE = "~/.cache/tas"
 _FIRST = ("convolution", "transposed", "depthwise", "batch_norm", "instance_norm")  # channels are dimension 1
@@ -39,6 +39,7 @@ class LatencyConfig:
 
     Attributes:
         threads: of a pass on a CPU; 0 is as many as torch uses.
+        clock: wall, or cpu: the time a CPU has spent, which other processes on the machine do not lengthen.
         grid: sizes per width at which layers are timed, spread over its candidates; others lie between them.
         models: small models that are timed whole, to fit what single layers do not show.
         seconds: time spent on a layer at one point of the grid; a whole model gets twenty times as much.
@@ -46,6 +47,7 @@ class LatencyConfig:
     """
 
     threads: int = 0
+    clock: Clock = "wall"
     grid: int = 8
     models: int = 12
     seconds: float = 0.02
@@ -53,6 +55,8 @@ class LatencyConfig:
 
     def __post_init__(self):
         check_options(self, "latency", above_zero=("grid", "models", "seconds"), not_negative=("threads",))
+        if self.clock == "cpu" and self.threads != 1:
+            raise ConfigError(f"latency clock cpu needs one thread, not {self.threads}; add threads 1")
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,9 @@ def with_latency(
 ) -> Graph:
     """The same graph, which also knows what every architecture takes on this machine.
 
-    Every layer is timed alone at a grid of its widths' sizes. What passes through memory between layers, and what calling
-    them costs, cannot be seen there: a least-squares fit to some small models, timed whole and in turns, weighs times of
-    projections and of norms, numbers of weights, activations and layers, none of them negative.
+    Every layer is timed alone at a grid of its widths' sizes. What passes through memory between layers, and what
+    calling them costs, cannot be seen there: a least-squares fit to some small models, timed whole and in turns, weighs
+    times of projections and of norms, numbers of weights, activations and layers, none of them negative.
 
     Args:
         model: the full model, on the device it is timed on; not changed but for its mode.
@@ -120,13 +124,22 @@ def with_latency(
     with _threads(config.threads), torch.no_grad():
         setting = {
             "device": device_name(device), "kind": device.type, "threads": torch.get_num_threads(), "batch": batch,
-            "dtype": str(next(model.parameters()).dtype), "torch": torch.__version__,
+            "clock": config.clock, "dtype": str(next(model.parameters()).dtype), "torch": torch.__version__,
         }  # fmt: skip
         times = LayerTimes(Path(config.cache) if config.cache else None, setting)
-        planes, untimed = _planes(model.eval(), graph, space, example[:1].to(device).expand(batch, *example.shape[1:]).contiguous(), times, config)
+        planes, untimed = _planes(
+            model.eval(),
+            graph,
+            space,
+            example[:1].to(device).expand(batch, *example.shape[1:]).contiguous(),
+            times,
+            config,
+        )
         tried = _sample(graph, space, config.models)
         small = [cut(model, graph, architecture, share_the_rest=True).eval() for architecture in tried]
-        measured = measure_latency([model, *small], example, batch=batch, seconds=20 * config.seconds)
+        measured = measure_latency(
+            [model, *small], example, batch=batch, seconds=20 * config.seconds, clock=config.clock
+        )
     medians = np.array([median * 1e6 for median, _ in measured])
     weights, error = _fit(planes, graph, [graph.full, *tried], medians)
     latency = Latency(
@@ -135,6 +148,14 @@ def with_latency(
     )  # fmt: skip
     rest = round(medians[0]) - replace(graph, latency=latency).cost("latency").exact(graph.full)
     return replace(graph, latency=replace(latency, rest=max(0, rest)))
+
+
+def known_latency(folder: str | Path | None) -> Latency | None:
+    """What an interrupted run in this folder has measured; None where it has not come so far."""
+    try:
+        return Graph.from_json((Path(folder) / GRAPH).read_text(encoding="utf-8")).latency if folder else None
+    except OSError:
+        return None
 
 
 @contextmanager
@@ -204,7 +225,9 @@ def _planes(
     rounds = 3
     missing = sum(name not in times.seconds for name in wanted)
     with progress_bar("latency", rounds * missing) as bar:
-        times.measure(wanted, seconds=config.seconds, rounds=rounds, advance=bar.advance)
+        times.measure(
+            wanted, device=inputs.device, seconds=config.seconds, rounds=rounds, clock=config.clock, advance=bar.advance
+        )
     planes = []
     for layer, sides, sign, sizes, names in points:
         features = np.zeros((5, *map(len, sizes)))
@@ -242,8 +265,8 @@ def _side_pairs(layer: Layer) -> list[tuple[tuple[Side, Side], int]]:
 def _at(
     model: nn.Module, layer: Layer, shape: tuple[int, ...], sizes: Mapping[str, int]
 ) -> tuple[str, nn.Module, tuple[int, ...]]:
-    """Signature, narrowed layer and shape of its input."""
-    small, read = copy.deepcopy(model.get_submodule(layer.name)), list(shape)
+    """Signature, narrowed layer on the meta device, where nothing is stored, and shape of its input."""
+    small, read = shared_copy(model.get_submodule(layer.name)).to("meta"), list(shape)
     narrow(small, layer, sizes)
     dim = 1 if layer.kind in _FIRST else -1 if layer.kind == "linear" else layer.channel_dim
     held = {"convolution": "in_channels", "transposed": "in_channels", "depthwise": "in_channels",

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from tas.architecture import Architecture
+from tas.budget import cost_text
 from tas.graph import Graph
 from tas.pipeline.report.files import RunFiles
 from tas.pipeline.report.sections import budget_words
+from tas.profile import latency_change
 from tas.record import Record
 
 
@@ -25,14 +27,16 @@ def result_table(summary: Mapping[str, Any]) -> str:
     """Full and pruned model side by side, as a Markdown table."""
     full, pruned = summary["full"], summary["pruned"]
     rows = [("accuracy", "{:.2f} %", "difference"), ("macs", "{:,}", "share"), ("params", "{:,}", "share")]
-    rows.append(("latency_ms", "{:.3f} ms", "share"))
+    rows += [("predicted_latency_ms", "{:.3f} ms", "share"), ("latency_ms", "{:.3f} ms", "share")]
     lines = ["| | full | pruned | pruned / full |", "|---|---:|---:|---:|"]
     for name, pattern, how in rows:
-        before, after = full[name], pruned[name]
+        before, after = full.get(name), pruned.get(name)
         if before is None or after is None:
             continue
-        change = f"{after - before:+.2f} points" if how == "difference" else f"{100 * after / before:.1f} %"
-        lines.append(f"| {name.partition('_')[0]} | {pattern.format(before)} | {pattern.format(after)} | {change} |")
+        share = latency_change(full, pruned) if name == "latency_ms" else f"{100 * after / before:.1f} %"
+        change = f"{after - before:+.2f} points" if how == "difference" else share
+        label = name.removesuffix("_ms").replace("_", " ")
+        lines.append(f"| {label} | {pattern.format(before)} | {pattern.format(after)} | {change} |")
     return "\n".join(lines)
 
 
@@ -88,7 +92,8 @@ def _search_rows(record: Record) -> str:
     step = max(1, len(rows) // 20)
     for row in rows[::step] + ([rows[-1]] if (len(rows) - 1) % step else []):
         costs = [
-            ", ".join(f"{value:,} {name}" for name, value in row[key].items()) for key in ("expected", "most_probable")
+            ", ".join(cost_text(value, name) for name, value in row[key].items())
+            for key in ("expected", "most_probable")
         ]
         numbers = f"{row['loss']:.3f} | {row['held_out_loss']:.3f} | {row['temperature']:.2f}"
         lines.append(f"| {row['epoch'] + 1} | {numbers} | {costs[0]} | {costs[1]} |")

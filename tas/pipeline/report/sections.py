@@ -10,6 +10,7 @@ from tas.graph import Graph
 from tas.page import plain, table
 from tas.pipeline.report.files import RunFiles
 from tas.pipeline.report.rows import layer_rows
+from tas.profile import latency_change
 
 OPEN_ROWS = 40  # a longer table is folded
 
@@ -56,12 +57,14 @@ def quantities(run: RunFiles) -> list[tuple[str, str, str, str]]:
         ("accuracy", "accuracy", "{:.2f} %"),
         ("macs", "MACs per sample", "{:,}"),
         ("params", "parameters", "{:,}"),
+        ("predicted_latency_ms", f"predicted latency, batch of {batch}", "{:.3f} ms"),
         ("latency_ms", f"latency, batch of {batch}", "{:.3f} ms"),
     ):
         before, after = full.get(key), pruned.get(key)
         if before is None or after is None:
             continue
-        change = f"{after - before:+.2f} points" if key == "accuracy" else _share(before, after)
+        share = latency_change(full, pruned) if key == "latency_ms" else _share(before, after)
+        change = f"{after - before:+.2f} points" if key == "accuracy" else share
         rows.append((label, pattern.format(before), pattern.format(after), change))
     if run.weights_bytes:
         before, after = run.weights_bytes
