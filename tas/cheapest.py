@@ -2,8 +2,8 @@
 
 The smallest candidate of everything, unless widths that shortcuts connect begin at different sizes: a projection that
 larger channels would save may cost more than they do. Then single changes and changes of whole streams are tried until
-none makes it cheaper; the tests compare the outcome with enumeration. Nor need a smaller size take less time: of a measured
-cost, several starts are improved so.
+none makes it cheaper; the tests compare the outcome with enumeration. Nor need a smaller size take less time: of a
+measured cost, several starts are improved so.
 """
 
 from __future__ import annotations

@@ -74,13 +74,13 @@ def test_an_amount_out_of_range_is_refused(amount):
 
 
 @pytest.mark.parametrize("amount", ["3ms", "2.5 ms", "1s", "100us"])
-def test_a_latency_says_that_it_cannot_be_a_budget(amount):
-    with pytest.raises(BudgetError, match="is a latency, which cannot be a budget yet; give macs or params"):
-        Budget.of(amount)
+def test_a_latency_is_no_number_of_macs(amount):
+    with pytest.raises(BudgetError, match=f"is a latency; give it as one, such as latency: {amount}"):
+        Budget(macs=amount)
 
 
 def test_an_unknown_quantity_is_refused():
-    with pytest.raises(BudgetError, match="budget 'flops' is unknown; the quantities are macs, params"):
+    with pytest.raises(BudgetError, match="budget 'flops' is unknown; the quantities are macs, params, latency"):
         Budget.of({"flops": 3})
 
 

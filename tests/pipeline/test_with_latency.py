@@ -1,0 +1,86 @@
+import json
+from dataclasses import replace
+
+import nets
+import pytest
+import torch
+from torch import nn
+from toys import TinyNet, tiny_source
+
+import tas
+from tas.errors import BudgetError, ConfigError
+from tas.pipeline.compress import short_search
+from tas.pipeline.latency import LatencyConfig, known_latency, with_latency
+from tas.timing import LayerTimes, signature
+
+QUICK = LatencyConfig(grid=3, models=3, seconds=0.001, cache="")
+
+
+@pytest.fixture(scope="module")
+def traced():
+    model = nets.Plain().eval()
+    graph = tas.trace(model, nets.images(1))
+    return model, graph, tas.SearchSpace.of(graph)
+
+
+def test_the_full_model_is_predicted_as_it_was_measured(traced):
+    model, graph, space = traced
+    found = with_latency(model, graph, space, nets.images(1), batch=2, config=QUICK)
+    assert found.latency is not None and replace(found, latency=None) == graph
+    full = found.cost("latency").exact(graph.full)
+    assert full == pytest.approx(found.latency.full_ms * 1e6, rel=1e-3)
+    assert 0 < found.cost("latency").exact(space.smallest)
+    assert (found.latency.batch, found.latency.untimed) == (2, ())
+    assert {part.layer for part in found.latency.parts} == {layer.name for layer in graph.layers}
+    assert tas.Graph.from_json(found.to_json()) == found
+
+
+def test_times_are_kept_and_read_by_the_same_setting_alone(tmp_path):
+    with torch.device("meta"):
+        layer = nn.Conv2d(3, 4, 1)
+    wanted = {signature(layer, (1, 3, 5, 5)): (layer, (1, 3, 5, 5))}
+    first = LayerTimes(tmp_path, {"threads": 1})
+    first.measure(wanted, device=torch.device("cpu"), seconds=0.001)
+    assert first.seconds.keys() == wanted.keys() and min(first.seconds.values()) > 0
+    again = LayerTimes(tmp_path, {"threads": 1})
+    assert again.seconds == first.seconds
+    again.measure(wanted, device=torch.device("cpu"), seconds=0.001, advance=lambda: pytest.fail("timed again"))
+    assert LayerTimes(tmp_path, {"threads": 2}).seconds == {}
+    (file,) = tmp_path.iterdir()
+    file.write_text(json.dumps({**json.loads(file.read_text()), "setting": {"threads": 3}}))
+    assert LayerTimes(tmp_path, {"threads": 1}).seconds == {}
+    file.write_text("{")
+    assert LayerTimes(tmp_path, {"threads": 1}).seconds == {}
+
+
+def test_the_signature_knows_sizes_and_the_input():
+    found = {signature(nn.Conv2d(3, n, 1, groups=g), (1, 3, s, s)) for n, g, s in ((3, 1, 4), (3, 3, 4), (6, 1, 4))}
+    assert len(found | {signature(nn.Conv2d(3, 3, 1), (1, 3, 5, 5))}) == 4
+
+
+def test_the_clock_of_a_processor_needs_one_thread():
+    with pytest.raises(ConfigError, match="latency clock cpu needs one thread, not 0"):
+        LatencyConfig(clock="cpu")
+
+
+def test_free_residuals_are_refused():
+    model = tas.models.load("cifar_resnet:8", num_classes=4)
+    graph = tas.trace(model, torch.zeros(1, 3, 32, 32), residuals="free")
+    with pytest.raises(BudgetError, match="cannot be a budget with free residuals yet"):
+        with_latency(model, graph, tas.SearchSpace.of(graph), torch.zeros(1, 3, 32, 32), config=QUICK)
+
+
+def test_compress_holds_a_budget_of_latency_and_says_what_it_measured(tmp_path):
+    config = tas.CompressConfig(
+        search=replace(short_search(), epochs=1, batch_size=16, trials=0), latency=QUICK, latency_batch=2,
+        train=tas.TrainConfig(epochs=1, batch_size=16, warmup_epochs=0),
+    )  # fmt: skip
+    budget = tas.Budget(latency="90%", macs="70%")
+    found = tas.compress(TinyNet(), tiny_source(), budget=budget, config=config, output=tmp_path / "run")
+    assert budget.holds(found.graph, found.architecture)
+    predicted = found.graph.cost("latency").exact(found.architecture) / 1e6
+    assert found.summary["pruned"]["predicted_latency_ms"] == pytest.approx(predicted, abs=1e-4)
+    assert found.summary["budget"] == {"macs": "70%", "latency": "90%"}
+    assert known_latency(tmp_path / "run") == found.graph.latency
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "| predicted latency |" in text and "| latency |" in text
