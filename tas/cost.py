@@ -220,7 +220,7 @@ class CostTable:
 
     def _unequal(
         self, monomials: Mapping[Monomial, int], widths: Mapping[str, Sequence[int]]
-    ) -> tuple[np.ndarray, np.ndarray, dict[Pair, int]]:
+    ) -> tuple[np.ndarray, np.ndarray, dict[Pair | Lookup, int]]:
         """(pairs, columns, columns), the value for every two candidates; (2, pairs), their rows; and the places.
 
         A side that never changes has the row behind all widths, of which the first column is certain.
