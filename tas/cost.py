@@ -153,7 +153,7 @@ class Cost:
                     if width is not None:
                         powers[width] += 1
                 if coefficient:
-                    pair = term.lookup or unequal and Pair(*unequal, *(powers.pop(side, 0) for side in unequal))
+                    pair = term.lookup or (unequal and Pair(*unequal, *(powers.pop(side, 0) for side in unequal)))
                     collected[Monomial(gates, tuple(sorted(powers.items())), pair)] += coefficient
         return dict(collected)
 

@@ -29,7 +29,7 @@ def test_the_full_model_is_predicted_as_it_was_measured(traced):
     assert found.latency is not None and replace(found, latency=None) == graph
     full = found.cost("latency").exact(graph.full)
     assert full == pytest.approx(found.latency.full_ms * 1e6, rel=1e-3)
-    assert 0 < found.cost("latency").exact(space.smallest)
+    assert found.cost("latency").exact(space.smallest) > 0
     assert (found.latency.batch, found.latency.untimed) == (2, ())
     assert {part.layer for part in found.latency.parts} == {layer.name for layer in graph.layers}
     assert tas.Graph.from_json(found.to_json()) == found
@@ -64,7 +64,7 @@ def test_the_clock_of_a_processor_needs_one_thread():
 
 
 def test_free_residuals_are_refused():
-    model = tas.models.load("cifar_resnet:8", num_classes=4)
+    model = tas.models.load("cifar_resnet:20", num_classes=4)
     graph = tas.trace(model, torch.zeros(1, 3, 32, 32), residuals="free")
     with pytest.raises(BudgetError, match="cannot be a budget with free residuals yet"):
         with_latency(model, graph, tas.SearchSpace.of(graph), torch.zeros(1, 3, 32, 32), config=QUICK)
