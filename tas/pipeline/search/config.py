@@ -43,7 +43,8 @@ class SearchConfig:
         temperature_schedule: linear or cosine.
         teacher_weight: share of a teacher's soft labels in both losses; 0 uses none.
         distillation_temperature: of those labels.
-        trials: most architectures that are tuned before one is chosen, each with other depths; 0 or 1 tries none.
+        trials: most architectures that are tuned before one is chosen, of other depths and largest widths; 0 or 1 tries
+            none.
         trial_steps: of the weights' optimizer, on the first half, before a trial's loss on the second is measured.
         held_out_images: of the second half, on which saliency and trials are measured.
         precision: of the arithmetic: no (float32) or bf16.
@@ -112,9 +113,9 @@ class SearchConfig:
 
         Args:
             images: in the training set.
-            space: of the search; trials change its depths alone.
+            space: of the search.
         """
-        trials = self.trials if self.trials > 1 and any(len(kept) > 1 for kept in space.depths.values()) else 0
+        trials = self.trials if self.trials > 1 and space.is_open else 0
         measured = self.held_out_images * trials
         if self.logits_start == "saliency":
             measured += self.held_out_images * sum(
