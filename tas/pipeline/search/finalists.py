@@ -109,7 +109,7 @@ class Corner:
     closed: int = 0
 
     def around(self, space: SearchSpace) -> Iterator[Corner]:
-        """Corners with one candidate more closed, with one stage longer or shorter, and with one candidate fewer closed."""
+        """Corners one step away: one candidate more closed, one stage shorter or longer, one candidate fewer closed."""
         if self.closed + 1 < max(map(len, space.widths.values()), default=1):
             yield Corner(self.depths, self.closed + 1)
         for name, sizes in space.depths.items():
