@@ -123,7 +123,7 @@ def test_what_an_interrupted_search_knows_is_not_measured_again_and_the_path_is_
 def short(**options) -> tas.SearchConfig:
     base = {
         "epochs": 0, "batch_size": 8, "start": "trained", "logits_start": "saliency", "trials": 4, "trial_steps": 3,
-        "held_out_images": 20, "learning_rate": 0.05,
+        "held_out_images": 20, "trial_images": 40, "learning_rate": 0.05,
     }  # fmt: skip
     return tas.SearchConfig(**{**base, **options})
 
@@ -158,8 +158,8 @@ def test_a_search_by_saliency_and_trials_repeats_itself_and_goes_on_where_it_was
 def test_passes_count_what_a_search_reads(prepared):
     space = prepared[2]
     candidates = sum(len(sizes) - 1 for sizes in (*space.widths.values(), *space.depths.values()))
-    config = short(epochs=2, trials=4, trial_steps=3, held_out_images=30)
-    assert config.passes(100, space) == pytest.approx(2 + (4 * 3 * 8 + (4 + candidates) * 30 / 3) / 100)
+    config = short(epochs=2, trials=4, trial_steps=3, held_out_images=30, trial_images=50)
+    assert config.passes(100, space) == pytest.approx(2 + (4 * 3 * 8 + (4 * 50 + candidates * 30) / 3) / 100)
     closed = tas.SearchSpace({name: sizes[-1:] for name, sizes in space.widths.items()}, {"blocks": (3,)})
     assert config.passes(100, closed) == 2
     assert tas.SearchConfig(epochs=7).passes(100, space) == 7
