@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from tas.data import Source, as_source
 from tas.errors import ConfigError, DataError, ModelError
+from tas.onnx_file import calibration_batches, failure, open_onnx, require_packages, write_int8, write_onnx
 from tas.pipeline.measure import evaluate, measure_latency
 from tas.storage import write_with
 from tas.task import dtype_of, run_model
@@ -23,8 +22,6 @@ from tas.task import dtype_of, run_model
 Format = Literal["onnx", "torch-export", "onnx-int8"]
 FILES: dict[str, str] = {"onnx": "model.onnx", "torch-export": "model.pt2", "onnx-int8": "model-int8.onnx"}
 BATCHES = (1, 3, 8)  # samples in the compared passes: one alone, and others than the two of the capture
-ONNX_LIMIT = 2**31 - 1  # bytes of one protobuf message
-CALIBRATION_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -148,14 +145,8 @@ def export(
 def _require_format(format: str) -> None:
     if format not in get_args(Format):
         raise ConfigError(f"format is {format!r}; it can be {' or '.join(get_args(Format))}")
-    if format == "torch-export":
-        return
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f'{format} needs {error.name}, which is missing; pip install "tas-pruning[onnx]"') from None
+    if format != "torch-export":
+        require_packages(format)
 
 
 def _on_cpu(model: nn.Module) -> nn.Module:
@@ -194,12 +185,18 @@ def _write_and_check(
         path.write_bytes(content.getbuffer())
         exported = Exported(partial(_run_program, torch.export.load(BytesIO(path.read_bytes())).module()))
     elif format == "onnx":
-        _write_onnx(program, path, config.opset, type(model).__name__)
-        exported = _onnx_session(path)
+        write_onnx(program, path, opset=config.opset, name=type(model).__name__)
+        exported = Exported(open_onnx(path))
     else:
         assert source is not None
-        _write_int8(program, path, source, config, type(model).__name__)
-        exported = _onnx_session(path)
+        write_int8(
+            program,
+            path,
+            calibration_batches(source, config.calibration_images),
+            opset=config.opset,
+            name=type(model).__name__,
+        )
+        exported = Exported(open_onnx(path))
         accuracies = evaluate(exported, source), evaluate(model, source)
         _require_accuracy(*accuracies, config.accuracy_tolerance)
     difference = largest_difference(model, exported, images)
@@ -222,84 +219,8 @@ def _captured(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
             return torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # the exporter raises whatever the user's code makes it meet
         raise ModelError(
-            _failed("torch.export cannot capture it with any batch size", type(model).__name__, error)
+            failure("torch.export cannot capture it with any batch size", type(model).__name__, error)
         ) from error
-
-
-def _write_onnx(program: torch.export.ExportedProgram, path: Path, opset: int | None, name: str) -> None:
-    size = sum(tensor.nbytes for tensor in program.state_dict.values())
-    if size > ONNX_LIMIT:
-        raise ModelError(f"the weights have {size:,} bytes, an ONNX file at most {ONNX_LIMIT:,}; use torch-export")
-    try:
-        made = torch.onnx.export(
-            program, dynamo=True, verbose=False, opset_version=opset, input_names=["images"], external_data=False
-        )
-        assert made is not None
-        made.save(str(path), external_data=False)
-    except Exception as error:  # likewise
-        raise ModelError(_failed("it cannot be written as ONNX", name, error)) from error
-    found = made.model.opset_imports[""]
-    if opset is not None and found != opset:
-        raise ConfigError(f"opset is {opset}, but the exporter can only write {found} for this model; leave it out")
-
-
-def _write_int8(
-    program: torch.export.ExportedProgram, path: Path, source: Source, config: ExportConfig, name: str
-) -> None:
-    """Quantise the file of the float model with ONNX Runtime.
-
-    Source:
-        https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
-    """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):
-        """Hands out training images."""
-
-        def __init__(self):
-            self.batches = _calibration(source, config.calibration_images)
-
-        def get_next(self) -> dict[str, Any] | None:
-            """The next batch; None behind the last."""
-            batch = next(self.batches, None)
-            return None if batch is None else {"images": batch.numpy()}
-
-    with TemporaryDirectory() as folder:
-        whole, prepared = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
-        _write_onnx(program, whole, config.opset, name)
-        try:
-            quant_pre_process(str(whole), str(prepared), skip_symbolic_shape=True)
-            quantize_static(str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
-        except DataError:
-            raise
-        except Exception as error:  # it raises what it likes
-            raise ModelError(_failed("ONNX Runtime cannot quantise it", name, error)) from error
-
-
-def _calibration(source: Source, count: int) -> Iterator[Tensor]:
-    """Training images, `count` of them or all there are."""
-    left = count
-    for inputs, _ in islice(source.train_batches(CALIBRATION_BATCH, seed=0), count):
-        yield inputs[:left]
-        left -= len(inputs)
-        if left <= 0:
-            return
-
-
-def _onnx_session(path: Path) -> Exported:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # what PyTorch is timed with
-    options.log_severity_level = 3  # errors; it warns of nodes of constants that its own optimiser left
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return Exported(partial(_run_session, session))
-
-
-def _run_session(session: Any, inputs: Tensor) -> Any:
-    found = [torch.from_numpy(value) for value in session.run(None, {session.get_inputs()[0].name: inputs.numpy()})]
-    return found[0] if len(found) == 1 else found
 
 
 def _run_program(module: nn.Module, inputs: Tensor) -> Any:
@@ -343,15 +264,10 @@ def _tensors(outputs: Any) -> list[Tensor]:
 def _require_accuracy(found: float, wanted: float, tolerance: float) -> None:
     if not wanted - found <= tolerance:
         raise ModelError(
-            f"int8 has an accuracy of {found:.2f} %, the model {wanted:.2f} %: it loses more than {tolerance:g} points; no "
-            f"file was written. Calibrate on more images, allow a greater loss, or keep floats (onnx)"
+            f"int8 has an accuracy of {found:.2f} %, the model {wanted:.2f} %: it loses more than {tolerance:g} "
+            f"points; no file was written. Calibrate on more images, allow a greater loss, or keep floats (onnx)"
         )
 
 
 def _bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-
-
-def _failed(what: str, name: str, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{name}: {what} ({type(error).__name__}: {reason}); no file was written"

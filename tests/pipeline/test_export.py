@@ -117,7 +117,7 @@ def test_int8_is_judged_by_accuracy_and_is_smaller(trained, tmp_path):
 
 def test_int8_that_loses_too_much_leaves_no_file(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        verb, "_calibration", lambda source, count: iter([torch.zeros(1, 3, 8, 8)])
+        verb, "calibration_batches", lambda source, count: iter([torch.zeros(1, 3, 8, 8)])
     )  # ranges of nothing
     with pytest.raises(tas.ModelError, match=r"loses more than 2 points; no file was written"):
         export(trained, tmp_path / "m.onnx", format="onnx-int8", data=tiny_source(), **QUICK)
@@ -126,7 +126,7 @@ def test_int8_that_loses_too_much_leaves_no_file(trained, tmp_path, monkeypatch)
 
 def test_calibration_takes_as_many_images_as_asked_for():
     source = tiny_source()  # 64 training images
-    assert [sum(map(len, verb._calibration(source, count))) for count in (1, 40, 1000)] == [1, 40, 64]
+    assert [sum(map(len, verb.calibration_batches(source, count))) for count in (1, 40, 1000)] == [1, 40, 64]
 
 
 def test_the_opset_is_the_one_asked_for(small, tmp_path):
