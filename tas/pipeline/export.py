@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -213,14 +214,20 @@ def _write_and_check(
 
 
 def _captured(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    """The model as a program of any batch size, with attention in plain operations, which ONNX can express."""
     run_model(model, images[:2])
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
-        with torch.no_grad():
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # about its own workings
             return torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # the exporter raises whatever the user's code makes it meet
         raise ModelError(
             failure("torch.export cannot capture it with any batch size", type(model).__name__, error)
         ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _run_program(module: nn.Module, inputs: Tensor) -> Any:
