@@ -55,6 +55,8 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, *, opset: int 
         )
         assert made is not None
         made.save(str(path), external_data=False)
+    except OSError:
+        raise
     except Exception as error:  # likewise
         raise ModelError(failure("it cannot be written as ONNX", name, error)) from error
     found = made.model.opset_imports[""]
@@ -98,7 +100,7 @@ def write_int8(
         try:
             quant_pre_process(str(whole), str(prepared), skip_symbolic_shape=True)
             quantize_static(str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
-        except DataError:
+        except (DataError, OSError):  # a full disk is told by who opened the file
             raise
         except Exception as error:  # it raises what it likes
             raise ModelError(failure("ONNX Runtime cannot quantise it", name, error)) from error

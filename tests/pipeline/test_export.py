@@ -32,7 +32,7 @@ def small() -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def trained() -> torch.nn.Module:
     torch.manual_seed(0)
-    return tas.train(TinyNet(), tiny_source(), tas.TrainConfig(epochs=12, batch_size=16))
+    return tas.train(TinyNet(), tiny_source(), config=tas.TrainConfig(epochs=12, batch_size=16))
 
 
 @pytest.mark.parametrize("format", FLOATS)
