@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tas.pipeline.compare import CompareConfig, CompareResult, compare
     from tas.pipeline.compress import CompressConfig, CompressResult, compress
     from tas.pipeline.derive import derive, recalibrate
+    from tas.pipeline.export import ExportConfig, ExportResult, export
     from tas.pipeline.measure import measure
     from tas.pipeline.rank import rank
     from tas.pipeline.report import report
@@ -49,6 +50,7 @@ _HOMES = {
     "tas.pipeline.compare": ["CompareConfig", "CompareResult", "compare"],
     "tas.pipeline.compress": ["CompressConfig", "CompressResult", "compress"],
     "tas.pipeline.derive": ["derive", "recalibrate"],
+    "tas.pipeline.export": ["ExportConfig", "ExportResult", "export"],
     "tas.pipeline.measure": ["measure"],
     "tas.pipeline.rank": ["rank"],
     "tas.pipeline.report": ["report"],
@@ -75,6 +77,8 @@ __all__ = [
     "CompressResult",
     "ConfigError",
     "DataError",
+    "ExportConfig",
+    "ExportResult",
     "Graph",
     "ModelError",
     "Profile",
@@ -94,6 +98,7 @@ __all__ = [
     "compress",
     "data",
     "derive",
+    "export",
     "load",
     "measure",
     "models",
