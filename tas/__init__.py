@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tas.pipeline.compare import CompareConfig, CompareResult, compare
     from tas.pipeline.compress import CompressConfig, CompressResult, compress
     from tas.pipeline.derive import derive, recalibrate
+    from tas.pipeline.export import ExportConfig, ExportResult, export
     from tas.pipeline.latency import LatencyConfig, with_latency
     from tas.pipeline.measure import measure
     from tas.pipeline.rank import rank
@@ -50,6 +51,7 @@ _HOMES = {
     "tas.pipeline.compare": ["CompareConfig", "CompareResult", "compare"],
     "tas.pipeline.compress": ["CompressConfig", "CompressResult", "compress"],
     "tas.pipeline.derive": ["derive", "recalibrate"],
+    "tas.pipeline.export": ["ExportConfig", "ExportResult", "export"],
     "tas.pipeline.latency": ["LatencyConfig", "with_latency"],
     "tas.pipeline.measure": ["measure"],
     "tas.pipeline.rank": ["rank"],
@@ -77,6 +79,8 @@ __all__ = [
     "CompressResult",
     "ConfigError",
     "DataError",
+    "ExportConfig",
+    "ExportResult",
     "Graph",
     "LatencyConfig",
     "ModelError",
@@ -97,6 +101,7 @@ __all__ = [
     "compress",
     "data",
     "derive",
+    "export",
     "load",
     "measure",
     "models",

@@ -20,6 +20,7 @@ COMMANDS = {
     "derive": "make the small network of an architecture that was found",
     "train": "train a full model (a teacher), or a derived one with a teacher",
     "measure": "measure accuracy, multiply-adds, parameters and latency",
+    "export": "write the small network as ONNX, int8 ONNX or torch.export, and compare the file with it",
     "report": "write the report of a run, or of several side by side, and print the results",
     "compare": "compare methods, knowledge transfers and budgets over several seeds under one recipe",
 }
@@ -48,6 +49,11 @@ EXAMPLES = {
     "measure": [
         "tas measure --model torchvision:resnet18 --pretrained --data folder:imagenet",
         "tas measure --model cifar_resnet:20 --weights teacher.safetensors --run runs/found",
+    ],
+    "export": [
+        "tas export runs/r20",
+        "tas export runs/r20 --format onnx-int8 --calibration-images 512 --accuracy-tolerance 1",
+        "tas export runs/r20 --format torch-export --output r20.pt2 --input-size [3,32,32]",
     ],
     "report": ["tas report runs/r20", "tas report runs/r20 runs/again --output runs/both"],
     "compare": [
@@ -126,10 +132,12 @@ def _with_first_words(words: list[str], function: Callable) -> list[str]:
     known, count = inspect.signature(function).parameters, 0
     while count < len(words) and not words[count].startswith("-"):
         count += 1
+    is_of_run = "run" in known and known["run"].default is inspect.Parameter.empty
+    if is_of_run and count:
+        several = "list" in str(known["run"].annotation)
+        return ["--run", json.dumps(words[:count]), *words[count:]] if several else ["--run", *words]
     if "model" in known and count:
         return ["--model", *words]
-    if "model" not in known and "run" in known and count:
-        return ["--run", json.dumps(words[:count]), *words[count:]]
     return words
 
 

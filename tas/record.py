@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Record:
     def __init__(self, path: Path | None = None):
         self.path = path
         self.rows: list[dict[str, Any]] = []
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []  # told of every new row
         if path and path.exists():
             _drop_half_line(path)
             self.rows = _read(path)
@@ -52,6 +54,8 @@ class Record:
         row = {"stage": stage, **values}
         self.rows.append(row)
         self._append(json.dumps(row) + "\n")
+        for listener in self.listeners:
+            listener(row)
 
     def _append(self, text: str) -> None:
         if self.path:

@@ -42,6 +42,20 @@ def print_profiles(profiles: Mapping[str, Mapping[str, Any]]) -> None:
     Console().print(table)
 
 
+def print_export(found: Mapping[str, Any]) -> None:
+    """An exported file beside the model in PyTorch."""
+    table = Table("", "PyTorch", found["format"])
+    for column in table.columns[1:]:
+        column.justify = "right"
+    if found["accuracy"] is not None:
+        table.add_row("accuracy", *(f"{found[name]:.2f} %" for name in ("model_accuracy", "accuracy")))
+    table.add_row("size", *(f"{found[name] / 1e6:.3f} MB" for name in ("model_bytes", "file_bytes")))
+    table.add_row("latency", *(f"{found[name]:.3f} ms" for name in ("model_latency_ms", "latency_ms")))
+    table.add_row("largest difference", "", f"{found['difference']:.1e}")
+    Console().print(table)
+    print(f"file: {found['path']}")
+
+
 def print_comparison(found: Mapping[str, Any]) -> None:
     """Accuracy and cost of every row of a comparison, mean ± standard deviation over the seeds."""
     table, full = Table(box=box.SIMPLE, pad_edge=False), found["full"]

@@ -153,6 +153,11 @@ class SearchSpace:
         )
 
     @property
+    def is_open(self) -> bool:
+        """Whether there is anything to choose."""
+        return self.largest != self.smallest
+
+    @property
     def num_architectures(self) -> int:
         """How many architectures there are."""
         return prod(len(sizes) for sizes in (*self.widths.values(), *self.depths.values()))

@@ -376,7 +376,7 @@ def test_the_examples_parse(name, monkeypatch):
     assert called
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "report"])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("report", "export")])
 def test_a_first_word_without_dashes_is_the_model(name, monkeypatch, capsys):
     command = import_module(f"tas.commands.{name}")
     called = []
@@ -497,3 +497,33 @@ def test_compare_refuses_a_misspelt_option_before_anything_is_written(images, we
                     "--methods", "tas:search.fragmets=1", "--output", folder)  # fmt: skip
     assert "there is no option 'fragmets' (did you mean fragments?)" in message
     assert not folder.exists()
+
+
+def test_export_writes_a_run_as_one_file_and_says_how_it_compares(images, weights, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run("compress", TOYS, "--data", f"folder:{images}", "--weights", weights, "--output", folder, *QUICK) == 0
+    capsys.readouterr()
+    before = {path.name for path in folder.iterdir()}
+    assert run("export", folder, "--format", "torch-export") == 0
+    out = capsys.readouterr().out
+    assert {path.name for path in folder.iterdir()} - before == {"model.pt2"}
+    assert "largest difference" in out
+    assert f"file: {folder}/model.pt2" in out
+    inputs = torch.rand(3, 3, 8, 8)
+    wanted = tas.load(folder, TinyNet())(inputs)
+    assert torch.allclose(torch.export.load(folder / "model.pt2").module()(inputs), wanted, atol=1e-5)
+
+    file = tmp_path / "deep" / "int8.onnx"
+    options = ["--output", file, "--accuracy-tolerance", 100, "--calibration-images", 8, "--json"]
+    assert run("export", folder, "--format", "onnx-int8", *options) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["path"], found["file_bytes"]) == (str(file), file.stat().st_size)
+    assert 0 <= found["accuracy"] <= 100
+
+    (folder / "config.yaml").unlink()
+    assert "give --model" in fails(capsys, "export", folder)
+    assert "give --data, or --input-size" in fails(capsys, "export", folder, "--model", TOYS)
+    assert "input_size is [3, 0, 8]" in fails(capsys, "export", folder, "--model", TOYS, "--input-size", "[3,0,8]")
+    options = ["--model", TOYS, "--input-size", "[3,8,8]", "--format", "torch-export"]
+    assert "tolerance is -1" in fails(capsys, "export", folder, *options, "--tolerance", "-1")
+    assert run("export", folder, *options, "--output", tmp_path / "random.pt2") == 0

@@ -19,6 +19,8 @@ NAMES = [
     "CompressResult",
     "ConfigError",
     "DataError",
+    "ExportConfig",
+    "ExportResult",
     "Graph",
     "LatencyConfig",
     "ModelError",
@@ -39,6 +41,7 @@ NAMES = [
     "compress",
     "data",
     "derive",
+    "export",
     "load",
     "measure",
     "models",
@@ -77,7 +80,7 @@ def test_importing_tas_adds_at_most_0_3_seconds_to_torch():
 
 
 def test_importing_tas_loads_nothing_heavy():
-    heavy = ["torchvision", "accelerate", "plotly", "sklearn", "timm", "jsonargparse", "safetensors", "optuna"]
+    heavy = ["torchvision", "accelerate", "plotly", "sklearn", "timm", "jsonargparse", "safetensors", "optuna", "onnx"]
     code = f"import sys, tas; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"

@@ -45,6 +45,7 @@ def compress(
     seed: int = 0,
     output: str | None = None,
     resume: bool = False,
+    tracker: str | None = None,
     json: bool = False,
 ) -> None:
     """Shrink a model to a budget: search, derive, distil, measure, report.
@@ -71,6 +72,7 @@ def compress(
         seed: of everything random
         output: folder of the results, runs/DATE-TIME by default
         resume: go on with the interrupted run in the output folder
+        tracker: also send every epoch's numbers to tensorboard, wandb, mlflow or another that accelerate knows
         json: print the summary as JSON
     """
     if resume and output is None:
@@ -89,7 +91,7 @@ def compress(
     )  # fmt: skip
     result = compress_model(
         full, source, budget=budget, config=config, output=output, resume=resume,
-        train_teacher=weights is None and not pretrained, origin=origin,
+        train_teacher=weights is None and not pretrained, origin=origin, tracker=tracker,
     )  # fmt: skip
     if json:
         print(json_module.dumps(result.summary))

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from tas import data as data_sets
-from tas.commands.inputs import build_model, found_in
+from tas.commands.inputs import build_model, classes_of, found_in
 from tas.errors import ConfigError
-from tas.graph import Graph
 from tas.pipeline.derive import derive as derive_model
 from tas.pipeline.derive import recalibrate
 from tas.pipeline.rank import rank
@@ -49,7 +48,7 @@ def derive(
     if init != "fresh" and weights is None and not pretrained:
         raise ConfigError("there is nothing to inherit; give --weights or --pretrained, or --init fresh")
     graph, architecture = found_in(run)
-    full = build_model(model, _classes(graph), weights, pretrained, seed)
+    full = build_model(model, classes_of(graph), weights, pretrained, seed)
     ranked = rank(full, graph) if init == "inherit" else full
     small = derive_model(ranked, graph, architecture, weights=init, seed=seed)
     if data is not None:
@@ -62,10 +61,3 @@ def derive(
         if json
         else f"{run}/model.safetensors: {cost['macs']:,} macs, {cost['params']:,} params"
     )
-
-
-def _classes(graph: Graph) -> int | None:
-    """Channels of the axis that is the output of the model."""
-    outputs = [item.axis.rpartition("[")[0] for item in graph.frozen if item.reason == "output of the model"]
-    shapes = {parameter.name: parameter.shape for layer in graph.layers for parameter in layer.parameters}
-    return shapes[outputs[0]][0] if outputs else None

@@ -38,6 +38,13 @@ def found_in(folder: str) -> tuple[Graph, Architecture]:
     return graph, graph.check(Architecture.from_json(read_text(path / "architecture.json")))
 
 
+def classes_of(graph: Graph) -> int | None:
+    """Channels of the axis that is the output of the model."""
+    outputs = [item.axis.rpartition("[")[0] for item in graph.frozen if item.reason == "output of the model"]
+    shapes = {parameter.name: parameter.shape for layer in graph.layers for parameter in layer.parameters}
+    return shapes[outputs[0]][0] if outputs else None
+
+
 def without_seed(config: SearchConfig | TrainConfig) -> dict[str, Any]:
     """A config for YAML, without its seed: one seed rules all stages."""
     return {name: value for name, value in plain(config).items() if name != "seed"}

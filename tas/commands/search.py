@@ -26,6 +26,7 @@ from tas.show import print_graph
 from tas.space import SearchSpace, SpaceConfig
 from tas.storage import write_text
 from tas.task import dtype_of, require_fit_for_data
+from tas.trackers import tracked
 
 SEEDS: list[str] = ["search.seed"]  # options that follow --seed
 
@@ -50,6 +51,7 @@ def search(
     seed: int = 0,
     output: str = "runs/search",
     resume: bool = False,
+    tracker: str | None = None,
     json: bool = False,
 ) -> None:
     """Search the architecture under a budget; writes graph.json, architecture.json and record.jsonl.
@@ -73,6 +75,7 @@ def search(
         seed: of everything random
         output: folder of the results
         resume: go on with the interrupted search in the output folder
+        tracker: also send every epoch's numbers to tensorboard, wandb, mlflow or another that accelerate knows
         json: print the architecture and its cost as JSON
     """
     if search.start == "trained" and weights is None and not pretrained:
@@ -108,10 +111,12 @@ def search(
     run = RunFolder.open(output, to_yaml(settings), resume=resume, results=["architecture.json"])
     run.write_json(GRAPH, graph.to_dict())
     supernet = Supernet(rank(full, graph) if search.start == "trained" else full, graph, offered, execution=execution)
-    found = search_model(
-        supernet, source, budget=budget, config=search, teacher=full if search.teacher_weight else None,
-        record=run.record(), checkpoint=run.checkpoint("search"),
-    ).architecture  # fmt: skip
+    record = run.record()
+    with tracked(record, tracker, folder=run.path, settings=settings):
+        found = search_model(
+            supernet, source, budget=budget, config=search, teacher=full if search.teacher_weight else None,
+            record=record, checkpoint=run.checkpoint("search"),
+        ).architecture  # fmt: skip
     write_text(Path(output) / "architecture.json", found.to_json())
     run.drop_checkpoints()
     cost = {

@@ -9,6 +9,7 @@ from torch import nn
 
 from tas import data as data_sets
 from tas.commands.inputs import build_model, found_in, to_yaml, without_seed
+from tas.options import plain
 from tas.pipeline.compress import short_teacher
 from tas.pipeline.measure import measure as measure_model
 from tas.pipeline.store import load, save
@@ -17,6 +18,7 @@ from tas.pipeline.train import train as train_model
 from tas.run import RunFolder
 from tas.storage import write_with
 from tas.task import require_fit_for_data
+from tas.trackers import tracked
 
 SEEDS: list[str] = ["train.seed"]  # options that follow --seed
 
@@ -35,6 +37,7 @@ def train(
     seed: int = 0,
     output: str = "runs/train",
     resume: bool = False,
+    tracker: str | None = None,
     json: bool = False,
 ) -> None:
     """Train a full model, or with --run a derived one that learns from the full model with --weights.
@@ -52,6 +55,7 @@ def train(
         seed: of everything random
         output: folder for the weights of a full model; not used with --run
         resume: go on with the interrupted training in the output folder; with --run that happens by itself
+        tracker: also send every epoch's numbers to tensorboard, wandb, mlflow or another that accelerate knows
         json: print the accuracy as JSON
     """
     config = train
@@ -62,14 +66,11 @@ def train(
         graph, architecture = found_in(run)
         folder = RunFolder(Path(run))
         teacher = full if weights or pretrained else None
-        small = train_model(
-            load(run, full),
-            source,
-            teacher=teacher,
-            config=config,
-            record=folder.record(),
-            checkpoint=folder.checkpoint("train"),
-        )
+        small, record = load(run, full), folder.record()
+        with tracked(record, tracker, folder=run, settings=plain(config)):
+            small = train_model(
+                small, source, teacher=teacher, config=config, record=record, checkpoint=folder.checkpoint("train")
+            )
         save(run, small, graph, architecture)
         folder.drop_checkpoints()
         place, trained = Path(run) / "model.safetensors", small
@@ -78,9 +79,9 @@ def train(
         settings |= {"image_size": image_size, "train": without_seed(config), "seed": seed}
         folder = RunFolder.open(output, to_yaml(settings), resume=resume, results=["model.safetensors"])
         place = Path(output) / "model.safetensors"
-        trained = train_model(
-            full, source, config=config, record=folder.record(), checkpoint=folder.checkpoint("train")
-        )
+        record = folder.record()
+        with tracked(record, tracker, folder=output, settings=settings):
+            trained = train_model(full, source, config=config, record=record, checkpoint=folder.checkpoint("train"))
         _save_full(trained, place)
         folder.drop_checkpoints()
     profile = measure_model(trained, source)

@@ -34,6 +34,7 @@ from tas.record import Record, versions
 from tas.run import GRAPH, STAGES, SUMMARY, RunFolder
 from tas.space import SearchSpace, SpaceConfig
 from tas.task import Loss, Metric, dtype_of, require_fit_for_data
+from tas.trackers import tracked
 
 
 def short_search() -> SearchConfig:
@@ -130,6 +131,7 @@ def compress(
     loss: Loss | None = None,
     metric: Metric | None = None,
     origin: Mapping[str, Any] | None = None,
+    tracker: str | None = None,
 ) -> CompressResult:
     """Shrink a trained model to a budget and keep its accuracy.
 
@@ -145,10 +147,11 @@ def compress(
         loss: (outputs, targets) to a scalar, for tasks other than classification.
         metric: (outputs, targets) to a number, the larger the better; percentage of right classes by default.
         origin: further entries of config.yaml: where model and data came from.
+        tracker: where the numbers of every epoch go as well: tensorboard, wandb or another that accelerate knows.
 
     Raises:
         BudgetError: the budget cannot be held; known before any training, as what follows.
-        ConfigError: a pattern of `keep` or of the space matches nothing.
+        ConfigError: a pattern of `keep` or of the space matches nothing, or the tracker is not there.
         ModelError: the model cannot be captured, does not accept the data, or is frozen as a whole.
         DataError: the training set cannot be halved, or does not fit the model, the loss and the metric.
         RunError: the output folder is in use.
@@ -181,25 +184,26 @@ def compress(
     if not record.rows:
         record.add("start", seed=config.seed, versions=versions())
     run.write_json(GRAPH, graph.to_dict())
-    if train_teacher:
-        teacher = train(
-            teacher, source, config=config.teacher, loss=loss, record=record, checkpoint=run.checkpoint("teacher"),
-            stage="teacher",
+    with tracked(record, tracker, folder=run.path, settings=plain(config)):
+        if train_teacher:
+            teacher = train(
+                teacher, source, config=config.teacher, loss=loss, record=record, checkpoint=run.checkpoint("teacher"),
+                stage="teacher",
+            )  # fmt: skip
+        ranked, architecture = find_architecture(
+            teacher, graph, space, source, budget=budget, config=config, loss=loss, record=record,
+            checkpoint=run.checkpoint("search"),
         )  # fmt: skip
-    ranked, architecture = find_architecture(
-        teacher, graph, space, source, budget=budget, config=config, loss=loss, record=record,
-        checkpoint=run.checkpoint("search"),
-    )  # fmt: skip
-    small = derive(ranked, graph, architecture, weights=config.init, seed=config.seed)
-    small = train(
-        small,
-        source,
-        teacher=teacher,
-        config=config.train,
-        loss=loss,
-        record=record,
-        checkpoint=run.checkpoint("train"),
-    )
+        small = derive(ranked, graph, architecture, weights=config.init, seed=config.seed)
+        small = train(
+            small,
+            source,
+            teacher=teacher,
+            config=config.train,
+            loss=loss,
+            record=record,
+            checkpoint=run.checkpoint("train"),
+        )
     full, pruned = _profiles(teacher, small, source, example, config, metric)
     if graph.latency is not None:
         full, pruned = (

@@ -137,7 +137,7 @@ def _start_logits(steps: Steps, source: Source, record: Record, device: str, *, 
         saliency = {name: known[-1][name] for name in choices}
     else:
         started = time.perf_counter()
-        batches = list(_held_out(source, config, device)())
+        batches = list(_held_out(source, config, config.held_out_images, device)())
         with progress_bar("saliency", sum(len(sizes) - 1 for sizes in choices.values())) as bar:
             saliency = measured_saliency(supernet, batches, steps.objective, bar)
         record.add("search", part="saliency", seconds=_since(started), losses=saliency)
@@ -145,12 +145,12 @@ def _start_logits(steps: Steps, source: Source, record: Record, device: str, *, 
         supernet.logits.copy_(saliency_logits(saliency, supernet.logits.shape[1]))
 
 
-def _held_out(source: Source, config: SearchConfig, device: str) -> Callable[[], Iterator[Batch]]:
+def _held_out(source: Source, config: SearchConfig, images: int, device: str) -> Callable[[], Iterator[Batch]]:
     """Batches of the second half, the same every time."""
 
     def read() -> Iterator[Batch]:
         """The batches, the last cut to what is left."""
-        left = config.held_out_images
+        left = images
         for inputs, targets in source.train_batches(config.batch_size, seed=config.seed, half=1, device=device):
             yield inputs[:left], targets[:left]
             left -= len(inputs)
@@ -181,7 +181,8 @@ def _tried(
         return islice(chain.from_iterable(epochs), config.trial_steps)
 
     trials = Trials(
-        inherited, graph, tuning, _held_out(source, config, device), steps.objective, steps=config.trial_steps,
+        inherited, graph, tuning, _held_out(source, config, config.trial_images, device), steps.objective,
+        steps=config.trial_steps,
         learning_rate=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay,
         seed=config.seed,
     )  # fmt: skip

@@ -43,9 +43,11 @@ class SearchConfig:
         temperature_schedule: linear or cosine.
         teacher_weight: share of a teacher's soft labels in both losses; 0 uses none.
         distillation_temperature: of those labels.
-        trials: most architectures that are tuned before one is chosen, each with other depths; 0 or 1 tries none.
+        trials: most architectures that are tuned before one is chosen, of other depths and largest widths; 0 or 1 tries
+            none.
         trial_steps: of the weights' optimizer, on the first half, before a trial's loss on the second is measured.
-        held_out_images: of the second half, on which saliency and trials are measured.
+        trial_images: of the second half, on which trials are compared; a few hundred do not order close ones.
+        held_out_images: of the second half, on which saliency is measured.
         precision: of the arithmetic: no (float32) or bf16.
         seed: of everything random.
     """
@@ -73,6 +75,7 @@ class SearchConfig:
     distillation_temperature: float = 4.0
     trials: int = 0
     trial_steps: int = 60
+    trial_images: int = 1024
     held_out_images: int = 512
     precision: Literal["no", "bf16"] = "no"
     seed: int = 0
@@ -80,6 +83,7 @@ class SearchConfig:
     def __post_init__(self):
         above_zero = [
             "trial_steps",
+            "trial_images",
             "held_out_images",
             "batch_size",
             "fragments",
@@ -112,10 +116,10 @@ class SearchConfig:
 
         Args:
             images: in the training set.
-            space: of the search; trials change its depths alone.
+            space: of the search.
         """
-        trials = self.trials if self.trials > 1 and any(len(kept) > 1 for kept in space.depths.values()) else 0
-        measured = self.held_out_images * trials
+        trials = self.trials if self.trials > 1 and space.is_open else 0
+        measured = self.trial_images * trials
         if self.logits_start == "saliency":
             measured += self.held_out_images * sum(
                 len(sizes) - 1 for sizes in (*space.widths.values(), *space.depths.values())

@@ -96,13 +96,53 @@ class Trials:
             optimizer.step()
 
 
+@dataclass(frozen=True)
+class Corner:
+    """A part of the space: some depths, and widths without their largest candidates.
+
+    Attributes:
+        depths: blocks kept, by depth name.
+        closed: how many of the largest candidates of every width are closed; one always stays.
+    """
+
+    depths: Mapping[str, int]
+    closed: int = 0
+
+    def around(self, space: SearchSpace) -> Iterator[Corner]:
+        """Corners one step away: one candidate more closed, one stage shorter or longer, one candidate fewer closed."""
+        if self.closed + 1 < max(map(len, space.widths.values()), default=1):
+            yield Corner(self.depths, self.closed + 1)
+        for name, sizes in space.depths.items():
+            place = sizes.index(self.depths[name])
+            for other in (place - 1, place + 1):
+                if 0 <= other < len(sizes):
+                    yield Corner({**self.depths, name: sizes[other]}, self.closed)
+        if self.closed:
+            yield Corner(self.depths, self.closed - 1)
+
+    def best(
+        self, scores: Mapping[str, Sequence[float]], graph: Graph, space: SearchSpace, budget: Budget
+    ) -> Architecture | None:
+        """What the scores ask for in this corner; None where nothing fits the budget."""
+        widths = {name: sizes[: max(1, len(sizes) - self.closed)] for name, sizes in space.widths.items()}
+        only = SearchSpace(widths, {name: (kept,) for name, kept in self.depths.items()})
+        merits = {name: scores[name][: len(sizes)] for name, sizes in widths.items()}
+        try:
+            return decode({**merits, **{name: [0.0] for name in self.depths}}, graph, only, budget)
+        except BudgetError:
+            return None
+
+
 def climb(
     scores: Mapping[str, Sequence[float]], graph: Graph, space: SearchSpace, budget: Budget, trials: Trials, most: int
 ) -> Iterator[Architecture]:
-    """Search the depths by trials, from the architecture that the scores ask for.
+    """Search by trials, from the architecture that the scores ask for.
 
-    For depths one step away, the scores choose the widths that fit; of these architectures the best is where it goes
-    on, until none is better. Where no depth is open, the scores alone decide and nothing is tried.
+    The scores know single cuts. What a dropped block costs after training they do not know, and they hold on to wide
+    residual streams, whose cut every layer feels at once but makes up for. So trials decide the depths, and how many of
+    the largest candidates of every width are closed: between the scores' own choice and equal shares for all. In every
+    such corner of the space the scores choose the widths that fit. Of the corners one step away, the best is where it
+    goes on, until none is better.
 
     Args:
         scores: one number per candidate, by width and depth name.
@@ -115,44 +155,21 @@ def climb(
     Yields:
         The best architecture so far, after the start and after every trial.
     """
-    best = decode(scores, graph, space, budget)
-    if most < 2 or not any(len(sizes) > 1 for sizes in space.depths.values()):
-        yield best
+    start = decode(scores, graph, space, budget)
+    if most < 2 or not space.is_open:
+        yield start
         return
-    trials.loss(best)
-    yield best
+    corners = {start: Corner(start.depths)}
+    trials.loss(start)
+    yield start
+    best = start
     while True:
-        around = [
-            found for depths in _near(best.depths, space) if (found := _decoded(depths, scores, graph, space, budget))
-        ]
-        fresh = [found for found in dict.fromkeys(around) if found not in trials.losses]
-        for found in fresh[: most - len(trials.losses)]:
-            trials.loss(found)
+        found = ((corner.best(scores, graph, space, budget), corner) for corner in corners[best].around(space))
+        fresh = {tried: corner for tried, corner in found if tried is not None and tried not in corners}
+        for tried in list(fresh)[: most - len(trials.losses)]:
+            corners[tried] = fresh[tried]
+            trials.loss(tried)
             yield trials.best
         if trials.best == best or len(trials.losses) >= most:
             return
         best = trials.best
-
-
-def _near(depths: Mapping[str, int], space: SearchSpace) -> Iterator[dict[str, int]]:
-    """Depths in which one stage has its next smaller or larger candidate."""
-    for name, sizes in space.depths.items():
-        place = sizes.index(depths[name])
-        for other in (place - 1, place + 1):
-            if 0 <= other < len(sizes):
-                yield {**depths, name: sizes[other]}
-
-
-def _decoded(
-    depths: Mapping[str, int],
-    scores: Mapping[str, Sequence[float]],
-    graph: Graph,
-    space: SearchSpace,
-    budget: Budget,
-) -> Architecture | None:
-    """The best widths for given depths; None where none fit."""
-    only = SearchSpace(space.widths, {name: (kept,) for name, kept in depths.items()})
-    try:
-        return decode({**scores, **{name: [0.0] for name in depths}}, graph, only, budget)
-    except BudgetError:
-        return None

@@ -1,4 +1,4 @@
-"""Trials tune what they say, and the climb finds the best depths it can see."""
+"""Trials tune what they say, and the climb finds the best corner of the space that it can see."""
 
 import copy
 import itertools
@@ -11,7 +11,7 @@ from toys import TinyNet, tiny_source
 import tas
 from tas.decode import decode
 from tas.nn.surgery import cut
-from tas.pipeline.search.finalists import Trials, climb
+from tas.pipeline.search.finalists import Corner, Trials, climb
 
 
 def cross_entropy(network, inputs, targets):
@@ -53,40 +53,55 @@ def test_a_trial_is_a_few_steps_of_sgd_on_one_half_and_the_loss_on_the_other(pre
 
 
 class Table(Trials):
-    """Losses by number of blocks, without training."""
+    """Losses by number of blocks and largest share of a width, without training."""
 
     def _measure(self, architecture):
-        return {1: 0.5, 2: 0.2, 3: 1.0}[architecture.depths["blocks"]]
+        widest = max(size / self.graph.full.widths[name] for name, size in architecture.widths.items())
+        return {1: 0.5, 2: 0.2, 3: 1.0}[architecture.depths["blocks"]] + (widest - 0.8) ** 2
 
 
 def scores_of(space):
     return {name: [float(size) for size in sizes] for name, sizes in {**space.widths, **space.depths}.items()}
 
 
-def test_the_climb_ends_at_the_best_depth_and_everything_it_tries_holds_the_budget(prepared):
+def test_the_climb_ends_at_the_best_corner_and_everything_it_tries_holds_the_budget(prepared):
     model, graph, space, _ = prepared
     budget, scores = tas.Budget(macs="60%"), scores_of(prepared[2])
     trials = Table(model, graph, list, list, cross_entropy, steps=1)
-    found = list(climb(scores, graph, space, budget, trials, 9))
+    found = list(climb(scores, graph, space, budget, trials, 99))
     assert found[0] == decode(scores, graph, space, budget)
-    assert found[-1].depths == {"blocks": 2}
     assert found[-1] == trials.best
+    corners = [Corner({"blocks": kept}, closed) for kept in (1, 2, 3) for closed in range(8)]
+    everything = {corner.best(scores, graph, space, budget) for corner in corners} - {None}
+    assert found[-1] == min(everything, key=trials._measure)
+    assert found[-1].depths == {"blocks": 2}
+    assert set(trials.losses) <= everything
     assert all(budget.holds(graph, architecture) for architecture in trials.losses)
-    for architecture in trials.losses:  # for its depth, the scores choose the widths
-        only = tas.SearchSpace(space.widths, {"blocks": (architecture.depths["blocks"],)})
-        assert architecture == decode({**scores, "blocks": [0.0]}, graph, only, budget)
 
 
-def test_no_more_is_tried_than_allowed_and_nothing_without_an_open_depth(prepared):
+def test_in_a_corner_the_scores_choose_the_widths_that_fit(prepared):
+    _, graph, space, _ = prepared
+    budget, scores = tas.Budget(macs="60%"), scores_of(space)
+    found = Corner({"blocks": 2}, 3).best(scores, graph, space, budget)
+    only = tas.SearchSpace({name: sizes[:-3] for name, sizes in space.widths.items()}, {"blocks": (2,)})
+    merits = {name: values[:-3] for name, values in scores.items()} | {"blocks": [0.0]}
+    assert found == decode(merits, graph, only, budget)
+    smallest = Corner({"blocks": 1}, 99).best(scores, graph, space, budget)
+    assert smallest is not None
+    assert smallest.widths == space.smallest.widths
+    assert Corner({"blocks": 3}).best(scores, graph, space, tas.Budget(macs=graph.macs(space.smallest))) is None
+
+
+def test_no_more_is_tried_than_allowed_and_nothing_without_a_choice(prepared):
     model, graph, space, _ = prepared
     budget, scores = tas.Budget(macs="60%"), scores_of(space)
     trials = Table(model, graph, list, list, cross_entropy, steps=1)
     assert len(list(climb(scores, graph, space, budget, trials, 2))) == 2
     assert len(trials.losses) == 2
-    alone = tas.SearchSpace.of(graph, choose="width")
     fresh = Table(model, graph, list, list, cross_entropy, steps=1)
-    (only,) = climb({**scores, "blocks": [0.0]}, graph, alone, budget, fresh, 9)
-    assert only == decode({**scores, "blocks": [0.0]}, graph, alone, budget)
+    closed = tas.SearchSpace({name: sizes[:1] for name, sizes in space.widths.items()}, {"blocks": (2,)})
+    (only,) = climb({name: [0.0] for name in scores}, graph, closed, budget, fresh, 9)
+    assert only == closed.largest
     assert not fresh.losses
 
 
@@ -108,7 +123,7 @@ def test_what_an_interrupted_search_knows_is_not_measured_again_and_the_path_is_
 def short(**options) -> tas.SearchConfig:
     base = {
         "epochs": 0, "batch_size": 8, "start": "trained", "logits_start": "saliency", "trials": 4, "trial_steps": 3,
-        "held_out_images": 20, "learning_rate": 0.05,
+        "held_out_images": 20, "trial_images": 40, "learning_rate": 0.05,
     }  # fmt: skip
     return tas.SearchConfig(**{**base, **options})
 
@@ -143,11 +158,10 @@ def test_a_search_by_saliency_and_trials_repeats_itself_and_goes_on_where_it_was
 def test_passes_count_what_a_search_reads(prepared):
     space = prepared[2]
     candidates = sum(len(sizes) - 1 for sizes in (*space.widths.values(), *space.depths.values()))
-    config = short(epochs=2, trials=4, trial_steps=3, held_out_images=30)
-    assert config.passes(100, space) == pytest.approx(2 + (4 * 3 * 8 + (4 + candidates) * 30 / 3) / 100)
-    widths = tas.SearchSpace.of(prepared[1], choose="width")
-    narrower = sum(len(sizes) - 1 for sizes in widths.widths.values())
-    assert config.passes(100, widths) == pytest.approx(2 + narrower * 30 / 3 / 100)
+    config = short(epochs=2, trials=4, trial_steps=3, held_out_images=30, trial_images=50)
+    assert config.passes(100, space) == pytest.approx(2 + (4 * 3 * 8 + (4 * 50 + candidates * 30) / 3) / 100)
+    closed = tas.SearchSpace({name: sizes[-1:] for name, sizes in space.widths.items()}, {"blocks": (3,)})
+    assert config.passes(100, closed) == 2
     assert tas.SearchConfig(epochs=7).passes(100, space) == 7
 
 

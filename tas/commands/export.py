@@ -1,0 +1,111 @@
+"""The command `tas export`: write the small network of a run in a format that needs none of its code."""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from tas import data as data_sets
+from tas.commands.inputs import build_model, classes_of
+from tas.errors import ConfigError, RunError
+from tas.pipeline.export import FILES, ExportConfig
+from tas.pipeline.export import export as export_model
+from tas.pipeline.store import load, load_graph
+from tas.run import CONFIG, read_text
+from tas.show import print_export
+
+SEEDS: list[str] = []  # options that follow --seed
+
+
+def export(
+    *,
+    run: str,
+    format: Literal["onnx", "torch-export", "onnx-int8"] = "onnx",
+    output: str | None = None,
+    opset: int | None = None,
+    tolerance: float = 1e-4,
+    calibration_images: int = 256,
+    accuracy_tolerance: float = 2.0,
+    latency_batch: int = 1,
+    model: str | None = None,
+    data: str | None = None,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    input_size: list[int] | None = None,
+    json: bool = False,
+) -> None:
+    """Write the small network of a run to one file, and compare the file with it in PyTorch.
+
+    Args:
+        run: folder of a small model, from tas compress, tas derive or tas train
+        format: onnx, torch-export (for torch.export.load), or onnx-int8 (ONNX with 8-bit integers)
+        output: file to write; model.onnx, model.pt2 or model-int8.onnx in the run's folder by default
+        opset: version of the ONNX operators; the exporter's own by default
+        tolerance: largest difference allowed, as a share of the largest output of the model
+        calibration_images: training images that int8 is calibrated on
+        accuracy_tolerance: percentage points of test accuracy that int8 may lose
+        latency_batch: images in the timed forward passes
+        model: the full model; the one in the run's config.yaml by default
+        data: data set of the compared images; the one in the run's config.yaml by default
+        data_dir: where cifar10 and cifar100 lie
+        image_size: resize images to this many pixels a side
+        input_size: channels, height, width of random images to compare on, instead of a data set
+        json: print the comparison as JSON
+    """
+    graph, _ = load_graph(run)
+    known = _known(Path(run))
+    name = model or known.get("model")
+    if not name:
+        raise ConfigError(f"{run} does not say of which model it is; give --model")
+    small = load(run, build_model(name, classes_of(graph), None, False, 0))
+    config = ExportConfig(
+        tolerance=tolerance,
+        opset=opset,
+        calibration_images=calibration_images,
+        accuracy_tolerance=accuracy_tolerance,
+        latency_batch=latency_batch,
+    )
+    place = {"data_dir": data_dir, "image_size": image_size}
+    images = _images(known, data, {key: value for key, value in place.items() if value is not None}, input_size)
+    found = export_model(small, output or Path(run) / FILES[format], format=format, config=config, **images)
+    values = {**asdict(found), "path": str(found.path)}
+    if json:
+        print(json_module.dumps(values))
+    else:
+        print_export(values)
+
+
+def _known(run: Path) -> dict[str, Any]:
+    """The run's config, or nothing."""
+    import yaml
+
+    if not (run / CONFIG).is_file():
+        return {}
+    try:
+        known = yaml.safe_load(read_text(run / CONFIG))
+    except yaml.YAMLError as error:
+        raise RunError(f"{run / CONFIG} is not YAML ({type(error).__name__}); repeat the run") from None
+    return known if isinstance(known, dict) else {}
+
+
+def _images(
+    known: dict[str, Any], data: str | None, place: dict[str, Any], input_size: list[int] | None
+) -> dict[str, Any]:
+    """The data set to compare on, the run's own unless another is named; or an example of the size given."""
+    if input_size is not None:
+        if len(input_size) != 3 or min(input_size) < 1:
+            raise ConfigError(
+                f"input_size is {input_size}; give channels, height and width of one image, such as [3,224,224]"
+            )
+        return {"example": torch.zeros(1, *input_size)}
+    if data is None:
+        if not known.get("data"):
+            raise ConfigError(
+                "the run does not say on which images to compare; give --data, or --input-size for random ones"
+            )
+        place = {**{name: known.get(name) for name in ("data_dir", "image_size")}, **place}
+    return {"data": data_sets.load(data or known["data"], **place)}

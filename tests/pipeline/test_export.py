@@ -1,0 +1,193 @@
+"""A file counts only if it computes what the model computes."""
+
+import builtins
+import sys
+
+import pytest
+import torch
+from nets import perturbed
+from toys import TinyNet, tiny_source
+
+import tas
+from tas.pipeline import export as verb
+from tas.pipeline.export import FILES, export, largest_difference
+from tas.space import SearchSpace
+
+FLOATS = ("onnx", "torch-export")
+QUICK = {"seconds": 0.02}
+
+
+def derived(model: torch.nn.Module, example: torch.Tensor, seed: int = 0) -> torch.nn.Module:
+    """A random architecture of a model with random weights."""
+    graph = tas.trace(model, example)
+    return tas.derive(perturbed(model), graph, SearchSpace.of(graph).sample(torch.Generator().manual_seed(seed)))
+
+
+@pytest.fixture(scope="module")
+def small() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return derived(TinyNet(), torch.zeros(1, 3, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def trained() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return tas.train(TinyNet(), tiny_source(), config=tas.TrainConfig(epochs=12, batch_size=16))
+
+
+@pytest.mark.parametrize("format", FLOATS)
+def test_a_file_computes_what_the_model_computes_for_any_batch(format, small, tmp_path):
+    before = small.state_dict()
+    found = export(small, tmp_path / FILES[format], format=format, data=tiny_source(), **QUICK)
+    assert found.difference <= 1e-4
+    assert [file.name for file in tmp_path.iterdir()] == [FILES[format]]
+    assert found.file_bytes == found.path.stat().st_size
+    assert found.model_bytes == sum(tensor.nbytes for tensor in before.values())
+    assert found.latency_ms > 0 < found.model_latency_ms
+    images = torch.randn(5, 3, 8, 8)
+    assert torch.allclose(_reloaded(found.path, images), small.eval()(images), atol=1e-4)
+
+
+def _reloaded(path, images: torch.Tensor) -> torch.Tensor:
+    """What another program would do, with the batch at hand."""
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()(images)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+@pytest.mark.parametrize("format", FLOATS)
+def test_a_file_that_differs_is_an_error_and_leaves_what_was_there(format, small, tmp_path, monkeypatch):
+    path = tmp_path / FILES[format]
+    path.write_text("the last one")
+    captured = verb._captured
+
+    def other(model, images):
+        with torch.no_grad():
+            wrong = verb._on_cpu(model)
+            wrong.head.bias[0] += 0.01 * float(model(images).abs().max())
+        return captured(wrong, images)
+
+    monkeypatch.setattr(verb, "_captured", other)
+    with pytest.raises(tas.ModelError, match=r"differs from the model by .*e-0[23] of its largest output.*no file"):
+        export(small, path, format=format, example=torch.zeros(1, 3, 8, 8))
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["the last one"]
+    assert export(small, path, format=format, example=torch.zeros(1, 3, 8, 8), tolerance=0.1, **QUICK).difference > 1e-3
+
+
+def test_nan_is_a_difference(small):
+    class Nan(torch.nn.Module):
+        def forward(self, images):
+            return small(images) * torch.tensor([1.0, float("nan"), 1, 1])
+
+    images = torch.randn(12, 3, 8, 8)
+    assert largest_difference(small, small, images) == 0
+    assert not largest_difference(small, Nan(), images) <= 1e9
+
+
+def test_nested_outputs_are_compared_each_on_its_own_scale():
+    class Two(torch.nn.Module):
+        def __init__(self, second: float):
+            super().__init__()
+            self.second = second
+
+        def forward(self, images):
+            flat = images.flatten(1)
+            return {"large": 1000 * flat, "small": [flat + self.second]}
+
+    images = torch.ones(12, 1, 2, 2)
+    assert largest_difference(Two(0), Two(0.25), images) == pytest.approx(0.25)
+    with pytest.raises(tas.ModelError, match=r"for 1 images .* instead of"):
+        largest_difference(Two(0), torch.nn.Flatten(), images)
+
+
+def test_int8_is_judged_by_accuracy_and_is_smaller(trained, tmp_path):
+    found = export(trained, tmp_path / "m.onnx", format="onnx-int8", data=tiny_source(), calibration_images=40, **QUICK)
+    assert found.model_accuracy == tas.measure(trained, tiny_source(), seconds=0.02).accuracy
+    assert found.accuracy >= found.model_accuracy - 2
+    assert found.difference > 1e-4  # it does round
+    import onnx
+
+    nodes = onnx.load(found.path).graph.node
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in nodes}
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_int8_that_loses_too_much_leaves_no_file(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        verb, "calibration_batches", lambda source, count: iter([torch.zeros(1, 3, 8, 8)])
+    )  # ranges of nothing
+    with pytest.raises(tas.ModelError, match=r"loses more than 2 points; no file was written"):
+        export(trained, tmp_path / "m.onnx", format="onnx-int8", data=tiny_source(), **QUICK)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calibration_takes_as_many_images_as_asked_for():
+    source = tiny_source()  # 64 training images
+    assert [sum(map(len, verb.calibration_batches(source, count))) for count in (1, 40, 1000)] == [1, 40, 64]
+
+
+def test_the_opset_is_the_one_asked_for(small, tmp_path):
+    import onnx
+
+    for opset in (18, 20):
+        path = export(small, tmp_path / "m.onnx", example=torch.zeros(1, 3, 8, 8), opset=opset, **QUICK).path
+        assert [item.version for item in onnx.load(path).opset_import if item.domain == ""] == [opset]
+
+
+def test_missing_packages_are_named(small, tmp_path, monkeypatch):
+    imported = builtins.__import__
+
+    def without(name, *rest, **options):
+        if name == "onnxruntime":
+            raise ImportError("no onnxruntime", name=name)
+        return imported(name, *rest, **options)
+
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(tas.ConfigError, match=r'needs onnxruntime.*pip install "tas-pruning\[onnx\]"'):
+        export(small, tmp_path / "m.onnx", example=torch.zeros(1, 3, 8, 8))
+
+
+def test_senseless_options_are_errors(small, tmp_path):
+    for option in ({"tolerance": 0.0}, {"calibration_images": 0}, {"accuracy_tolerance": -1.0}, {"latency_batch": 0}):
+        with pytest.raises(tas.ConfigError, match=next(iter(option))):
+            export(small, tmp_path / "m", example=torch.zeros(1, 3, 8, 8), **option)
+    with pytest.raises(tas.ConfigError, match="format is 'tflite'; it can be onnx or torch-export or onnx-int8"):
+        export(small, tmp_path / "m", format="tflite", example=torch.zeros(1, 3, 8, 8))
+    with pytest.raises(tas.DataError, match="give one of them"):
+        export(small, tmp_path / "m")
+    with pytest.raises(tas.DataError, match="onnx-int8 needs data"):
+        export(small, tmp_path / "m", format="onnx-int8", example=torch.zeros(1, 3, 8, 8))
+
+
+def test_a_model_that_needs_one_batch_size_is_an_error(tmp_path):
+    class Fixed(torch.nn.Module):
+        def forward(self, images):
+            return images.flatten(1) if images.shape[0] == 2 else images
+
+    with pytest.raises(tas.ModelError, match="Fixed: torch.export cannot capture it with any batch size"):
+        export(Fixed(), tmp_path / "m.pt2", format="torch-export", example=torch.zeros(1, 3, 8, 8))
+    assert list(tmp_path.iterdir()) == []
+
+
+QUICK_MODELS = [("cifar_resnet:20", 32)]
+SLOW_MODELS = [
+    *((f"cifar_resnet:{depth}", 32) for depth in (32, 56, 110, 164)),
+    ("torchvision:resnet18", 64),
+    ("torchvision:mobilenet_v2", 64),
+    ("torchvision:efficientnet_b0", 64),
+    ("torchvision:convnext_tiny", 64),
+    ("torchvision:vit_b_16", 224),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [*QUICK_MODELS, *(pytest.param(*model, marks=pytest.mark.slow) for model in SLOW_MODELS)]
+)
+def test_onnx_computes_what_a_derived_model_computes(name, size, tmp_path):
+    torch.manual_seed(0)
+    small = derived(tas.models.load(name, num_classes=10), torch.zeros(1, 3, size, size), seed=1)
+    assert export(small, tmp_path / "m.onnx", example=torch.zeros(1, 3, size, size), **QUICK).difference <= 1e-4
