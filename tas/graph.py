@@ -20,7 +20,7 @@ __all__ = [
     "Width", "channels_of", "count_of", "positions_of", "whole_width",
 ]  # fmt: skip
 
-FORMAT = 3  # 1 had no attributes and no norms over channels, 2 no shortcuts
+FORMAT = 4  # 1 had no attributes and no norms over channels, 2 no shortcuts, 3 no latency
 
 
 @dataclass(frozen=True)

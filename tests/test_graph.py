@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tas.architecture import Architecture
 from tas.cost import Count
 from tas.errors import ArchitectureError
-from tas.graph import Depth, Frozen, Graph, Layer, Parameter, Run, Width, channels_of, count_of, positions_of
+from tas.graph import FORMAT, Depth, Frozen, Graph, Layer, Parameter, Run, Width, channels_of, count_of, positions_of
 
 text = st.text(min_size=1, max_size=6)
 runs = st.builds(Run, st.one_of(st.none(), text), st.integers(0, 9), st.integers(1, 9), st.integers(1, 4))
@@ -143,7 +143,7 @@ def test_a_damaged_graph_is_refused(damage):
 
 def test_a_graph_of_a_newer_format_asks_to_upgrade():
     with pytest.raises(ArchitectureError, match="written by a newer tas; upgrade"):
-        Graph.from_json('{"format": 4}')
+        Graph.from_json(f'{{"format": {FORMAT + 1}}}')
 
 
 def test_the_open_share_counts_layers_that_a_choice_makes_smaller():
