@@ -28,7 +28,7 @@ def print_profiles(profiles: Mapping[str, Mapping[str, Any]]) -> None:
     rows = (("accuracy", "accuracy", "{:.2f} %"), ("macs", "macs", "{:,}"), ("params", "params", "{:,}"))
     times = (("predicted latency", "predicted_latency_ms", "{:.3f} ms"), ("latency", "latency_ms", "{:.3f} ms"))
     for label, key, pattern in (*rows, *times):
-        values = [profiles[name].get(key) for name in names]
+        values: list[Any] = [profiles[name].get(key) for name in names]
         if any(value is None for value in values):
             continue
         cells = [pattern.format(value) for value in values]
