@@ -2,12 +2,13 @@
 # make test   environment, installation, the whole test suite
 # make check  format, lint, types, layers
 # make zoo    traces and cuts every model of torchvision and many of timm, and writes docs/zoo.md; ZOO=--resume goes on
+# make bench  what a search step, a trace, a cut model and the start cost, against the targets; BENCH="--only 'start:*'" measures some
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: demo test check format zoo clean
+.PHONY: demo test check format zoo bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tas compress
@@ -27,6 +28,9 @@ format: $(VENV)/.dev
 
 zoo: $(VENV)/.dev
 	$(BIN)/python benchmarks/zoo.py --write docs/zoo.md $(ZOO)
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 $(VENV)/.uv:
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,288 @@
+"""What searching costs, as ratios measured inside one process.
+
+    python benchmarks/bench.py                                     every case
+    python benchmarks/bench.py --only 'search:resnet*' --pairs 9   some of them; several patterns may be given
+    python benchmarks/bench.py --list                              their names
+    python benchmarks/bench.py --write bench.json                  the numbers as JSON, too
+
+The two sides of a ratio run in turn, A B A B …; the figure is the median over the pairs, which a busy machine moves
+less than seconds. Start-up runs in processes of its own. Seconds of a trace are the only figure that is not relative.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from fnmatch import fnmatchcase
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure.
+
+    Attributes:
+        name: of the case.
+        figure: what was measured, with its unit where it is no ratio.
+        target: upper bound.
+        measured: median over the pairs; None where the case was skipped.
+        pairs: both sides ran so many times.
+        lowest: of the pairs.
+        highest: of the pairs.
+        skipped: why, or empty.
+    """
+
+    name: str
+    figure: str
+    target: float
+    measured: float | None = None
+    pairs: int = 0
+    lowest: float | None = None
+    highest: float | None = None
+    skipped: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """met, missed or skipped."""
+        if self.measured is None:
+            return "skipped"
+        return "met" if self.measured <= self.target else "missed"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A figure and how it is measured; `measure` takes the number of pairs and gives one value per pair."""
+
+    figure: str
+    target: float
+    measure: Callable[[int], list[float]]
+    needs_gpu: bool = False
+
+
+def in_turn(one: Callable[[], Any], other: Callable[[], Any], pairs: int) -> list[float]:
+    """Seconds of one side over seconds of the other, per pair; a first pair warms up and does not count."""
+    ratios = []
+    for place in range(pairs + 1):
+        seconds = [_seconds(side) for side in (one, other)]
+        if place:
+            ratios.append(seconds[0] / seconds[1])
+    return ratios
+
+
+def _seconds(action: Callable[[], Any]) -> float:
+    import torch
+
+    start = time.perf_counter()
+    action()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def search_step(
+    name: str, batch: int, size: int, *, execution: str = "compact", residuals: str = "tied", device: str = "cpu"
+) -> Callable[[int], list[float]]:
+    """One weight and one architecture step of a search against two training steps of the full model.
+
+    Logits are uniform, the most expensive moment; no teacher; fixed random images; the same optimiser.
+    """
+
+    def measure(pairs: int) -> list[float]:
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        import tas
+        from tas.pipeline.search.steps import Steps
+
+        torch.manual_seed(0)
+        model = tas.models.load(name)
+        graph = tas.trace(model, torch.zeros(1, 3, size, size), residuals=residuals)  # type: ignore[arg-type]
+        supernet = tas.Supernet(model, graph, tas.SearchSpace.of(graph), execution=execution)  # type: ignore[arg-type]
+        torch.nn.init.zeros_(supernet.logits)
+        supernet.to(device).train()
+        model.to(device).train()
+        config = tas.SearchConfig(teacher_weight=0.0, logits_learning_rate=0.0)  # the logits stay uniform
+        steps = Steps(supernet, tas.Budget.of("50%"), config, None, None)
+        optimizer = torch.optim.SGD(
+            model.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay,
+            nesterov=config.momentum > 0,
+        )  # fmt: skip
+        images, labels = torch.randn(batch, 3, size, size, device=device), torch.arange(batch, device=device) % 10
+        draw = torch.Generator(device).manual_seed(0)
+
+        def searching() -> None:
+            steps.weight_step(images, labels, 5.0, draw)
+            steps.logits_step(images, labels, 5.0, draw)
+
+        def training() -> None:
+            for _ in range(2):
+                optimizer.zero_grad()
+                cross_entropy(model(images), labels).backward()
+                optimizer.step()
+
+        return in_turn(searching, training, pairs)
+
+    return measure
+
+
+def trace_seconds(name: str, size: int) -> Callable[[int], list[float]]:
+    """Seconds of a trace; what it imports is imported before."""
+
+    def measure(pairs: int) -> list[float]:
+        import torch
+
+        import tas
+
+        tas.trace(torch.nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 8, 8))
+        model = tas.models.load(name).eval()
+        return [_seconds(lambda: tas.trace(model, torch.zeros(1, 3, size, size))) for _ in range(min(pairs, 3))]
+
+    return measure
+
+
+def latency(name: str, batch: int, size: int) -> Callable[[int], list[float]]:
+    """Latency of the model at half its multiply-adds over that of the full one; sizes are multiples of 8."""
+
+    def measure(pairs: int) -> list[float]:
+        import torch
+
+        import tas
+
+        model = tas.models.load(name).eval()
+        graph = tas.trace(model, torch.zeros(1, 3, size, size))
+        small = _half(model, graph)
+        images = torch.randn(batch, 3, size, size)
+        with torch.inference_mode():
+            return in_turn(lambda: small(images), lambda: model(images), pairs)
+
+    return measure
+
+
+def _half(model: nn.Module, graph: Any) -> nn.Module:
+    import tas
+
+    for percent in range(100, 0, -1):
+        sizes = {name: max(8, size * percent // 100 // 8 * 8) for name, size in graph.full.widths.items()}
+        architecture = tas.Architecture(sizes, graph.full.depths)
+        if graph.macs(architecture) <= graph.macs() / 2:
+            return tas.derive(model, graph, architecture).eval()
+    raise AssertionError("no share of the channels halves the multiply-adds")
+
+
+def import_seconds(pairs: int) -> list[float]:
+    """Seconds of `import tas` once torch is there, each in a process of its own."""
+    code = "import torch, time; s = time.perf_counter(); import tas; print(time.perf_counter() - s)"
+    command = [sys.executable, "-c", code]
+    return [
+        float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(min(pairs, 3))
+    ]
+
+
+def help_seconds(pairs: int) -> list[float]:
+    """Seconds of `tas --help`, the start of Python included."""
+    command = [sys.executable, "-c", "import sys; from tas.cli import main; sys.argv = ['tas', '--help']; main()"]
+    return [_seconds(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(min(pairs, 3))]
+
+
+_STEP = "search step / training step"
+CASES = {
+    "search:resnet20": Case(_STEP, 0.70, search_step("cifar_resnet:20", 128, 32)),
+    "search:resnet56": Case(_STEP, 0.70, search_step("cifar_resnet:56", 128, 32)),
+    "search:resnet18": Case(_STEP, 0.85, search_step("torchvision:resnet18", 32, 64)),
+    "search:mobilenet_v2": Case(_STEP, 0.85, search_step("torchvision:mobilenet_v2", 32, 64)),
+    "search:resnet20:free": Case(_STEP, 0.85, search_step("cifar_resnet:20", 128, 32, residuals="free")),
+    "search:resnet20:dense": Case(_STEP, 1.6, search_step("cifar_resnet:20", 128, 32, execution="dense")),
+    "search:resnet56:gpu": Case(
+        "dense search step / training step, neither compiled", 1.2,
+        search_step("cifar_resnet:56", 256, 32, execution="dense", device="cuda"), needs_gpu=True,
+    ),
+    "trace:resnet50": Case("seconds", 4.0, trace_seconds("torchvision:resnet50", 224)),
+    "latency:resnet18": Case("half / full", 0.65, latency("torchvision:resnet18", 32, 64)),
+    "start:import": Case("seconds beyond torch", 0.3, import_seconds),
+    "start:help": Case("seconds", 1.0, help_seconds),
+}  # fmt: skip
+
+
+def run(name: str, pairs: int) -> Row:
+    """Measure one case."""
+    import torch
+
+    case = CASES[name]
+    if case.needs_gpu and not torch.cuda.is_available():
+        return Row(name, case.figure, case.target, skipped="no GPU here")
+    values = case.measure(pairs)
+    measured = statistics.median(values)
+    rounded = [round(value, 3) for value in (measured, min(values), max(values))]
+    return Row(name, case.figure, case.target, rounded[0], len(values), rounded[1], rounded[2])
+
+
+def conditions() -> dict[str, Any]:
+    """What the figures depend on besides the code."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "date": date.today().isoformat(),
+        "versions": {"python": platform.python_version(), **{n: version(n) for n in ("torch", "torchvision")}},
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "gpu": gpu,
+    }
+
+
+def show(rows: Sequence[Row]) -> None:
+    """The table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("case", "figure", "measured", "lowest-highest", "pairs", "target", "")
+    for column in table.columns:
+        column.no_wrap = True
+    for row in rows:
+        value = row.skipped if row.measured is None else f"{row.measured:.2f}"
+        spread = "" if row.lowest is None else f"{row.lowest:.2f}-{row.highest:.2f}"
+        table.add_row(row.name, row.figure, value, spread, str(row.pairs), f"≤ {row.target}", row.verdict)
+    Console(width=140).print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, measure, show, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="cases, by name")
+    parser.add_argument("--pairs", type=int, default=7, help="measurements per case")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="JSON with all numbers")
+    parser.add_argument("--list", action="store_true", help="print the names of the cases")
+    options = parser.parse_args(arguments)
+    names = [name for name in CASES if any(fnmatchcase(name, pattern) for pattern in options.only)]
+    if options.pairs < 1 or not names:
+        parser.error(
+            "--pairs must be 1 or more" if names else f"no case is called {' '.join(options.only)}; see --list"
+        )
+    if options.list:
+        print("\n".join(names))
+        return
+    rows = []
+    for name in names:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        rows.append(run(name, options.pairs))
+    show(rows)
+    if options.write:
+        found = {**conditions(), "rows": [{**asdict(row), "verdict": row.verdict} for row in rows]}
+        options.write.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The benchmark of speed, on a case small enough for every run of the tests; `make bench` measures the real ones."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "bench.py"
+
+
+def _load_script():
+    specification = importlib.util.spec_from_file_location("bench", SCRIPT)
+    sys.modules["bench"] = module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+bench = _load_script()
+
+
+def test_a_search_step_is_measured_against_training_and_written(tmp_path, monkeypatch, capsys):
+    tiny = bench.Case("ratio", 1e9, bench.search_step("cifar_resnet:20", 4, 8))
+    gpu = bench.Case("ratio", 1.0, bench.search_step("cifar_resnet:20", 4, 8, device="cuda"), needs_gpu=True)
+    monkeypatch.setattr(bench, "CASES", {"tiny": tiny, "tiny:gpu": gpu})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    bench.main(["--pairs", "2", "--write", str(tmp_path / "bench.json")])
+    found = json.loads((tmp_path / "bench.json").read_text())
+    measured, skipped = found["rows"]
+    assert measured["verdict"] == "met"
+    assert measured["pairs"] == 2
+    assert 0 < measured["lowest"] <= measured["measured"] <= measured["highest"]
+    assert (skipped["verdict"], skipped["skipped"], skipped["measured"]) == ("skipped", "no GPU here", None)
+    assert found["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert found["threads"] == torch.get_num_threads()
+    assert "tiny:gpu" in capsys.readouterr().out
+
+
+def test_sides_run_in_turn_and_the_first_pair_does_not_count():
+    calls = []
+    ratios = bench.in_turn(lambda: calls.append("a"), lambda: calls.append("b"), 2)
+    assert calls == ["a", "b"] * 3
+    assert len(ratios) == 2
+
+
+@pytest.mark.parametrize(("measured", "verdict"), [(0.8, "met"), (0.9, "missed"), (None, "skipped")])
+def test_a_figure_above_its_target_is_missed(measured, verdict):
+    assert bench.Row("a", "ratio", 0.85, measured).verdict == verdict
+
+
+def test_half_the_latency_is_of_at_most_half_the_multiply_adds():
+    import tas
+
+    model = tas.models.load("cifar_resnet:20").eval()
+    graph = tas.trace(model, torch.zeros(1, 3, 32, 32))
+    small = bench._half(model, graph)
+    assert tas.trace(small, torch.zeros(1, 3, 32, 32)).macs() <= graph.macs() / 2
+
+
+def test_unknown_cases_are_refused_and_help_has_an_example(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--only", "nothing"])
+    assert "no case is called nothing" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        bench.main(["--help"])
+    assert "python benchmarks/bench.py --only" in capsys.readouterr().out
