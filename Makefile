@@ -1,8 +1,8 @@
 # make demo   the main job on a small data set: environment, installation, tas compress
 # make test   environment, installation, the whole test suite
 # make check  format, lint, types, layers
+# make bench  speed and memory as ratios against their targets; BENCH="--only 'start:*'" measures some
 # make zoo    traces and cuts every model of torchvision and many of timm, and writes docs/zoo.md; ZOO=--resume goes on
-# make bench  what a search step, a trace, a cut model and the start cost, against the targets; BENCH="--only 'start:*'" measures some
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

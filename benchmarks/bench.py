@@ -70,6 +70,7 @@ class Case:
     target: float
     measure: Callable[[int], list[float]]
     needs_gpu: bool = False
+    needs_linux: bool = False
 
 
 def in_turn(one: Callable[[], Any], other: Callable[[], Any], pairs: int) -> list[float]:
@@ -92,48 +93,106 @@ def _seconds(action: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def search_step(
+def sides(
     name: str, batch: int, size: int, *, execution: str = "compact", residuals: str = "tied", device: str = "cpu"
-) -> Callable[[int], list[float]]:
-    """One weight and one architecture step of a search against two training steps of the full model.
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """One weight and one architecture step of a search; two training steps of the full model.
 
     Logits are uniform, the most expensive moment; no teacher; fixed random images; the same optimiser.
     """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    import tas
+    from tas.pipeline.search.steps import Steps
+
+    torch.manual_seed(0)
+    model = tas.models.load(name)
+    graph = tas.trace(model, torch.zeros(1, 3, size, size), residuals=residuals)  # type: ignore[arg-type]
+    supernet = tas.Supernet(model, graph, tas.SearchSpace.of(graph), execution=execution)  # type: ignore[arg-type]
+    torch.nn.init.zeros_(supernet.logits)
+    supernet.to(device).train()
+    model.to(device).train()
+    config = tas.SearchConfig(teacher_weight=0.0, logits_learning_rate=0.0)  # the logits stay uniform
+    steps = Steps(supernet, tas.Budget.of("50%"), config, None, None)
+    optimizer = torch.optim.SGD(
+        model.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay,
+        nesterov=config.momentum > 0,
+    )  # fmt: skip
+    images, labels = torch.randn(batch, 3, size, size, device=device), torch.arange(batch, device=device) % 10
+    draw = torch.Generator(device).manual_seed(0)
+
+    def searching() -> None:
+        steps.weight_step(images, labels, 5.0, draw)
+        steps.logits_step(images, labels, 5.0, draw)
+
+    def training() -> None:
+        for _ in range(2):
+            optimizer.zero_grad()
+            cross_entropy(model(images), labels).backward()
+            optimizer.step()
+
+    return searching, training
+
+
+def search_step(name: str, batch: int, size: int, **options: Any) -> Callable[[int], list[float]]:
+    """A search step against training, in turn; see `sides`."""
+    return lambda pairs: in_turn(*sides(name, batch, size, **options), pairs)
+
+
+def peak_memory(name: str, batch: int, size: int) -> Callable[[int], list[float]]:
+    """By how much a search step raises the peak of resident memory against training, each in its own process."""
+
+    def measure(pairs: int) -> list[float]:
+        found = []
+        for _ in range(min(pairs, 3)):
+            grown = []
+            for side in ("0", "1"):
+                command = [sys.executable, __file__, "--peak-of", side, name, str(batch), str(size)]
+                grown.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            found.append(grown[0] / grown[1])
+        return found
+
+    return measure
+
+
+def print_peak(side: str, name: str, batch: str, size: str) -> None:
+    """Growth of the peak over two rounds of one side, in kB; Linux alone tells."""
+    action = sides(name, int(batch), int(size))[int(side)]
+    Path("/proc/self/clear_refs").write_text("5")  # or the peak would be that of the trace
+    before = _resident("VmRSS")
+    action()
+    action()
+    print(_resident("VmHWM") - before)
+
+
+def _resident(what: str) -> int:
+    """Memory of this process in kB, now (VmRSS) or at its peak (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))
+
+
+def loader_share(name: str, batch: int, size: int) -> Callable[[int], list[float]]:
+    """Share of a training step that waits for its batch: images in memory, shuffled, cropped and mirrored."""
 
     def measure(pairs: int) -> list[float]:
         import torch
         from torch.nn.functional import cross_entropy
 
         import tas
-        from tas.pipeline.search.steps import Steps
 
-        torch.manual_seed(0)
-        model = tas.models.load(name)
-        graph = tas.trace(model, torch.zeros(1, 3, size, size), residuals=residuals)  # type: ignore[arg-type]
-        supernet = tas.Supernet(model, graph, tas.SearchSpace.of(graph), execution=execution)  # type: ignore[arg-type]
-        torch.nn.init.zeros_(supernet.logits)
-        supernet.to(device).train()
-        model.to(device).train()
-        config = tas.SearchConfig(teacher_weight=0.0, logits_learning_rate=0.0)  # the logits stay uniform
-        steps = Steps(supernet, tas.Budget.of("50%"), config, None, None)
-        optimizer = torch.optim.SGD(
-            model.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay,
-            nesterov=config.momentum > 0,
-        )  # fmt: skip
-        images, labels = torch.randn(batch, 3, size, size, device=device), torch.arange(batch, device=device) % 10
-        draw = torch.Generator(device).manual_seed(0)
-
-        def searching() -> None:
-            steps.weight_step(images, labels, 5.0, draw)
-            steps.logits_step(images, labels, 5.0, draw)
-
-        def training() -> None:
-            for _ in range(2):
-                optimizer.zero_grad()
-                cross_entropy(model(images), labels).backward()
-                optimizer.step()
-
-        return in_turn(searching, training, pairs)
+        model = tas.models.load(name).train()
+        images = torch.randint(0, 256, (batch * (pairs + 1), 3, size, size), dtype=torch.uint8)
+        labels = torch.arange(len(images)) % 10
+        source = tas.data.TensorSource(images, labels, images[:batch], labels[:batch], padding=4, flip=True)
+        batches, shares = iter(source.train_batches(batch)), []
+        for _ in range(pairs + 1):
+            start = time.perf_counter()
+            inputs, targets = next(batches)
+            waited = time.perf_counter() - start
+            worked = _seconds(lambda data=(inputs, targets): cross_entropy(model(data[0]), data[1]).backward())
+            shares.append(waited / (waited + worked))
+        return shares[1:]
 
     return measure
 
@@ -209,6 +268,10 @@ CASES = {
         "dense search step / training step, neither compiled", 1.2,
         search_step("cifar_resnet:56", 256, 32, execution="dense", device="cuda"), needs_gpu=True,
     ),
+    "memory:resnet20": Case(
+        "peak of a search step / training step", 1.0, peak_memory("cifar_resnet:20", 128, 32), needs_linux=True
+    ),
+    "loader:resnet20": Case("share of a step", 0.05, loader_share("cifar_resnet:20", 128, 32)),
     "trace:resnet50": Case("seconds", 4.0, trace_seconds("torchvision:resnet50", 224)),
     "latency:resnet18": Case("half / full", 0.65, latency("torchvision:resnet18", 32, 64)),
     "start:import": Case("seconds beyond torch", 0.3, import_seconds),
@@ -223,6 +286,8 @@ def run(name: str, pairs: int) -> Row:
     case = CASES[name]
     if case.needs_gpu and not torch.cuda.is_available():
         return Row(name, case.figure, case.target, skipped="no GPU here")
+    if case.needs_linux and not Path("/proc/self/clear_refs").exists():
+        return Row(name, case.figure, case.target, skipped="needs Linux")
     values = case.measure(pairs)
     measured = statistics.median(values)
     rounded = [round(value, 3) for value in (measured, min(values), max(values))]
@@ -265,7 +330,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=7, help="measurements per case")
     parser.add_argument("--write", type=Path, metavar="FILE", help="JSON with all numbers")
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
+    parser.add_argument("--peak-of", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.peak_of:
+        print_peak(*options.peak_of)
+        return
     names = [name for name in CASES if any(fnmatchcase(name, pattern) for pattern in options.only)]
     if options.pairs < 1 or not names:
         parser.error(

@@ -23,12 +23,14 @@ bench = _load_script()
 
 def test_a_search_step_is_measured_against_training_and_written(tmp_path, monkeypatch, capsys):
     tiny = bench.Case("ratio", 1e9, bench.search_step("cifar_resnet:20", 4, 8))
+    loader = bench.Case("share", 1.0, bench.loader_share("cifar_resnet:20", 4, 8))
     gpu = bench.Case("ratio", 1.0, bench.search_step("cifar_resnet:20", 4, 8, device="cuda"), needs_gpu=True)
-    monkeypatch.setattr(bench, "CASES", {"tiny": tiny, "tiny:gpu": gpu})
+    monkeypatch.setattr(bench, "CASES", {"tiny": tiny, "loader": loader, "tiny:gpu": gpu})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     bench.main(["--pairs", "2", "--write", str(tmp_path / "bench.json")])
     found = json.loads((tmp_path / "bench.json").read_text())
-    measured, skipped = found["rows"]
+    measured, share, skipped = found["rows"]
+    assert 0 < share["measured"] < 1
     assert measured["verdict"] == "met"
     assert measured["pairs"] == 2
     assert 0 < measured["lowest"] <= measured["measured"] <= measured["highest"]
@@ -36,6 +38,12 @@ def test_a_search_step_is_measured_against_training_and_written(tmp_path, monkey
     assert found["versions"]["torch"] == torch.__version__.split("+")[0]
     assert found["threads"] == torch.get_num_threads()
     assert "tiny:gpu" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_peak_memory_is_measured_in_processes_of_their_own():
+    (ratio,) = bench.peak_memory("cifar_resnet:20", 16, 16)(1)
+    assert 0.2 < ratio < 5
 
 
 def test_sides_run_in_turn_and_the_first_pair_does_not_count():
