@@ -468,7 +468,7 @@ def test_compare_offers_every_option_of_the_job():
     from tas.commands.compare import compare
 
     offered = set(signature(compare).parameters)
-    assert {field.name for field in fields(tas.CompressConfig)} - {"latency_batch"} <= offered
+    assert {field.name for field in fields(tas.CompressConfig)} - {"latency", "latency_batch"} <= offered
     hidden = {"job"}
     assert {field.name for field in fields(tas.CompareConfig)} - hidden <= offered
 

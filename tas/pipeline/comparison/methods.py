@@ -41,6 +41,7 @@ ELSEWHERE = {
     "train.seed": "the seeds of the comparison are the option seeds",
     "search.seed": "the seeds of the comparison are the option seeds",
     "rivals.seed": "the seeds of the comparison are the option seeds",
+    "latency": "a comparison measures no latency",
     "latency_batch": "a comparison measures no latency",
 }
 Methods = str | Sequence[Any] | Mapping[str, Any]

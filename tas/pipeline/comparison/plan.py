@@ -100,7 +100,8 @@ class CompareConfig:
         shared = plain(self.job)
         for stage in ("search", "train", "teacher"):
             shared[stage].pop("seed")  # one seed rules them all
-        shared.pop("latency_batch")
+        for name in ("latency", "latency_batch"):  # a comparison measures none
+            shared.pop(name)
         rivals = {name: value for name, value in plain(self.rivals).items() if name != "seed"}
         return {
             "methods": {method.label: _plain(method.to_dict()) for method in self.rows},
@@ -133,6 +134,8 @@ def _budget(word: Any) -> Budget:
         name, _, amount = word.partition("=")
         word = {name.strip(): amount.strip()}
     budget = Budget.of(word)
+    if budget.latency is not None:
+        raise ConfigError(f"compare budgets has a latency, {budget.latency}; a comparison knows macs and params alone")
     return Budget(**budget.amounts)  # the default in words, so that it has a name
 
 

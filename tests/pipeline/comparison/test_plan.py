@@ -58,6 +58,7 @@ def test_lists_may_be_text():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [({"seeds": "a"}, ConfigError, "seeds has 'a'; give whole numbers"),
+     ({"budgets": "latency=60%"}, ConfigError, "knows macs and params alone"),
      ({"seeds": ""}, ConfigError, "seeds is empty"),
      ({"budgets": "many"}, BudgetError, "is not understood"),
      ({"budgets": "mac=3%"}, BudgetError, "'mac' is unknown"),
