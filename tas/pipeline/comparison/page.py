@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 # where there are more methods than colours: of marks, of bars and of the key
 _SYMBOLS = ("circle", "circle-open", "circle-open-dot")
-_PATTERNS = ("", "/", ".")
-_SWATCHES = tuple(f"border-radius:50%;{look}" for look in (
-    "background:{0}", "border:2px solid {0}", "border:2px solid {0};background:radial-gradient({0} 25%,transparent 35%)",
-))  # fmt: skip
+_PATTERNS = ("", "", ".")
+_SWATCHES = (
+    "background:{0}",
+    "border:2px solid {0}",
+    "border:2px solid {0};background:radial-gradient({0} 25%,transparent 35%)",
+)
 _HOVER = "%{hovertext}<br>%{x}, %{y:.2f} %<extra></extra>"
 
 
@@ -32,11 +34,12 @@ def write_comparison(path: Path, found: Found) -> None:
         RunError: the place cannot be written.
     """
     title = f"Comparison: {found['title']}"
+    rows = [[text.replace(" ", "\N{NO-BREAK SPACE}") for text in row] for row in table_rows(found)]
     failed = [[one["job"], one["error"]] for one in found["failed"]]
     write_page(path, title, [
         f"<h1>{plain(title)}</h1>{_paragraphs([headline(found) + '.'])}",
         *(_figures(found) if found["rows"] else ["<p>Nothing has been measured.</p>"]),
-        f"<h2>Every number</h2>{table(HEAD, table_rows(found), words=3)}",
+        f"<h2>Every number</h2>{table(HEAD, rows, words=3)}",
         f"<h2>Failed</h2>{table(('job', 'error'), failed, words=2)}" if failed else "",
         f"<h2>How to read it</h2>{_paragraphs(notes(found))}",
         f"<h2>Origin</h2>{_paragraphs(line.replace('`', '') for line in origin(found))}",
@@ -69,7 +72,7 @@ def _key(found: Found) -> str:
     items = []
     for label in found["config"]["methods"]:
         color, style = _look(found, label)
-        items.append(f'<span><i style="{_SWATCHES[style].format(color)}"></i>{plain(label)}</span>')
+        items.append(f'<span><i style="border-radius:50%;{_SWATCHES[style].format(color)}"></i>{plain(label)}</span>')
     return f'<p class="key">{"".join(items)}</p>'
 
 
@@ -115,14 +118,16 @@ def bars(found: Found, budget: str) -> Figure:
         seeds = (", ".join(f"{value:.2f}" for value in row["seeds"].values()) for row in rows)
         figure.add_bar(
             x=[row["transfer"] for row in rows], **_means(rows),
-            marker={"color": color, "line": {"color": color, "width": 1.5}, "pattern": {
-                "shape": _PATTERNS[style], "fgcolor": color, "bgcolor": "rgba(0,0,0,0)"}},
+            marker={"color": "rgba(0,0,0,0)" if style else color, "line": {"color": color, "width": 1.5},
+                    "pattern": {"shape": _PATTERNS[style], "fgcolor": color}},
             hovertext=[plain(f"{label}: {plus_minus(row['accuracy'], 2)} % ({values})")
                        for row, values in zip(rows, seeds, strict=True)], hovertemplate=_HOVER,
         )  # fmt: skip
     order = list(found["config"]["transfers"])
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)
-    return figure.update_yaxes(range=_range(_accuracies(found))).update_layout(barmode="group", bargap=0.25)
+    return figure.update_yaxes(range=_range(_accuracies(found))).update_layout(
+        barmode="group", bargap=0.25, bargroupgap=0.1
+    )
 
 
 def _accuracies(found: Found) -> list[float]:
