@@ -20,7 +20,7 @@ from tas.data import as_source
 from tas.errors import ConfigError
 from tas.fit import require_widths_suffice
 from tas.pipeline.comparison.methods import read_transfer, with_transfer
-from tas.pipeline.comparison.page import html_page
+from tas.pipeline.comparison.page import write_comparison
 from tas.pipeline.comparison.plan import CompareConfig, Job, plan
 from tas.pipeline.comparison.pool import Outcome, do_here, do_in_processes
 from tas.pipeline.comparison.results import collect, machine, rows_of
@@ -216,4 +216,4 @@ def _watch(outcomes: Iterator[Outcome], jobs: list[Job], done: set[str]) -> list
 def _write(folder: Path, found: dict[str, Any]) -> None:
     write_text(folder / NUMBERS, json.dumps(found, indent=1) + "\n")
     write_text(folder / TABLE, markdown(found))
-    write_text(folder / PAGE, html_page(found))
+    write_comparison(folder / PAGE, found)
