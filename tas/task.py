@@ -107,20 +107,20 @@ def _require_classification(outputs: Any, targets: Any, transfer: str) -> None:
 
 
 def _imitation(outputs: Any, wanted: Any) -> Tensor:
-    pairs = list(zip(_tensors(outputs), _tensors(wanted), strict=False))
-    if not pairs or len(pairs) != len(_tensors(outputs)) or any(one.shape != other.shape for one, other in pairs):
+    pairs = list(zip(tensors_of(outputs), tensors_of(wanted), strict=False))
+    if not pairs or len(pairs) != len(tensors_of(outputs)) or any(one.shape != other.shape for one, other in pairs):
         raise ModelError(
             "the outputs of the network and of its teacher have no common shape to imitate; set teacher_weight to 0"
         )
     return torch.stack([imitation_loss(one, other) for one, other in pairs]).mean()
 
 
-def _tensors(outputs: Any) -> list[Tensor]:
+def tensors_of(outputs: Any) -> list[Tensor]:
     """All tensors of a nest of mappings, tuples and lists, in order."""
     if isinstance(outputs, Tensor):
         return [outputs]
     parts = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple | list) else ()
-    return [tensor for part in parts for tensor in _tensors(part)]
+    return [tensor for part in parts for tensor in tensors_of(part)]
 
 
 def accuracy(outputs: Any, targets: Any) -> Tensor:
@@ -215,7 +215,7 @@ def require_fit_for_data(
         raise DataError(f"{source.name} gives no training batch; give it more samples, or smaller batches")
     inputs, targets = batch
     outputs = run_model(model.eval(), inputs)
-    if any(not bool(torch.isfinite(tensor).all()) for tensor in _tensors(outputs)):
+    if any(not bool(torch.isfinite(tensor).all()) for tensor in tensors_of(outputs)):
         raise ModelError("the model's outputs are not finite on training images; check its weights for NaN")
     if loss is None:
         require_logits(outputs, targets)

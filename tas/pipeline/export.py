@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -18,7 +18,7 @@ from tas.errors import ConfigError, DataError, ModelError
 from tas.onnx_file import calibration_batches, failure, open_onnx, require_packages, write_int8, write_onnx
 from tas.pipeline.measure import evaluate, measure_latency
 from tas.storage import write_with
-from tas.task import dtype_of, run_model
+from tas.task import dtype_of, run_model, tensors_of
 
 Format = Literal["onnx", "torch-export", "onnx-int8"]
 FILES: dict[str, str] = {"onnx": "model.onnx", "torch-export": "model.pt2", "onnx-int8": "model-int8.onnx"}
@@ -248,7 +248,7 @@ def largest_difference(model: nn.Module, exported: nn.Module, images: Tensor) ->
     """
     worst: list[float] = []
     for batch in images[: sum(BATCHES)].split(BATCHES):
-        wanted, found = _tensors(model(batch)), _tensors(exported(batch))
+        wanted, found = tensors_of(model(batch)), tensors_of(exported(batch))
         if [value.shape for value in wanted] != [value.shape for value in found]:
             raise ModelError(
                 f"for {len(batch)} images the exported model gives outputs of {[tuple(one.shape) for one in found]} "
@@ -258,14 +258,6 @@ def largest_difference(model: nn.Module, exported: nn.Module, images: Tensor) ->
             scale = float(one.abs().max()) or 1.0
             worst.append(float((one.double() - other.double()).abs().max()) / scale)
     return float(torch.tensor(worst, dtype=torch.double).max())  # unlike Python's max, it keeps a NaN
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    """Every tensor of nested outputs, in order."""
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    parts = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, Sequence) else ()
-    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def _require_accuracy(found: float, wanted: float, tolerance: float) -> None:
