@@ -73,9 +73,17 @@ class Case:
     needs_linux: bool = False
 
 
-def in_turn(one: Callable[[], Any], other: Callable[[], Any], pairs: int) -> list[float]:
-    """Seconds of one side over seconds of the other, per pair; a first pair warms up and does not count."""
+WARM_UP = 40  # steps of a search until most layer shapes it meets have a compiled kernel
+
+
+def in_turn(one: Callable[[], Any], other: Callable[[], Any], pairs: int, *, warm_up: int = 0) -> list[float]:
+    """Seconds of one side over seconds of the other, per pair; a first pair warms up and does not count.
+
+    Before it, one side alone warms up for as many calls as asked.
+    """
     ratios = []
+    for _ in range(warm_up):
+        one()
     for place in range(pairs + 1):
         seconds = [_seconds(side) for side in (one, other)]
         if place:
@@ -94,11 +102,14 @@ def _seconds(action: Callable[[], Any]) -> float:
 
 
 def sides(
-    name: str, batch: int, size: int, *, execution: str = "compact", residuals: str = "tied", device: str = "cpu"
-) -> tuple[Callable[[], None], Callable[[], None]]:
+    name: str, batch: int, size: int, *, execution: str = "compact", residuals: str = "tied", device: str = "cpu",
+    interpolation: str = "none",
+) -> tuple[Callable[[], None], Callable[[], None]]:  # fmt: skip
     """One weight and one architecture step of a search; two training steps of the full model.
 
-    Logits are uniform, the most expensive moment; no teacher; fixed random images; the same optimiser.
+    Logits are uniform, the most expensive moment; no teacher; fixed random images; the same optimiser. Both sides are
+    channels last, as searches and trainings of ours are. Without interpolation, as `compress` searches a trained model
+    by default; average is the paper's.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -111,9 +122,10 @@ def sides(
     graph = tas.trace(model, torch.zeros(1, 3, size, size), residuals=residuals)  # type: ignore[arg-type]
     supernet = tas.Supernet(model, graph, tas.SearchSpace.of(graph), execution=execution)  # type: ignore[arg-type]
     torch.nn.init.zeros_(supernet.logits)
-    supernet.to(device).train()
-    model.to(device).train()
+    for network in (supernet, model):
+        network.to(device, memory_format=torch.channels_last).train()
     config = tas.SearchConfig(teacher_weight=0.0, logits_learning_rate=0.0)  # the logits stay uniform
+    supernet.interpolation = interpolation  # type: ignore[assignment]
     steps = Steps(supernet, tas.Budget.of("50%"), config, None, None)
     optimizer = torch.optim.SGD(
         model.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay,
@@ -137,7 +149,7 @@ def sides(
 
 def search_step(name: str, batch: int, size: int, **options: Any) -> Callable[[int], list[float]]:
     """A search step against training, in turn; see `sides`."""
-    return lambda pairs: in_turn(*sides(name, batch, size, **options), pairs)
+    return lambda pairs: in_turn(*sides(name, batch, size, **options), pairs, warm_up=WARM_UP)
 
 
 def peak_memory(name: str, batch: int, size: int) -> Callable[[int], list[float]]:
@@ -262,6 +274,10 @@ CASES = {
     "search:resnet56": Case(_STEP, 0.70, search_step("cifar_resnet:56", 128, 32)),
     "search:resnet18": Case(_STEP, 0.85, search_step("torchvision:resnet18", 32, 64)),
     "search:mobilenet_v2": Case(_STEP, 0.85, search_step("torchvision:mobilenet_v2", 32, 64)),
+    "search:resnet20:cwi": Case(_STEP, 0.70, search_step("cifar_resnet:20", 128, 32, interpolation="average")),
+    "search:mobilenet_v2:cwi": Case(
+        _STEP, 0.85, search_step("torchvision:mobilenet_v2", 32, 64, interpolation="average")
+    ),
     "search:resnet20:free": Case(_STEP, 0.85, search_step("cifar_resnet:20", 128, 32, residuals="free")),
     "search:resnet20:dense": Case(_STEP, 1.6, search_step("cifar_resnet:20", 128, 32, execution="dense")),
     "search:resnet56:gpu": Case(

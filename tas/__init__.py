@@ -3,8 +3,13 @@
 The names below are the public ones; each is imported when first used, so that `import tas` stays light.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+# A search meets thousands of layer shapes. oneDNN compiles a kernel for each and keeps 1,024 unless told otherwise
+# before its first use; compiling again and again made steps of MobileNetV2 a third longer.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
 if TYPE_CHECKING:
     from tas import data, models

@@ -10,20 +10,30 @@ from torch import nn
 
 
 @contextmanager
-def channels_last(model: nn.Module, is_wanted: bool = True) -> Iterator[None]:
+def channels_last(*models: nn.Module, precision: str) -> Iterator[None]:
     """Keep 4-d weights channels last for the duration of the block; convolutions then give channels last, too.
 
-    With bf16 a step of ResNet-20 takes about half the time on a CPU that way. Afterwards the weights are contiguous,
-    as files want them.
+    On a CPU a step of ResNet-20 takes half to three quarters of the time that way, most where channel counts are odd.
+    On a GPU it pays with half precision alone; with float32 nothing is done. Afterwards the weights are contiguous, as
+    files want them.
 
     Args:
-        model: changed in place.
-        is_wanted: False does nothing.
+        models: changed in place.
+        precision: of the arithmetic: no is float32.
     """
-    if is_wanted:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    chosen = [parameter for model in models for parameter in _images(model, precision)]
+    _lay_out(chosen, torch.channels_last)
     try:
         yield
     finally:
-        if is_wanted:
-            model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        _lay_out(chosen, torch.contiguous_format)
+
+
+def _images(model: nn.Module, precision: str) -> list[nn.Parameter]:
+    """The weights that `channels_last` is for."""
+    return [p for p in model.parameters() if p.dim() == 4 and (precision != "no" or p.device.type == "cpu")]
+
+
+def _lay_out(parameters: list[nn.Parameter], memory_format: torch.memory_format) -> None:
+    for parameter in parameters:
+        parameter.data = parameter.data.contiguous(memory_format=memory_format)

@@ -116,6 +116,9 @@ class CompactWidth:
             (…, active, active) and (…, active).
         """
         assert self.weights is not None
+        if self.how == "none":
+            scale, shift = self.affine(scales, shifts, like)
+            return torch.diag_embed(scale), shift
         total, shift = 0, None
         for weight, index in zip(self.weights.to(like.dtype), self.chosen, strict=True):
             size = self.candidates[index]
@@ -128,6 +131,23 @@ class CompactWidth:
             total = total + F.pad(part, (0, self.active - size))
         assert isinstance(total, Tensor)
         return total, shift
+
+    def affine(self, scales: Tensor | None, shifts: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The mixture without interpolation: its matrix is diagonal. Arguments as of `mixture`.
+
+        Shape:
+            (…, active) and (…, active).
+        """
+        assert self.weights is not None
+        parts: list[Tensor] = []
+        for weight, index in zip(self.weights.to(like.dtype), self.chosen, strict=True):
+            size = self.candidates[index]
+            ones = like.new_ones(size)
+            rows = [ones if scales is None else scales[index, ..., :size].to(like.dtype)]
+            rows += [] if shifts is None else [shifts[index, ..., :size].to(like.dtype)]
+            parts.append(F.pad(weight * torch.stack(rows), (0, self.active - size)))
+        scale, *shift = sum(parts[1:], parts[0]).unbind()
+        return scale, shift[0] if shift else None
 
 
 class DenseWidth:
@@ -152,6 +172,9 @@ class DenseWidth:
 
     def mixture(self, scales: Tensor | None, shifts: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
         """As `CompactWidth.mixture`, over all channels: (…, size, size) and (…, size), zero from the active size on."""
+        if self.how == "none":
+            scale, shift = self.affine(scales, shifts, like)
+            return torch.diag_embed(scale), shift
         options = {"how": self.how, "device": like.device, "dtype": like.dtype}
         sizes = self.sizes.to(like.device)
         parts = torch.stack([interpolation_matrix(n, self.active, self.size, self.size, **options) for n in sizes])
@@ -164,6 +187,18 @@ class DenseWidth:
                 * scales[self.chosen].to(like.dtype)[..., None, :]
             )
         return parts.sum(0), shift
+
+    def affine(self, scales: Tensor | None, shifts: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `CompactWidth.affine`, over all channels: (…, size) and (…, size), zero from the active size on."""
+        is_open = torch.arange(self.size, device=like.device) < self.sizes.to(like.device)[:, None]
+        shares = self.weights.to(like)[:, None] * is_open
+        scale = shares.sum(0) if scales is None else _weighted(shares, scales[self.chosen].to(like.dtype))
+        return scale, None if shifts is None else _weighted(shares, shifts[self.chosen].to(like.dtype))
+
+
+def _weighted(shares: Tensor, values: Tensor) -> Tensor:
+    """(fragments, size) and (fragments, …, size) to (…, size)."""
+    return torch.einsum("in,i...n->...n", shares, values)
 
 
 class CompactAxis:

@@ -180,7 +180,7 @@ def train(
         progress_bar(stage, total, first * steps) as bar,
         own_randomness(devices),
         recorded(models, layers) as take,
-        channels_last(model, config.precision != "no"),
+        channels_last(*models, precision=config.precision),
     ):
         for epoch in range(first, config.epochs):
             started = time.perf_counter()

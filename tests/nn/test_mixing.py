@@ -47,6 +47,26 @@ def test_compact_and_dense_mixtures_are_the_same_matrix():
     assert not moved[5:].any()
 
 
+@pytest.mark.parametrize("copies", [(), (2,)])
+def test_without_interpolation_the_mixture_is_an_affine_in_both_executions(copies):
+    draw = torch.Generator().manual_seed(0)
+    scales, shifts = torch.randn(2, 3, *copies, 8, dtype=torch.float64, generator=draw)
+    weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    compact, dense = CompactWidth((3, 5, 8), "none"), DenseWidth((3, 5, 8), 8, "none")
+    compact.draw([1, 0], weights)
+    dense.draw(torch.tensor([1, 0]), weights)
+    scale, shift = compact.affine(scales, shifts, weights)
+    expected = [0.3 * values[1] + 0.7 * F.pad(values[0, ..., :3], (0, 5)) for values in (scales, shifts)]
+    torch.testing.assert_close(scale, expected[0][..., :5])
+    torch.testing.assert_close(shift, expected[1][..., :5])
+    for found, wanted in zip(dense.affine(scales, shifts, weights), (scale, shift), strict=True):
+        torch.testing.assert_close(found, F.pad(wanted, (0, 3)))
+    torch.testing.assert_close(compact.mixture(scales, shifts, weights)[0], torch.diag_embed(scale))
+    ones, nothing = compact.affine(None, None, weights)
+    torch.testing.assert_close(ones, torch.tensor([1, 1, 1, 0.3, 0.3], dtype=torch.float64))
+    assert nothing is None
+
+
 def test_an_axis_takes_and_puts_exactly_the_positions_that_are_kept():
     layout = (Run("a", 0, 4, 2), Run(None, 0, 1), Run("b", 0, 3))
     widths = {"a": CompactWidth((2, 4)), "b": CompactWidth((1, 3))}

@@ -275,6 +275,25 @@ def test_the_mixture_of_depths_is_the_weighted_sum_of_the_outputs(execution):
     assert relative(whole.head(total), supernet(images(dtype=torch.float64))) < 1e-10
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, while it compiles
+@pytest.mark.parametrize("interpolation", ["average", "none"])
+def test_dense_execution_is_one_graph_for_all_samples(interpolation):
+    model, graph, space = prepared("residual")
+    supernet = Supernet(model, graph, space, execution="dense", depth_samples="all", interpolation=interpolation)
+    compiled = torch.compile(supernet.train(), fullgraph=True, backend="eager")
+    generator, inputs, seen = torch.Generator().manual_seed(0), images(), set()
+    supernet.draw(5.0, generator)
+    compiled(inputs)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for _ in range(4):
+            supernet.draw(5.0, generator)
+            outputs = compiled(inputs)
+            torch.testing.assert_close(outputs, supernet(inputs), rtol=1e-4, atol=1e-5)
+            outputs.sum().backward()
+            seen.add(float(outputs.detach().sum()))
+    assert len(seen) == 4, "every sample is another network"
+
+
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("name", nets.ALL)
 def test_deriving_the_collapsed_supernet_gives_what_it_computed(name, execution):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tas.graph import Layer, whole_width
+from tas.nn.mixed_norm import MixedNorm
 from tas.nn.mixing import CompactAxis, CompactWidth, DenseAxis, DenseWidth
 from tas.nn.rules.base import Call, Constant, Kind, layout_of
 from tas.nn.rules.opened import CompactLayer, DenseLayer, Opened
@@ -105,20 +106,33 @@ class OpenBatchNorm(Opened):
         """(candidates, channels of all copies) to (candidates, copies, channels)."""
         return None if values is None else values.unflatten(1, (self._copies, -1))
 
-    def _mix(self, normal: Tensor) -> Tensor:
-        """Affine, interpolation and sum of the fragments, as one small convolution with a group per copy."""
+    def _mixed(self, inputs: Tensor, mean: Any, variance: Any, *, fused: bool) -> Tensor:
+        """The norm, affine, interpolation and sum of all fragments."""
         assert self.width is not None
-        matrix, shift = self.width.mixture(self._per_copy(self.scales), self._per_copy(self.shifts), normal)
-        matrix = matrix.expand(self._copies, *matrix.shape[-2:]).flatten(0, 1)
-        pixels = (
-            normal
-            if normal.dim() == 4
-            else normal.flatten(2)[..., None]
-            if normal.dim() > 2
-            else normal[..., None, None]
-        )
+        held = self._per_copy(self.scales), self._per_copy(self.shifts)
+        if self.width.how == "none":  # channels do not mix: the sum is an affine of the norm's own
+            like = inputs.new_empty(0, dtype=torch.promote_types(inputs.dtype, torch.float32))
+            affine = [
+                None if value is None else value.expand(self._copies, -1).flatten()
+                for value in self.width.affine(*held, like)
+            ]
+            return self._normalise(inputs, mean, variance, *affine)
+        matrix, shift = self.width.mixture(*held, inputs)
+        matrix = matrix.expand(self._copies, *matrix.shape[-2:]).flatten(0, 1)[:, :, None, None]
         shift = None if shift is None else shift.flatten()
-        return F.conv2d(pixels, matrix[:, :, None, None], shift, groups=self._copies).view(normal.shape)
+        pixels = _as_image(inputs)
+        if fused and (self.training or mean is None):
+            mixed = MixedNorm.apply(pixels, matrix, shift, mean, variance, self._momentum(), self.module.eps)
+        else:
+            mixed = F.conv2d(self._normalise(pixels, mean, variance, None, None), matrix, shift, groups=self._copies)
+        return mixed if mixed.dim() == inputs.dim() else mixed.view(inputs.shape)
+
+
+def _as_image(inputs: Tensor) -> Tensor:
+    """(batch, channels, …) with two dimensions behind the channels; the tensor itself where it has two."""
+    if inputs.dim() == 4:
+        return inputs
+    return inputs.flatten(2)[..., None] if inputs.dim() > 2 else inputs[..., None, None]
 
 
 class CompactBatchNorm(OpenBatchNorm):
@@ -148,8 +162,7 @@ class CompactBatchNorm(OpenBatchNorm):
             affine = [None if value is None else value[index, :, :size].flatten() for value in held_affine]
             mixed = self._normalise(inputs, mean, variance, *affine)
         else:
-            normal = self._normalise(inputs, mean, variance, None, None)
-            mixed = self._mix(normal)
+            mixed = self._mixed(inputs, mean, variance, fused=True)
         self._write_back(held, (mean, variance))
         return self._finish(mixed)
 
@@ -179,8 +192,7 @@ class DenseBatchNorm(OpenBatchNorm):
         if width is None:
             result = self._normalise(inputs, mean, variance, module.weight, module.bias)
         else:
-            normal = self._normalise(inputs, mean, variance, None, None)
-            result = self._mix(normal)
+            result = self._mixed(inputs, mean, variance, fused=False)
         for whole, new in zip(held, (mean, variance), strict=True):
             if self.training and whole is not None and new is not None:
                 # channels that are off keep their statistics, as in compact

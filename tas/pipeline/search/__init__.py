@@ -101,7 +101,8 @@ def search(
     steps = Steps(supernet, budget, config, helper, loss, max(1, pairs * config.epochs))
     inherited = supernet.collapse(supernet.space.largest) if config.trials > 1 else None
     options = json.dumps(asdict(config))
-    with own_randomness(devices), channels_last(supernet, config.precision != "no"):
+    models = [supernet, *([helper] if helper is not None else [])]
+    with own_randomness(devices), channels_last(*models, precision=config.precision):
         _start_logits(steps, source, record, device, resumes=checkpoint is not None)
         first = restore_epoch(checkpoint, options, steps.parts()) if checkpoint and checkpoint.exists() else 0
         with progress_bar("search", pairs * config.epochs, pairs * first) as bar:
@@ -189,7 +190,7 @@ def _tried(
     rows = [row for row in record.rows if resumes and row.get("part") == "trial"]  # of an interrupted start
     trials.known = {Architecture(**row["architecture"]): row["loss"] for row in rows}
     best, started = None, time.perf_counter()
-    with channels_last(inherited, config.precision != "no"), progress_bar("trials", config.trials) as bar:
+    with channels_last(inherited, precision=config.precision), progress_bar("trials", config.trials) as bar:
         for best in climb(scores, graph, space, budget, trials, config.trials):
             if not trials.losses:
                 continue
