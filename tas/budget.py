@@ -108,7 +108,8 @@ class Budget:
     @property
     def name(self) -> str:
         """The bounds as the name of a folder: `macs-30pct`."""
-        return file_name("-".join(f"{quantity}-{value}" for quantity, value in self.amounts.items()))
+        words = {name: f"{value:.15g}" if isinstance(value, float) else value for name, value in self.amounts.items()}
+        return file_name("-".join(f"{name}-{value}" for name, value in words.items()))
 
     def tightness(self, graph: Graph) -> float:
         """The smallest share of the full model's cost that a bound allows, in (0, 1]."""
@@ -212,7 +213,9 @@ def _listed(amounts: Any) -> list[Any]:
 
 
 def require_distinct(budgets: Sequence[Budget]) -> None:
-    """Raise `BudgetError` where two budgets have one name: each has a folder of that name."""
+    """Raise `BudgetError` where there is no budget, or two have one name: each has a folder of that name."""
+    if not budgets:
+        raise BudgetError("no budget is given; give one, such as 50%")
     names = [budget.name for budget in budgets]
     if twice := [name for name in names if names.count(name) > 1]:
         raise BudgetError(f"the budget {twice[0]} is given twice; give each once")
