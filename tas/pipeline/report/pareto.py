@@ -83,8 +83,11 @@ def scatter(points: Sequence[Point]) -> Figure:
     )  # fmt: skip
     figure.add_scatter(
         x=[one.macs / 1e6 for one in points], y=[one.accuracy for one in points], mode="markers",
-        marker={"size": 11, "color": [one.color for one in points], "line": {"width": [0 if one in on_front else 2 for one in points]},
-                "symbol": ["circle" if one in on_front else "circle-open" for one in points]},
+        marker={
+            "size": 11, "color": [one.color for one in points],
+            "symbol": ["circle" if one in on_front else "circle-open" for one in points],
+            "line": {"width": [0 if one in on_front else 2 for one in points]},
+        },
         hovertext=[plain(_told(one)) for one in points],
         hovertemplate="%{hovertext}<br>%{x}, %{y:.2f} %<extra></extra>",
     )  # fmt: skip
