@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from tas.pipeline.train import TrainConfig, train
     from tas.profile import Profile
     from tas.record import Record
+    from tas.scores import Scores
     from tas.space import SearchSpace, SpaceConfig
 
 _HOMES = {
@@ -68,6 +69,7 @@ _HOMES = {
     "tas.pipeline.train": ["TrainConfig", "train"],
     "tas.profile": ["Profile"],
     "tas.record": ["Record"],
+    "tas.scores": ["Scores"],
     "tas.space": ["SearchSpace", "SpaceConfig"],
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -93,6 +95,7 @@ __all__ = [
     "Record",
     "RivalConfig",
     "RunError",
+    "Scores",
     "SearchConfig",
     "SearchResult",
     "SearchSpace",

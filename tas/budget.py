@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from tas.cheapest import cheapest
 from tas.errors import BudgetError
 from tas.graph import Graph
 from tas.space import SearchSpace
+from tas.storage import file_name
 
 Amount = str | int | float
 QUANTITIES = ("macs", "params", "latency")
@@ -24,6 +25,11 @@ _TIMES = {"": 1.0, "%": 0.01, "us": 1e3, "\u00b5s": 1e3, "ms": 1e6, "s": 1e9}  #
 def _amount(value: Any, quantity: str) -> tuple[float, bool]:
     """Read one amount as (number, is a share of the full model)."""
     units, examples = (_TIMES, "60%, 0.6 or 3ms") if quantity == "latency" else (_UNITS, "50%, 0.5, 20e6, 20M or 1.2G")
+    if isinstance(value, str) and "," in value:
+        raise BudgetError(
+            f"budget {quantity} {value!r} names several, but one is meant here; tas compress takes several, and "
+            f"tas.compress a list"
+        )
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         other = (
             "60%, 0.6 or a time such as 3ms"
@@ -99,6 +105,16 @@ class Budget:
         is_time = isinstance(value, str) and re.fullmatch(r"[\d.]+ *(ms|us|\u00b5s|\u03bcs|s)", value.strip().lower())
         return cls(latency=value) if is_time else cls(macs=value)
 
+    @property
+    def name(self) -> str:
+        """The bounds as the name of a folder: `macs-30pct`."""
+        words = {name: f"{value:.15g}" if isinstance(value, float) else value for name, value in self.amounts.items()}
+        return file_name("-".join(f"{name}-{value}" for name, value in words.items()))
+
+    def tightness(self, graph: Graph) -> float:
+        """The smallest share of the full model's cost that a bound allows, in (0, 1]."""
+        return min(limit / graph.cost(name).exact(graph.full) for name, limit in self.limits(graph).items())
+
     def limits(self, graph: Graph) -> dict[str, int]:
         """The bounds in absolute numbers, by quantity; of latency in nanoseconds.
 
@@ -148,6 +164,61 @@ class Budget:
                     f"no architecture in this space {bound}; the smallest has {number} "
                     f"({100 * least / full:.1f}% of the full model). Allow smaller widths or raise the budget"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgets:
+    """One budget, or several from one search: 30%,50%,70%. Lists of several quantities go in pairs.
+
+    Attributes:
+        macs: most multiply-adds per sample.
+        params: largest number of parameters.
+        latency: longest forward pass, as predicted from measurements on this machine.
+
+    Raises:
+        BudgetError: lists differ in length, or a budget in them makes no sense or stands there twice.
+    """
+
+    macs: Amount | list[Amount | None] | None = None
+    params: Amount | list[Amount | None] | None = None
+    latency: Amount | list[Amount | None] | None = None
+
+    def __post_init__(self):
+        require_distinct(self.each)
+
+    @property
+    def each(self) -> tuple[Budget, ...]:
+        """The budgets one by one; what is given once holds for all."""
+        lists = {name: _listed(getattr(self, name)) for name in QUANTITIES}
+        count = max(map(len, lists.values()))
+        if odd := [name for name, amounts in lists.items() if len(amounts) not in (1, count)]:
+            raise BudgetError(
+                f"budget {odd[0]} names {len(lists[odd[0]])} amounts, another quantity {count}; give as many, or one "
+                f"for all"
+            )
+        rows = zip(*(amounts * (count // len(amounts)) for amounts in lists.values()), strict=True)
+        return tuple(Budget(**dict(zip(QUANTITIES, row, strict=True))) for row in rows)
+
+    @classmethod
+    def of(cls, budgets: Sequence[Budget]) -> Budgets:
+        """The budgets by quantity, as in a run's config."""
+        columns = {name: [getattr(budget, name) for budget in budgets] for name in QUANTITIES}
+        return cls(**{name: row[0] if len(set(row)) == 1 else row for name, row in columns.items()})
+
+
+def _listed(amounts: Any) -> list[Any]:
+    if isinstance(amounts, str):
+        return [part.strip() for part in amounts.split(",") if part.strip()] or [amounts]
+    return list(amounts) or [None] if isinstance(amounts, list | tuple) else [amounts]
+
+
+def require_distinct(budgets: Sequence[Budget]) -> None:
+    """Raise `BudgetError` where there is no budget, or two have one name: each has a folder of that name."""
+    if not budgets:
+        raise BudgetError("no budget is given; give one, such as 50%")
+    names = [budget.name for budget in budgets]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BudgetError(f"the budget {twice[0]} is given twice; give each once")
 
 
 def cost_text(cost: float, quantity: str) -> str:

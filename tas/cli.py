@@ -14,9 +14,9 @@ from pathlib import Path
 from tas.errors import TasError
 
 COMMANDS = {
-    "compress": "shrink a model to a budget: search, derive, distil, measure, report",
+    "compress": "shrink a model to a budget, or to several: search, derive, distil, measure, report",
     "trace": "show what can be pruned in a model, and what cannot and why",
-    "search": "search the architecture under a budget",
+    "search": "search the architecture under a budget, or decode a finished search for another",
     "derive": "make the small network of an architecture that was found",
     "train": "train a full model (a teacher), or a derived one with a teacher",
     "measure": "measure accuracy, multiply-adds, parameters and latency",
@@ -29,6 +29,7 @@ EXAMPLES = {
         "tas compress",
         "tas compress --model cifar_resnet:20 --data folder:DIR --weights teacher.safetensors --budget.macs 50% "
         "--output runs/r20 --seed 0",
+        "tas compress --weights teacher.safetensors --budget.macs 30%,50%,70% --output runs/three",
         "tas compress torchvision:resnet18 --pretrained --data folder:imagenet --keep conv1,fc --space.round_to 8",
         "tas compress --config runs/r20/config.yaml --output runs/again",
         "tas compress --resume --output runs/r20",
@@ -39,7 +40,8 @@ EXAMPLES = {
         "tas trace my_model.py:build --input_size [3,64,64] --json",
     ],
     "search": [
-        "tas search --model cifar_resnet:20 --weights teacher.safetensors --budget.macs 50% --output runs/found"
+        "tas search --model cifar_resnet:20 --weights teacher.safetensors --budget.macs 50% --output runs/found",
+        "tas search --from runs/found --budget.macs 40% --output runs/smaller",
     ],
     "derive": ["tas derive --model cifar_resnet:20 --weights teacher.safetensors --run runs/found"],
     "train": [
@@ -55,7 +57,7 @@ EXAMPLES = {
         "tas export runs/r20 --format onnx-int8 --calibration-images 512 --accuracy-tolerance 1",
         "tas export runs/r20 --format torch-export --output r20.pt2 --input-size [3,32,32]",
     ],
-    "report": ["tas report runs/r20", "tas report runs/r20 runs/again --output runs/both"],
+    "report": ["tas report runs/r20", "tas report runs/r20 runs/again --output runs/both", "tas report runs/three"],
     "compare": [
         "tas compare",
         "tas compare --methods tas,tas-width,uniform,l1 --transfers none,init+kd --seeds 0,1,2 --budgets 50%",
@@ -74,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 with the message alone for our own errors; 2 for wrong usage; 130 when interrupted.
     """
     words = [_underscored(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    if words[:1] == ["search"]:  # a parameter of Python cannot be called from
+        words = [re.sub(r"^--from(?==|$)", "--from_run", word) for word in words]
     if words[:1] == ["compare"]:  # which may have several
         words = [re.sub(r"^--budget(?==|$)", "--budgets", word) for word in words]
     words = [_plain_budget(word, after) for word, after in zip(words, [*words[1:], ""], strict=False)]

@@ -56,6 +56,38 @@ def write_page(path: Path, title: str, parts: Sequence[Part]) -> None:
     write_text(path, template.substitute(parts_of_page))
 
 
+def scatter_figure(x: str) -> Figure:
+    """An empty figure of points, without a legend: that would take its room on a narrow screen (see `key`).
+
+    Args:
+        x: title of the horizontal axis, with the unit.
+    """
+    import plotly.graph_objects as go
+
+    axis = {"automargin": True, "zeroline": False, "ticklabelstandoff": 7}  # away from each other where axes begin
+    return go.Figure(layout={
+        "xaxis": {"title": x, **axis}, "yaxis": axis, "margin": {"l": 48, "r": 12, "t": 8, "b": 8},
+        "height": 380, "hovermode": "closest", "showlegend": False,
+    })  # fmt: skip
+
+
+def padded_range(values: Sequence[float]) -> list[float]:
+    """Bounds of an axis with room around the values."""
+    low, high = min(values), max(values)
+    room = max(0.5, 0.15 * (high - low))
+    return [round(low - room, 1), round(high + room, 1)]
+
+
+def key(items: Sequence[tuple[str, str]]) -> str:
+    """What the marks of figures mean, as text that breaks anywhere.
+
+    Args:
+        items: CSS of the mark's ground or border, and its meaning in plain text.
+    """
+    marks = (f'<span><i style="border-radius:50%;{style}"></i>{plain(text)}</span>' for style, text in items)
+    return f'<p class="key">{"".join(marks)}</p>'
+
+
 def plain(value: Any) -> str:
     """Plain text as HTML; also for the texts of a figure, which plotly reads as HTML."""
     return html.escape(str(value))

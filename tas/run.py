@@ -13,7 +13,10 @@ from tas.record import Record
 from tas.storage import is_temporary, write_text
 
 CONFIG, RECORD, GRAPH, SUMMARY = "config.yaml", "record.jsonl", "graph.json", "summary.json"
+ARCHITECTURE, WEIGHTS, SCORES = "architecture.json", "model.safetensors", "scores.json"
+FULL_WEIGHTS = "teacher.safetensors"  # of the full model, where the run has trained it
 REPORT, PAGE = "report.md", "report.html"
+SUMMARIES = "summaries.json"  # of a run of several budgets: the summary of each, by the folder inside
 STAGES = ("teacher", "search", "train")
 
 
@@ -47,7 +50,7 @@ class RunFolder:
         if resume:
             if not known.is_file():
                 raise RunError(f"{folder} holds no run to resume (it has no {CONFIG}); start it without resume")
-            if results and all((folder / name).exists() for name in results):
+            if results and is_finished(folder, results):
                 cls(folder).drop_checkpoints()  # it may have been killed just before
                 raise RunError(f"{folder} holds a finished run (it has {results[0]}); there is nothing to resume")
             if read_text(known) != config:
@@ -85,6 +88,11 @@ class RunFolder:
             for file in folder.iterdir():
                 file.unlink()
             folder.rmdir()
+
+
+def is_finished(folder: Path, results: Sequence[str] = (SUMMARY, REPORT)) -> bool:
+    """Whether a run has written all of its results."""
+    return all((folder / name).exists() for name in results)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -40,6 +41,23 @@ def print_profiles(profiles: Mapping[str, Mapping[str, Any]]) -> None:
             cells.append(difference if key == "accuracy" else share)
         table.add_row(label, *cells)
     Console().print(table)
+
+
+def print_runs(summaries: Mapping[str, Mapping[str, Any] | None], *, as_json: bool) -> None:
+    """Full and pruned model of every run, under its folder where there are several; as JSON for machines.
+
+    Args:
+        summaries: by folder; None of a run that is not finished.
+        as_json: one line: the summary of one run, or the summaries by folder.
+    """
+    if as_json:
+        print(json.dumps(summaries if len(summaries) > 1 else next(iter(summaries.values()))))
+        return
+    for folder, summary in summaries.items():
+        if len(summaries) > 1 or summary is None:
+            print(folder if summary else f"{folder} is not finished")
+        if summary:
+            print_profiles({name: summary[name] for name in ("full", "pruned")})
 
 
 def print_export(found: Mapping[str, Any]) -> None:

@@ -23,6 +23,11 @@ def is_temporary(path: Path) -> bool:
     return re.fullmatch(r"\..+\.\d+\.tmp", path.name) is not None
 
 
+def file_name(text: str) -> str:
+    """Text as a name that every file system takes: `macs-30%` is `macs-30pct`."""
+    return re.sub(r"[^A-Za-z0-9_.+=,-]+", "-", text.replace("%", "pct")).strip("-.")[:120]
+
+
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file in the same folder, then move it to `path` in one step.
 

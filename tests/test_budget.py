@@ -1,7 +1,7 @@
 import pytest
 
 from tas.architecture import Architecture
-from tas.budget import Budget
+from tas.budget import Budget, Budgets
 from tas.cost import Count
 from tas.errors import BudgetError
 from tas.graph import Graph, Layer, Parameter, Run, Width
@@ -98,3 +98,47 @@ def test_an_unreachable_budget_names_the_smallest_cost():
         Budget(macs=2999).require_reachable(GRAPH, space)
     with pytest.raises(BudgetError, match=r"has 299 params or fewer; the smallest has 300"):
         Budget(macs=3000, params=299).require_reachable(GRAPH, space)
+
+
+def amounts(**lists) -> list[dict]:
+    return [budget.amounts for budget in Budgets(**lists).each]
+
+
+def test_several_budgets_stand_between_commas_or_in_a_list():
+    assert amounts() == [{"macs": "50%"}]
+    assert amounts(macs="30%, 50%,20M") == [{"macs": "30%"}, {"macs": "50%"}, {"macs": "20M"}]
+    assert amounts(macs=["30%", 0.5]) == [{"macs": "30%"}, {"macs": 0.5}]
+    assert amounts(macs="30%,50%", params="60%") == [{"macs": "30%", "params": "60%"}, {"macs": "50%", "params": "60%"}]
+    assert amounts(macs="30%,50%", params="40%,60%") == [
+        {"macs": "30%", "params": "40%"},
+        {"macs": "50%", "params": "60%"},
+    ]
+
+
+def test_several_budgets_are_the_same_by_quantity():
+    for budgets in ([Budget(macs="30%")], [Budget(macs="30%"), Budget(params=0.5)], [Budget(), Budget(latency="3ms")]):
+        assert list(Budgets.of(budgets).each) == budgets
+    assert Budgets.of([Budget(macs="30%", params="9%"), Budget(macs="50%", params="9%")]) == Budgets(
+        macs=["30%", "50%"], params="9%"
+    )
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [({"macs": "30%,50%", "params": "1%,2%,3%"}, "budget macs names 2 amounts, another quantity 3"),
+     ({"macs": "30%,50%,30%"}, "the budget macs-30pct is given twice"),
+     ({"macs": "30%,half"}, "budget macs 'half' is not understood"), ({"macs": "30%,1ms"}, "'1ms' is a latency")],
+)  # fmt: skip
+def test_several_budgets_that_make_no_sense_are_refused(lists, message):
+    with pytest.raises(BudgetError, match=message):
+        Budgets(**lists)
+
+
+def test_several_budgets_where_one_is_meant_are_refused():
+    with pytest.raises(BudgetError, match="'30%,50%' names several, but one is meant here; tas compress takes several"):
+        Budget(macs="30%,50%")
+
+
+def test_the_name_of_a_budget_is_that_of_a_folder():
+    names = [Budget.of(value).name for value in ("30%", 2e6, "3 ms", {"macs": "50%", "params": "1.5M"})]
+    assert names == ["macs-30pct", "macs-2000000", "latency-3-ms", "macs-50pct-params-1.5M"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -12,7 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from toys import TinyNet
 
 import tas
@@ -527,3 +528,83 @@ def test_export_writes_a_run_as_one_file_and_says_how_it_compares(images, weight
     options = ["--model", TOYS, "--input-size", "[3,8,8]", "--format", "torch-export"]
     assert "tolerance is -1" in fails(capsys, "export", folder, *options, "--tolerance", "-1")
     assert run("export", folder, *options, "--output", tmp_path / "random.pt2") == 0
+
+
+@pytest.fixture(scope="module")
+def three(images, tmp_path_factory) -> Path:
+    """Two budgets from one search of a model that is trained first."""
+    folder = tmp_path_factory.mktemp("several") / "two"
+    words = ["--budget", "70%,40%", "--search.epochs", "0", "--search.trials", "2", *QUICK[2:], *QUICK_TEACHER]
+    assert run("compress", TOYS, "--data", f"folder:{images}", "--output", folder, *words) == 0
+    return folder
+
+
+def test_several_budgets_are_told_of_one_by_one(three, capsys):
+    assert yaml.safe_load((three / "config.yaml").read_text())["budget"]["macs"] == ["70%", "40%"]
+    assert run("report", three, "--json") == 0
+    summaries = json.loads(capsys.readouterr().out)
+    assert list(summaries) == [str(three / "macs-70pct"), str(three / "macs-40pct")]
+    for summary, share in zip(summaries.values(), (0.7, 0.4), strict=True):
+        assert summary["pruned"]["macs"] <= share * summary["full"]["macs"]
+    assert run("report", three) == 0
+    out = capsys.readouterr().out
+    assert all(folder in out for folder in summaries)
+    assert f"report: {three}/report.html" in out
+    assert "holds a finished run" in fails(capsys, "compress", "--resume", "--output", three)
+
+
+def test_a_finished_run_is_decoded_for_another_budget_without_data_and_goes_on_as_a_run(
+    three, images, tmp_path, capsys
+):
+    found, known = tmp_path / "found", ["--weights", three / "teacher.safetensors", "--data", f"folder:{images}"]
+    for place in (three, three / "macs-70pct"):
+        assert run("search", "--from", place, "--budget.macs", "55%", "--output", found / place.name, "--json") == 0
+        cost = json.loads(capsys.readouterr().out)
+        assert cost["macs"]["pruned"] <= 0.55 * cost["macs"]["full"]
+        files = {path.name for path in (found / place.name).iterdir()}
+        assert files == {"config.yaml", "graph.json", "scores.json", "architecture.json", "record.jsonl",
+                         "model.safetensors"}  # fmt: skip
+    architectures = [(found / name / "architecture.json").read_text() for name in ("two", "macs-70pct")]
+    assert tas.Architecture.from_json(architectures[0]) == tas.Scores.read(three).decode("55%")
+    assert architectures[0] == architectures[1]
+
+    full = TinyNet()
+    full.load_state_dict(load_file(three / "teacher.safetensors"))
+    graph = tas.Graph.from_json((three / "graph.json").read_text())
+    wanted = tas.derive(tas.rank(full, graph), graph, tas.Architecture.from_json(architectures[0])).state_dict()
+    inherited = tas.load(found / "two", TinyNet()).state_dict()
+    assert all(torch.equal(inherited[name], value) for name, value in wanted.items())
+
+    assert run("search", "--config", found / "two" / "config.yaml", "--output", tmp_path / "again") == 0
+    assert (tmp_path / "again" / "architecture.json").read_text() == architectures[0]
+    assert run("train", "--model", TOYS, *known, "--run", found / "two", *QUICK[4:]) == 0
+    assert run("measure", "--model", TOYS, *known, "--run", found / "two") == 0
+    assert run("report", three, found / "two", "--output", tmp_path / "page") == 0
+    assert "3 runs side by side" in (tmp_path / "page" / "report.html").read_text()
+
+
+def test_what_a_finished_run_cannot_be_decoded_for_is_an_error(three, tmp_path, capsys):
+    words = ["search", "--output", tmp_path / "new", "--from"]
+    graph = tas.Graph.from_json((three / "graph.json").read_text())
+    smallest = graph.macs(tas.SearchSpace.of(graph).smallest)
+    assert f"the smallest has {smallest:,}" in fails(capsys, *words, three, "--budget", "0.1%")
+    assert "names several, but one is meant here" in fails(capsys, *words, three, "--budget", "30%,40%")
+    assert "a latency needs times measured" in fails(capsys, *words, three, "--budget.latency", "3ms")
+    assert "takes the option search from" in fails(capsys, *words, three, "--search.epochs", "3")
+    assert "takes the option keep from" in fails(capsys, *words, three, "--keep", "stem")
+    assert "has no graph.json" in fails(capsys, *words, tmp_path / "nowhere")
+    old = tmp_path / "old"
+    shutil.copytree(three / "macs-40pct", old)
+    config = yaml.safe_load((old / "config.yaml").read_text())
+    (old / "config.yaml").write_text(yaml.safe_dump({**config, "model": "gone.py:build"}))
+    assert run(*words, old) == 0  # there is no teacher beside it: the architecture alone
+    assert "make the network with tas derive" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "new")
+    (old / "config.yaml").write_text(yaml.safe_dump({"budget": config["budget"], "search": config["search"]}))
+    assert "was made in Python and names no model; add --model and --weights" in fails(capsys, *words, old)
+    assert run(*words, old, "--model", TOYS, "--weights", three / "teacher.safetensors") == 0
+    shutil.rmtree(tmp_path / "new")
+    (old / "scores.json").unlink()
+    capsys.readouterr()
+    assert "has no scores.json, which a search writes at its end; finish the run" in fails(capsys, *words, old)
+    assert not (tmp_path / "new").exists()

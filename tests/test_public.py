@@ -28,6 +28,7 @@ NAMES = [
     "Record",
     "RivalConfig",
     "RunError",
+    "Scores",
     "SearchConfig",
     "SearchResult",
     "SearchSpace",

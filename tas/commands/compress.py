@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json as json_module
 import time
 from typing import Literal
 
 from tas import data as data_sets
-from tas.budget import Budget
+from tas.budget import Budgets
 from tas.commands.inputs import build_model
 from tas.errors import ConfigError
 from tas.options import split_patterns
@@ -16,7 +15,7 @@ from tas.pipeline.compress import compress as compress_model
 from tas.pipeline.latency import LatencyConfig
 from tas.pipeline.search import SearchConfig
 from tas.pipeline.train import TrainConfig
-from tas.show import print_profiles
+from tas.show import print_runs
 from tas.space import SpaceConfig
 
 SEEDS: list[str] = ["search.seed", "train.seed", "teacher.seed"]  # options that follow --seed
@@ -31,7 +30,7 @@ def compress(
     data_dir: str | None = None,
     download: bool = False,
     image_size: int | None = None,
-    budget: Budget = Budget(),  # noqa: B008  a frozen value
+    budget: Budgets = Budgets(),  # noqa: B008  a frozen value
     search: SearchConfig = short_search(),  # noqa: B008
     train: TrainConfig = short_train(),  # noqa: B008
     teacher: TrainConfig = short_teacher(),  # noqa: B008
@@ -48,7 +47,7 @@ def compress(
     tracker: str | None = None,
     json: bool = False,
 ) -> None:
-    """Shrink a model to a budget: search, derive, distil, measure, report.
+    """Shrink a model to a budget, or to several from one search: search, derive, distil, measure, report.
 
     Args:
         model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION
@@ -58,7 +57,8 @@ def compress(
         data_dir: where cifar10 and cifar100 lie
         download: fetch cifar10 or cifar100 if missing
         image_size: resize images to this many pixels a side
-        budget: upper bounds of the small model, 50% of the macs by default
+        budget: upper bounds of the small model, 50% of the macs by default; 30%,50%,70% derives and trains a model each
+            from one search, with a folder each inside the output and a page that compares them
         search: how the architecture is searched
         train: how the small model is trained, with the full one as its teacher
         teacher: how the full model is trained when it comes without weights
@@ -89,12 +89,10 @@ def compress(
         residuals=residuals,
         execution=execution, init=init, latency_batch=latency_batch, latency=latency, seed=seed,
     )  # fmt: skip
-    result = compress_model(
-        full, source, budget=budget, config=config, output=output, resume=resume,
+    made = compress_model(
+        full, source, budget=budget.each, config=config, output=output, resume=resume,
         train_teacher=weights is None and not pretrained, origin=origin, tracker=tracker,
     )  # fmt: skip
-    if json:
-        print(json_module.dumps(result.summary))
-    else:
-        print_profiles({"full": result.full.to_dict(), "pruned": result.pruned.to_dict()})
+    print_runs({str(one.folder): one.summary for one in made}, as_json=json)
+    if not json:
         print(f"model, architecture and report: {output}/report.html")

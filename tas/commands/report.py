@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Any
 
 from tas.errors import ConfigError
 from tas.pipeline.report import report as write_report
+from tas.pipeline.report import runs_in
 from tas.run import SUMMARY, read_summary
-from tas.show import print_profiles
+from tas.show import print_runs
 
 SEEDS: list[str] = []  # options that follow --seed
 
@@ -18,7 +18,8 @@ def report(*, run: list[str] | str, output: str | None = None, json: bool = Fals
     """Write the report of a run, or one page for several runs, and print the results.
 
     Args:
-        run: folder of a run, finished or not; several, as first words or as a list, are laid side by side
+        run: folder of a run, finished or not; several, as first words or as a list, are laid side by side, and so are
+            those inside the folder of a run of several budgets
         output: folder of the report; the run's own by default, of several runs the folder that holds the first
         json: print the summary as JSON; of several runs, the summaries by folder
     """
@@ -26,16 +27,10 @@ def report(*, run: list[str] | str, output: str | None = None, json: bool = Fals
     if not folders:
         raise ConfigError("no run is given; name the folder of one, such as tas report runs/r20")
     path = write_report(*folders, output=output)
-    summaries = {folder: _summary(folder) for folder in folders}
-    if json:
-        print(json_module.dumps(summaries if len(folders) > 1 else summaries[folders[0]]))
-        return
-    for folder, summary in summaries.items():
-        if len(folders) > 1 or summary is None:
-            print(folder if summary else f"{folder} is not finished")
-        if summary:
-            print_profiles({name: summary[name] for name in ("full", "pruned")})
-    print(f"report: {path}")
+    inside = [str(one) for folder in folders for one in runs_in(folder)]
+    print_runs({folder: _summary(folder) for folder in inside}, as_json=json)
+    if not json:
+        print(f"report: {path}")
 
 
 def _summary(folder: str) -> dict[str, Any] | None:

@@ -1,27 +1,34 @@
-"""The command `tas search`: find the architecture."""
+"""The command `tas search`: find the architecture, or decode a finished search for another budget."""
 
 from __future__ import annotations
 
+import inspect
 import json as json_module
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from tas import data as data_sets
+from tas.architecture import Architecture
 from tas.budget import Budget
-from tas.commands.inputs import build_model, to_yaml, without_seed
-from tas.errors import ConfigError
+from tas.commands.inputs import build_model, classes_of, to_yaml, without_seed
+from tas.errors import ConfigError, RunError
 from tas.nn.supernet import Supernet
 from tas.options import plain, split_patterns
 from tas.pipeline.compress import short_search
-from tas.pipeline.latency import LatencyConfig, known_latency, with_latency
+from tas.pipeline.derive import derive
+from tas.pipeline.latency import LatencyConfig, latency_of_run
 from tas.pipeline.rank import rank
 from tas.pipeline.search import SearchConfig
 from tas.pipeline.search import search as search_model
+from tas.pipeline.store import save
 from tas.pipeline.trace import trace as trace_model
-from tas.run import GRAPH, RunFolder
+from tas.record import Record
+from tas.run import ARCHITECTURE, CONFIG, FULL_WEIGHTS, GRAPH, RECORD, SCORES, RunFolder, read_text
+from tas.scores import Scores
 from tas.show import print_graph
 from tas.space import SearchSpace, SpaceConfig
 from tas.storage import write_text
@@ -29,6 +36,7 @@ from tas.task import dtype_of, require_fit_for_data
 from tas.trackers import tracked
 
 SEEDS: list[str] = ["search.seed"]  # options that follow --seed
+_OWN = ("model", "weights", "pretrained", "data", "data_dir", "image_size")  # may differ from those of --from
 
 
 def search(
@@ -49,12 +57,13 @@ def search(
     latency_batch: int = 1,
     latency: LatencyConfig = LatencyConfig(),  # noqa: B008
     seed: int = 0,
+    from_run: str | None = None,
     output: str = "runs/search",
     resume: bool = False,
     tracker: str | None = None,
     json: bool = False,
 ) -> None:
-    """Search the architecture under a budget; writes graph.json, architecture.json and record.jsonl.
+    """Search the architecture under a budget; writes graph.json, scores.json, architecture.json and record.jsonl.
 
     Args:
         model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION
@@ -73,11 +82,28 @@ def search(
         latency_batch: images in the timed forward pass
         latency: how latency is predicted, where a budget bounds it
         seed: of everything random
+        from_run: (--from RUN) decode the scores of a finished search or compress run for this budget instead, without a
+            new search, data or trials, and derive the network; model and weights are those of the run by default
         output: folder of the results
         resume: go on with the interrupted search in the output folder
         tracker: also send every epoch's numbers to tensorboard, wandb, mlflow or another that accelerate knows
         json: print the architecture and its cost as JSON
     """
+    settings = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
+    settings |= {"image_size": image_size, "budget": asdict(budget), "search": without_seed(search)}
+    settings |= {
+        "space": plain(space),
+        "keep": list(split_patterns(keep)),
+        "residuals": residuals,
+        "execution": execution,
+        "latency_batch": latency_batch,
+        "latency": plain(latency),
+        "seed": seed,
+    }
+    if from_run is not None:
+        scores, found = _decode(from_run, settings, output=output, resume=resume)
+        _tell(scores, found, output, json)
+        return
     if search.start == "trained" and weights is None and not pretrained:
         raise ConfigError(
             "a search from a trained start needs --weights or --pretrained; from scratch, add --search.start scratch "
@@ -90,25 +116,10 @@ def search(
     require_fit_for_data(full, source)
     offered = SearchSpace.of(graph, space)
     if budget.latency is not None:
-        known = known_latency(output) if resume else None
-        graph = (
-            replace(graph, latency=known)
-            if known
-            else with_latency(full, graph, offered, example, batch=latency_batch, config=latency)
-        )
+        folder = output if resume else None
+        graph = latency_of_run(full, graph, offered, example, batch=latency_batch, config=latency, folder=folder)
     budget.require_reachable(graph, offered)
-    settings = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
-    settings |= {"image_size": image_size, "budget": asdict(budget), "search": without_seed(search)}
-    settings |= {
-        "space": plain(space),
-        "keep": list(split_patterns(keep)),
-        "residuals": residuals,
-        "execution": execution,
-        "latency_batch": latency_batch,
-        "latency": plain(latency),
-        "seed": seed,
-    }
-    run = RunFolder.open(output, to_yaml(settings), resume=resume, results=["architecture.json"])
+    run = RunFolder.open(output, to_yaml(settings), resume=resume, results=[ARCHITECTURE])
     run.write_json(GRAPH, graph.to_dict())
     supernet = Supernet(rank(full, graph) if search.start == "trained" else full, graph, offered, execution=execution)
     record = run.record()
@@ -116,15 +127,89 @@ def search(
         found = search_model(
             supernet, source, budget=budget, config=search, teacher=full if search.teacher_weight else None,
             record=record, checkpoint=run.checkpoint("search"),
-        ).architecture  # fmt: skip
-    write_text(Path(output) / "architecture.json", found.to_json())
+        )  # fmt: skip
+    run.write_json(SCORES, found.scores.to_dict())
+    write_text(Path(output) / ARCHITECTURE, found.architecture.to_json())
     run.drop_checkpoints()
-    cost = {
-        name: {"full": graph.cost(name).exact(graph.full), "pruned": graph.cost(name).exact(found)}
-        for name in ("macs", "params", *(["latency"] if graph.latency else []))
-    }
-    if json:
-        print(json_module.dumps({"architecture": json_module.loads(found.to_json()), **cost}))
+    _tell(found.scores, found.architecture, output, json)
+
+
+def _decode(run: str, given: Mapping[str, Any], *, output: str, resume: bool) -> tuple[Scores, Architecture]:
+    """What a finished run would have chosen under another budget, as a run of its own with the network derived."""
+    scores = Scores.read(run)
+    settings = _settings_of(run, given)
+    found = scores.decode(Budget(**settings["budget"]))
+    weights = settings["weights"] or _own_weights(Path(run), settings)
+    small = None
+    if weights or settings["pretrained"]:
+        classes = classes_of(scores.graph)
+        full = build_model(settings["model"], classes, weights, settings["pretrained"], settings["seed"])
+        small = derive(rank(full, scores.graph), scores.graph, found)
+    folder = RunFolder.open(output, to_yaml({"from_run": run, **settings}), resume=resume, results=[ARCHITECTURE])
+    folder.write_json(GRAPH, scores.graph.to_dict())
+    folder.write_json(SCORES, scores.to_dict())
+    record = folder.record()
+    searched = [row for row in Record.read(Path(run) / RECORD).rows if row["stage"] == "search"]
+    for row in [row for row in searched if row.get("part") != "trial"][len(record.rows) :]:
+        record.add(**row)
+    if small is None:
+        write_text(Path(output) / ARCHITECTURE, found.to_json())
     else:
-        print_graph(graph, offered, found)
-        print(f"architecture: {output}/architecture.json; make the network with tas derive --run {output}")
+        save(output, small, scores.graph, found)
+    return scores, found
+
+
+def _settings_of(run: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a finished run, with what is given in their place where that makes sense.
+
+    Raises:
+        ConfigError: an option is given that only another search could follow, or the model is not known.
+        RunError: the run's config is damaged.
+    """
+    import yaml
+
+    try:
+        known = yaml.safe_load(read_text(Path(run) / CONFIG))
+        known = {name: known[name] for name in given if name in known}
+    except (yaml.YAMLError, TypeError) as error:
+        raise RunError(f"{run}/{CONFIG} is not the config of a run ({type(error).__name__}); search anew") from None
+    usual = {name: parameter.default for name, parameter in inspect.signature(search).parameters.items()}
+    usual |= {"search": without_seed(usual["search"]), "keep": []}
+    usual |= {name: plain(usual[name]) for name in ("space", "latency")}
+    changed = [name for name in given if name != "budget" and given[name] not in (usual[name], known.get(name))]
+    if fixed := [name for name in changed if name not in _OWN]:
+        raise ConfigError(
+            f"--from takes the option {fixed[0]} from {run}, whose search has used it; leave it out, or search anew "
+            f"without --from"
+        )
+    if "model" not in known and not (given["weights"] or given["pretrained"]):
+        raise ConfigError(
+            f"{run} was made in Python and names no model; add --model and --weights, or decode it there with "
+            f"tas.Scores.read({run!r}).decode(budget)"
+        )
+    return {**given, **known, "budget": given["budget"], **{name: given[name] for name in changed}}
+
+
+def _own_weights(run: Path, settings: Mapping[str, Any]) -> str | None:
+    """Of the full model that tas compress has trained: in the run, or beside those of several budgets."""
+    folders = (run, run.parent) if not settings["pretrained"] else ()
+    places = (folder / FULL_WEIGHTS for folder in folders if (folder / SCORES).is_file())  # whatever else lies there
+    return next((str(place) for place in places if place.is_file()), None)
+
+
+def _tell(scores: Scores, found: Architecture, output: str, json: bool) -> None:
+    graph = scores.graph
+    if json:
+        cost = {
+            name: {"full": graph.cost(name).exact(graph.full), "pruned": graph.cost(name).exact(found)}
+            for name in ("macs", "params", *(["latency"] if graph.latency else []))
+        }
+        print(json_module.dumps({"architecture": json_module.loads(found.to_json()), **cost}))
+        return
+    print_graph(graph, scores.space, found)
+    after = (
+        f"network: {output}; train it with tas train --run {output}"
+        if (Path(output) / "model.safetensors").is_file()
+        else f"architecture: {output}/{ARCHITECTURE}; make the network with tas derive --run {output}"
+    )
+    print(after)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json as json_module
 from pathlib import Path
 
-from torch import nn
-
 from tas import data as data_sets
 from tas.commands.inputs import build_model, found_in, to_yaml, without_seed
 from tas.options import plain
 from tas.pipeline.compress import short_teacher
 from tas.pipeline.measure import measure as measure_model
-from tas.pipeline.store import load, save
+from tas.pipeline.store import load, save, save_full
 from tas.pipeline.train import TrainConfig
 from tas.pipeline.train import train as train_model
 from tas.run import RunFolder
-from tas.storage import write_with
 from tas.task import require_fit_for_data
 from tas.trackers import tracked
 
@@ -82,15 +79,7 @@ def train(
         record = folder.record()
         with tracked(record, tracker, folder=output, settings=settings):
             trained = train_model(full, source, config=config, record=record, checkpoint=folder.checkpoint("train"))
-        _save_full(trained, place)
+        save_full(place, trained)
         folder.drop_checkpoints()
     profile = measure_model(trained, source)
     print(json_module.dumps(profile.to_dict()) if json else f"{place}: test accuracy {profile.accuracy:.2f} %")
-
-
-def _save_full(model: nn.Module, path: Path) -> None:
-    from safetensors.torch import save_file
-
-    # every name, those of shared weights too, so that any loader of state dicts can read it
-    state = {name: value.clone().contiguous() for name, value in model.state_dict().items()}
-    write_with(path, lambda temporary: save_file(state, str(temporary)))

@@ -10,7 +10,7 @@ from torch import nn
 
 
 @contextmanager
-def channels_last(*models: nn.Module, precision: str) -> Iterator[None]:
+def channels_last(*models: nn.Module | None, precision: str) -> Iterator[None]:
     """Keep 4-d weights channels last for the duration of the block; convolutions then give channels last, too.
 
     On a CPU a step of ResNet-20 takes half to three quarters of the time that way, most where channel counts are odd.
@@ -18,10 +18,10 @@ def channels_last(*models: nn.Module, precision: str) -> Iterator[None]:
     files want them.
 
     Args:
-        models: changed in place.
+        models: changed in place; None is passed over.
         precision: of the arithmetic: no is float32.
     """
-    chosen = [parameter for model in models for parameter in _images(model, precision)]
+    chosen = [parameter for model in models if model is not None for parameter in _images(model, precision)]
     _lay_out(chosen, torch.channels_last)
     try:
         yield

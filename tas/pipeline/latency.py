@@ -150,6 +150,35 @@ def with_latency(
     return replace(graph, latency=replace(latency, rest=max(0, rest)))
 
 
+def latency_of_run(
+    model: nn.Module,
+    graph: Graph,
+    space: SearchSpace,
+    example: Tensor,
+    *,
+    batch: int,
+    config: LatencyConfig,
+    folder: str | Path | None,
+) -> Graph:
+    """As `with_latency`; but a run that goes on keeps its own measurements: times never repeat exactly.
+
+    Args:
+        model: the full model.
+        graph: of it.
+        space: the candidates.
+        example: one input, batch first.
+        batch: samples in a pass.
+        config: see `LatencyConfig`.
+        folder: of the run that goes on; None measures.
+    """
+    known = known_latency(folder)
+    return (
+        replace(graph, latency=known)
+        if known
+        else with_latency(model, graph, space, example, batch=batch, config=config)
+    )
+
+
 def known_latency(folder: str | Path | None) -> Latency | None:
     """What an interrupted run in this folder has measured; None where it has not come so far."""
     try:

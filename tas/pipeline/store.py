@@ -10,9 +10,9 @@ from tas.architecture import Architecture
 from tas.errors import ArchitectureError, ModelError
 from tas.graph import Graph
 from tas.nn.surgery import cut, require_fit
+from tas.run import ARCHITECTURE, WEIGHTS
 from tas.storage import fill, write_text, write_with
 
-WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
 _KEY = "tas_graph"
 
 
@@ -41,6 +41,18 @@ def save(folder: str | Path, small: nn.Module, graph: Graph, architecture: Archi
     metadata = {_KEY: graph.to_json()}
     write_with(folder / WEIGHTS, lambda path: save_model(small, str(path), metadata=metadata))
     write_text(folder / ARCHITECTURE, architecture.to_json())
+
+
+def save_full(path: Path, model: nn.Module) -> None:
+    """Write the state of a full model, for any loader of state dicts: names of shared weights stand there too.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    write_with(path, lambda temporary: save_file(state, str(temporary)))
 
 
 def load(folder: str | Path, fresh_model: nn.Module) -> nn.Module:

@@ -180,7 +180,7 @@ def train(
         progress_bar(stage, total, first * steps) as bar,
         own_randomness(devices),
         recorded(models, layers) as take,
-        channels_last(*models, precision=config.precision),
+        channels_last(model, helper, precision=config.precision),
     ):
         for epoch in range(first, config.epochs):
             started = time.perf_counter()

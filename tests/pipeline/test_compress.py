@@ -21,6 +21,8 @@ FILES = {
     "report.html",
     "report.md",
     "summary.json",
+    "scores.json",
+    "teacher.safetensors",  # where the run has trained it
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tas.page import COLORS, Chart, Part, plain, table, write_page
+from tas.page import COLORS, Chart, Part, key, padded_range, plain, scatter_figure, table, write_page
 from tas.pipeline.comparison.table import HEAD, Found, headline, notes, origin, plus_minus, table_rows
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _figures(found: Found) -> list[Part]:
     full, line = found["full"], ""
     if full is not None:
         line = f" The dotted line is the full model: {full['accuracy']:.2f} % with {full['macs'] / 1e6:.1f} million."
-    low = _range(_accuracies(found))[0]
+    low = padded_range(_accuracies(found))[0]
     return [
         '<h2>Accuracy over multiply-adds</h2><p class="quiet">Large marks are means over the seeds with their standard '
         f"deviation, small ones the seeds.{line}</p>{_key(found)}",
@@ -68,12 +68,8 @@ def _figures(found: Found) -> list[Part]:
 
 
 def _key(found: Found) -> str:
-    """Text that breaks anywhere, where a chart's own legend would take its room on a narrow screen."""
-    items = []
-    for label in found["config"]["methods"]:
-        color, style = _look(found, label)
-        items.append(f'<span><i style="border-radius:50%;{_SWATCHES[style].format(color)}"></i>{plain(label)}</span>')
-    return f'<p class="key">{"".join(items)}</p>'
+    looks = [(label, *_look(found, label)) for label in found["config"]["methods"]]
+    return key([(_SWATCHES[style].format(color), label) for label, color, style in looks])
 
 
 def _look(found: Found, label: str) -> tuple[str, int]:
@@ -84,7 +80,7 @@ def _look(found: Found, label: str) -> tuple[str, int]:
 
 def scatter(found: Found, transfer: str) -> Figure:
     """Fig. 2, for one transfer: a line over the budgets per method, its seeds as small marks."""
-    figure = _figure("multiply-adds, millions")
+    figure = scatter_figure("multiply-adds, millions")
     for label in found["config"]["methods"]:
         rows = [row for row in found["rows"] if (row["method"], row["transfer"]) == (label, transfer)]
         color, style = _look(found, label)
@@ -106,12 +102,12 @@ def scatter(found: Found, transfer: str) -> Figure:
     if found["full"] is not None:
         values.append(found["full"]["accuracy"])
         figure.add_hline(found["full"]["accuracy"], line={"dash": "dot", "width": 1.5})
-    return figure.update_yaxes(range=_range(values))
+    return figure.update_yaxes(range=padded_range(values))
 
 
 def bars(found: Found, budget: str) -> Figure:
     """Fig. 3: a group of bars per transfer, a bar per method."""
-    figure = _figure("transfer")
+    figure = scatter_figure("transfer")
     for label in found["config"]["methods"]:
         rows = [row for row in found["rows"] if (row["method"], row["budget"]) == (label, budget)]
         color, style = _look(found, label)
@@ -125,7 +121,7 @@ def bars(found: Found, budget: str) -> Figure:
         )  # fmt: skip
     order = list(found["config"]["transfers"])
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)
-    return figure.update_yaxes(range=_range(_accuracies(found))).update_layout(
+    return figure.update_yaxes(range=padded_range(_accuracies(found))).update_layout(
         barmode="group", bargap=0.25, bargroupgap=0.1
     )
 
@@ -134,24 +130,7 @@ def _accuracies(found: Found) -> list[float]:
     return [value for row in found["rows"] for value in row["seeds"].values()]
 
 
-def _range(values: Sequence[float]) -> list[float]:
-    """Bounds of an axis with room around the values."""
-    low, high = min(values), max(values)
-    room = max(0.5, 0.15 * (high - low))
-    return [round(low - room, 1), round(high + room, 1)]
-
-
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     deviations = [row["accuracy"]["deviation"] or 0 for row in rows]
     errors = {"type": "data", "array": deviations, "thickness": 1.5, "width": 3}
     return {"y": [row["accuracy"]["mean"] for row in rows], "error_y": errors}
-
-
-def _figure(x: str) -> Figure:
-    import plotly.graph_objects as go
-
-    axis = {"automargin": True, "zeroline": False, "ticklabelstandoff": 7}  # away from each other where axes begin
-    return go.Figure(layout={
-        "xaxis": {"title": x, **axis}, "yaxis": axis, "margin": {"l": 48, "r": 12, "t": 8, "b": 8},
-        "height": 380, "hovermode": "closest", "showlegend": False,
-    })  # fmt: skip

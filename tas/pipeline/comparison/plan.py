@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from tas.options import check_options, check_seed, plain
 from tas.pipeline.comparison.methods import Method, Methods, canonical_transfer, read_methods, read_transfer, words_of
 from tas.pipeline.compress import CompressConfig
 from tas.pipeline.rivals import RivalConfig
+from tas.storage import file_name
 
 DEFAULT_METHODS = "tas uniform l1"
 DEFAULT_TRANSFERS = "none init+kd"
@@ -197,7 +197,9 @@ def plan(config: CompareConfig, *, train_teacher: bool) -> list[Job]:
             for method in config.rows:
                 job = method.job(config.job, seed)
                 searched = job.search.epochs if method.is_searched else 0
-                name = "-".join((_slug(method.label), _slug("-".join(f"{v}{k}" for k, v in budget.amounts.items()))))
+                name = "-".join(
+                    (file_name(method.label), file_name("-".join(f"{v}{k}" for k, v in budget.amounts.items())))
+                )
                 search = Job(
                     "search", f"{name}-seed{seed}", seed, method, budget, needs=(teacher.file,), epochs=max(1, searched)
                 )
@@ -218,7 +220,3 @@ def _require_own_files(jobs: list[Job]) -> None:
         label = job.method.label if job.method else job.kind
         if (other := owners.setdefault(job.file.lower(), label)) != label:
             raise ConfigError(f"methods {other} and {label} would share files; give them labels that differ in letters")
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.+=,-]+", "-", text.replace("%", "pct")).strip("-.")[:120]

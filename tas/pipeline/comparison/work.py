@@ -27,14 +27,15 @@ from tas.pipeline.compress import CompressConfig, find_architecture, open_choice
 from tas.pipeline.derive import derive
 from tas.pipeline.measure import count_macs, evaluate
 from tas.pipeline.rivals import choose
+from tas.pipeline.store import save_full
 from tas.pipeline.train import TrainConfig, train
 from tas.record import Record
-from tas.run import RECORD, read_text
+from tas.run import ARCHITECTURE, FULL_WEIGHTS, RECORD, read_text
 from tas.space import SearchSpace
-from tas.storage import fill, write_text, write_with
+from tas.storage import fill, write_text
 from tas.task import Loss, Metric, dtype_of, run_model, task_loss
 
-TEACHER_WEIGHTS, RANKED_WEIGHTS, ARCHITECTURE = "teacher.safetensors", "ranked.safetensors", "architecture.json"
+RANKED_WEIGHTS = "ranked.safetensors"
 TIMED_STEPS, WARM_UP_STEPS = 20, 3  # of the clock
 
 
@@ -82,7 +83,7 @@ class Bench:
 
     def teacher(self) -> nn.Module:
         """A copy of the trained full model."""
-        return self.filled(self.folder / TEACHER_WEIGHTS) if self.train_teacher else copy.deepcopy(self.model).eval()
+        return self.filled(self.folder / FULL_WEIGHTS) if self.train_teacher else copy.deepcopy(self.model).eval()
 
     def filled(self, path: Path) -> nn.Module:
         """A copy of the full model with the weights of a file."""
@@ -124,16 +125,9 @@ def _full_model(bench: Bench, job: Job) -> dict[str, Any]:
             model, bench.source, config=bench.config.job.teacher, loss=bench.loss, record=record,
             checkpoint=bench.checkpoint(job), stage="teacher",
         )  # fmt: skip
-        _save_weights(bench.folder / TEACHER_WEIGHTS, model)
+        save_full(bench.folder / FULL_WEIGHTS, model)
     epochs = bench.config.job.teacher.epochs if bench.train_teacher else 0
     return {**_profile(bench, model), "epochs": epochs, "seconds": round(record.seconds("teacher"), 3)}
-
-
-def _save_weights(path: Path, model: nn.Module) -> None:
-    from safetensors.torch import save_file
-
-    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
-    write_with(path, lambda temporary: save_file(state, str(temporary)))
 
 
 def _profile(bench: Bench, model: nn.Module) -> dict[str, Any]:
@@ -183,10 +177,11 @@ def _search(bench: Bench, job: Job) -> dict[str, Any]:
     if method.is_searched:
         record = Record(folder / RECORD)
         before, started = record.seconds("search"), time.perf_counter()
-        model, architecture = find_architecture(
+        model, found = find_architecture(
             bench.teacher(), graph, space, bench.source, budget=job.budget, config=own, loss=bench.loss, record=record,
             checkpoint=bench.checkpoint(job),
         )  # fmt: skip
+        architecture = found.architecture
         seconds, epochs, details = before + time.perf_counter() - started, float(bench.passes(own)), {}
     else:
         settings = method.rival(bench.config.rivals, job.seed)
@@ -201,7 +196,7 @@ def _search(bench: Bench, job: Job) -> dict[str, Any]:
     if not job.budget.holds(graph, architecture):
         raise RunError(f"method {method.label} chose an architecture that costs {costs}, over the budget of {limits}")
     if any(read_transfer(transfer)[0] for transfer in bench.config.transfers):  # type: ignore[union-attr]
-        _save_weights(folder / RANKED_WEIGHTS, model)
+        save_full(folder / RANKED_WEIGHTS, model)
     write_text(folder / ARCHITECTURE, architecture.to_json())
     return {
         "method": method.label, "seed": job.seed, "budget": job.budget.amounts, "limits": limits, "costs": costs,

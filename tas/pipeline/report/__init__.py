@@ -9,13 +9,14 @@ from tas.errors import RunError
 from tas.page import Part, write_page
 from tas.pipeline.report import sections
 from tas.pipeline.report.curves import search_charts, training_charts
-from tas.pipeline.report.files import RunFiles
+from tas.pipeline.report.files import RunFiles, runs_in
 from tas.pipeline.report.markdown import result_table, to_markdown
+from tas.pipeline.report.pareto import pareto_parts
 from tas.pipeline.report.video import FRAMES, KEY, video
 from tas.run import PAGE, REPORT
 from tas.storage import write_text
 
-__all__ = ["report", "result_table"]
+__all__ = ["report", "result_table", "runs_in"]
 
 
 def report(folder: str | Path, *others: str | Path, output: str | Path | None = None) -> Path:
@@ -26,7 +27,7 @@ def report(folder: str | Path, *others: str | Path, output: str | Path | None = 
     is not finished is told as far as it is.
 
     Args:
-        folder: of a run.
+        folder: of a run; that of a run of several budgets stands for the runs inside.
         others: folders of more runs: one page then lays all of them side by side, and no Markdown is written.
         output: folder of the page; of one run its own folder by default, of several the one that holds the first.
 
@@ -34,13 +35,13 @@ def report(folder: str | Path, *others: str | Path, output: str | Path | None = 
         RunError: a folder holds no run, its files are damaged, or the page cannot be written.
         ArchitectureError: a graph or architecture is damaged.
     """
-    folders = [Path(folder), *map(Path, others)]
+    folders = [one for place in (folder, *others) for one in runs_in(place)]
     runs = [RunFiles.read(path, label) for path, label in zip(folders, labels(folders), strict=True)]
-    home = Path(output) if output is not None else folders[0] if not others else folders[0].resolve().parent
+    home = Path(output) if output is not None else Path(folder) if not others else Path(folder).resolve().parent
     if home.exists() and not home.is_dir():
         raise RunError(f"{home} is a file; give a folder for the report")
     path = home / PAGE
-    if others:
+    if len(runs) > 1:
         write_page(path, f"{len(runs)} runs: {', '.join(run.label for run in runs)}", _of_several(runs))
         return path
     write_page(path, sections.result_sentence(runs[0]), _of_one(runs[0]))
@@ -70,6 +71,7 @@ def _of_one(run: RunFiles) -> list[Part]:
 
 def _of_several(runs: Sequence[RunFiles]) -> list[Part]:
     parts: list[Part] = [f"<h1>{len(runs)} runs side by side</h1>", sections.results_of(runs)]
+    parts += _with_title("Accuracy over multiply-adds", pareto_parts(runs))
     pictures = [picture for run in runs if (picture := video(run, limit=max(20, FRAMES // len(runs)), named=True))]
     parts += _with_title("Architectures", [pictures, KEY] if pictures else [])
     parts += _with_title("Search", [search_charts(runs)])

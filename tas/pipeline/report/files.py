@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tas.architecture import Architecture
-from tas.budget import Budget
+from tas.budget import Budget, Budgets
 from tas.errors import BudgetError, RunError
 from tas.graph import Graph
 from tas.record import Record
-from tas.run import CONFIG, GRAPH, RECORD, STAGES, SUMMARY, read_summary, read_text
-
-ARCHITECTURE, WEIGHTS = "architecture.json", "model.safetensors"
+from tas.run import ARCHITECTURE, CONFIG, GRAPH, RECORD, STAGES, SUMMARY, WEIGHTS, read_summary, read_text
 
 
 @dataclass(frozen=True)
@@ -88,6 +86,16 @@ class RunFiles:
             return {}
 
     @property
+    def parts(self) -> list[Path]:
+        """Folders of the runs inside, begun so far; empty but for a run of several budgets."""
+        try:
+            budgets = Budgets(**self.settings["budget"]).each
+        except (KeyError, TypeError, BudgetError):
+            return []
+        places = [self.folder / budget.name for budget in budgets] if len(budgets) > 1 else []
+        return [place for place in places if (place / CONFIG).is_file()]
+
+    @property
     def epochs(self) -> list[dict[str, Any]]:
         """The rows of the search that hold an architecture: one per epoch, then one per trial, numbered on."""
         rows = [row for row in self.record.epochs("search") if "architecture" in row]
@@ -143,6 +151,17 @@ class RunFiles:
         size = path.stat().st_size
         full, small = (_elements(self.graph, architecture) for architecture in (self.graph.full, self.chosen))
         return header + round((size - header) * full / max(1, small)), size
+
+
+def runs_in(folder: str | Path) -> list[Path]:
+    """The run of a folder, or those inside where it is a run of several budgets.
+
+    Raises:
+        RunError: there is no run, or its files are damaged.
+        ArchitectureError: its graph or architecture is damaged.
+    """
+    folder = Path(folder)
+    return RunFiles.read(folder).parts or [folder]
 
 
 def _elements(graph: Graph, architecture: Architecture) -> int:

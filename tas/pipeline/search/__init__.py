@@ -17,7 +17,7 @@ from tas.architecture import Architecture
 from tas.budget import Amount, Budget
 from tas.data import Batch, Source, as_source
 from tas.data.augment import own_randomness
-from tas.decode import decode
+from tas.errors import ConfigError
 from tas.nn.memory_format import channels_last
 from tas.nn.supernet import Supernet
 from tas.pipeline.search.config import LOGITS_TRAVEL, SearchConfig
@@ -26,6 +26,7 @@ from tas.pipeline.search.saliency import measured_saliency, saliency_logits
 from tas.pipeline.search.steps import Steps, halves, random_logits, run_epoch
 from tas.progress import progress_bar
 from tas.record import Record
+from tas.scores import Scores
 from tas.storage import restore_epoch, save_epoch
 from tas.task import Loss, require_trainable
 
@@ -38,12 +39,12 @@ class SearchResult:
 
     Attributes:
         architecture: the most probable one under the budget; with trials, the best of those tried.
-        scores: log-probability of every candidate, by width and depth name.
+        scores: log-probability of every candidate; other budgets can be decoded from them without another search.
         record: one row per epoch, and of every trial.
     """
 
     architecture: Architecture
-    scores: dict[str, list[float]]
+    scores: Scores
     record: Record
 
 
@@ -57,6 +58,7 @@ def search(
     loss: Loss | None = None,
     record: Record | None = None,
     checkpoint: Path | None = None,
+    scores: Scores | None = None,
 ) -> SearchResult:
     """Find the sizes of a network under a budget.
 
@@ -75,8 +77,11 @@ def search(
         record: receives one row per epoch.
         checkpoint: file that holds the state after every epoch; the search goes on from it if it exists, and from the
             saliency and trials in the record.
+        scores: of a search of the same space for another budget: then neither saliency nor epochs run again, and the
+            trials decide, with the weights that the supernet has; without trials, see `Scores.decode`.
 
     Raises:
+        ConfigError: the scores are of another space.
         BudgetError: nothing in the space fits the budget, known before any step.
         ModelError: every parameter is frozen, or the model does not accept the inputs.
         DataError: the training set cannot be halved, or without a loss is not that of a classification.
@@ -91,6 +96,8 @@ def search(
     require_trainable(supernet.model)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     device, devices = str(accelerator.device), [accelerator.device] if accelerator.device.type == "cuda" else []
+    if scores is not None and scores.space != supernet.space:
+        raise ConfigError("the scores are of another search space; give those of a search of this supernet's space")
     if config.start == "scratch":
         supernet.reset_weights(config.seed)
     supernet.fragments, supernet.depth_samples = config.fragments, config.depth_samples
@@ -100,9 +107,21 @@ def search(
     helper = teacher.to(device).eval() if teacher is not None else None
     steps = Steps(supernet, budget, config, helper, loss, max(1, pairs * config.epochs))
     inherited = supernet.collapse(supernet.space.largest) if config.trials > 1 else None
-    options = json.dumps(asdict(config))
-    models = [supernet, *([helper] if helper is not None else [])]
-    with own_randomness(devices), channels_last(*models, precision=config.precision):
+    if scores is None:
+        scores = _scored(steps, source, record, device, devices, checkpoint)
+    if inherited is None:
+        return SearchResult(scores.decode(budget), scores, record)
+    chosen = _tried(steps, inherited, scores, source, budget, record, device, resumes=checkpoint is not None)
+    return SearchResult(chosen, scores, record)
+
+
+def _scored(
+    steps: Steps, source: Source, record: Record, device: str, devices: list[Any], checkpoint: Path | None
+) -> Scores:
+    """Saliency and alternation, as far as the config asks for them: what is known of every candidate afterwards."""
+    config, supernet = steps.config, steps.supernet
+    pairs, options = halves(source, config, 0, device)[2], json.dumps(asdict(config))
+    with own_randomness(devices), channels_last(supernet, steps.teacher, precision=config.precision):
         _start_logits(steps, source, record, device, resumes=checkpoint is not None)
         first = restore_epoch(checkpoint, options, steps.parts()) if checkpoint and checkpoint.exists() else 0
         with progress_bar("search", pairs * config.epochs, pairs * first) as bar:
@@ -112,11 +131,7 @@ def search(
                 record.add("search", epoch=epoch, seconds=_since(started), **row)
                 if checkpoint:
                     save_epoch(checkpoint, epoch + 1, options, steps.parts())
-    scores = supernet.scores()
-    if inherited is None:
-        return SearchResult(decode(scores, supernet.graph, supernet.space, budget), scores, record)
-    chosen = _tried(steps, inherited, scores, source, budget, record, device, resumes=checkpoint is not None)
-    return SearchResult(chosen, scores, record)
+    return Scores(supernet.scores(), supernet.graph, supernet.space)
 
 
 def _since(started: float) -> float:
@@ -164,7 +179,7 @@ def _held_out(source: Source, config: SearchConfig, images: int, device: str) ->
 def _tried(
     steps: Steps,
     inherited: nn.Module,
-    scores: dict[str, list[float]],
+    scores: Scores,
     source: Source,
     budget: Budget,
     record: Record,
@@ -190,8 +205,9 @@ def _tried(
     rows = [row for row in record.rows if resumes and row.get("part") == "trial"]  # of an interrupted start
     trials.known = {Architecture(**row["architecture"]): row["loss"] for row in rows}
     best, started = None, time.perf_counter()
-    with channels_last(inherited, precision=config.precision), progress_bar("trials", config.trials) as bar:
-        for best in climb(scores, graph, space, budget, trials, config.trials):
+    formats = channels_last(inherited, steps.teacher, precision=config.precision)
+    with formats, progress_bar("trials", config.trials) as bar:
+        for best in climb(scores.log_probabilities, graph, space, budget, trials, config.trials):
             if not trials.losses:
                 continue
             tried, value = list(trials.losses.items())[-1]
