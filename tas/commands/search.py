@@ -12,6 +12,7 @@ import torch
 from tas import data as data_sets
 from tas.budget import Budget
 from tas.commands.inputs import build_model, to_yaml, without_seed
+from tas.distributed import from_main
 from tas.errors import ConfigError
 from tas.nn.supernet import Supernet
 from tas.options import plain, split_patterns
@@ -90,11 +91,11 @@ def search(
     require_fit_for_data(full, source)
     offered = SearchSpace.of(graph, space)
     if budget.latency is not None:
-        known = known_latency(output) if resume else None
+        known = from_main(known_latency)(output) if resume else None
         graph = (
             replace(graph, latency=known)
             if known
-            else with_latency(full, graph, offered, example, batch=latency_batch, config=latency)
+            else from_main(with_latency)(full, graph, offered, example, batch=latency_batch, config=latency)
         )
     budget.require_reachable(graph, offered)
     settings = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}

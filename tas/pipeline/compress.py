@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from tas.architecture import Architecture
 from tas.budget import Amount, Budget
 from tas.data import Source, as_source
+from tas.data.sharding import sharded
+from tas.distributed import accelerator, from_main
 from tas.errors import DataError
 from tas.graph import Graph
 from tas.nn.supernet import Supernet
@@ -135,6 +137,8 @@ def compress(
 ) -> CompressResult:
     """Shrink a trained model to a budget and keep its accuracy.
 
+    Of several processes all must call it; the main one alone writes, and all get the same result.
+
     Args:
         model: the full, trained model; not changed. It is the teacher of the small one.
         data: a `tas.data` source, or a pair of loaders (training, test) yielding (inputs, targets).
@@ -160,6 +164,7 @@ def compress(
         result = tas.compress(model, (train_loader, test_loader), budget="50%", output="runs/mine")
     """
     config, budget, started = config or CompressConfig(), Budget.of(budget), time.perf_counter()
+    accelerator()  # from here on, processes know of each other
     source = as_source(data)
     if example is None:
         example = torch.zeros(1, *source.input_shape, dtype=dtype_of(model))
@@ -169,13 +174,17 @@ def compress(
         teacher, source, loss=loss, metric=metric, transfer=config.train.transfer, layers=config.train.layers
     )
     require_halves(source)
+    for stage in (config.search, config.train, *([config.teacher] if train_teacher else [])):
+        sharded(source).train_batches(stage.batch_size)  # raises where several processes cannot share a batch
     _warn_of_frozen(teacher)
     if budget.latency is not None:  # a run that goes on keeps its own measurements: times never repeat exactly
-        known = known_latency(output) if resume else None
+        known = from_main(known_latency)(output) if resume else None
         graph = (
             replace(graph, latency=known)
             if known
-            else with_latency(teacher, graph, space, example, batch=config.latency_batch, config=config.latency)
+            else from_main(with_latency)(
+                teacher, graph, space, example, batch=config.latency_batch, config=config.latency
+            )
         )
     budget.require_reachable(graph, space)
     run = RunFolder.open(output, _settings(config, budget, origin), resume=resume)
@@ -204,18 +213,14 @@ def compress(
             record=record,
             checkpoint=run.checkpoint("train"),
         )
-    full, pruned = _profiles(teacher, small, source, example, config, metric)
+    full, pruned = from_main(_profiles)(teacher, small, source, example, config, metric)
     if graph.latency is not None:
         full, pruned = (
             replace(profile, predicted_latency_ms=round(graph.cost("latency").exact(sizes) / 1e6, 4))
             for profile, sizes in ((full, graph.full), (pruned, architecture))
         )
     summary = _summary(full, pruned, budget, record, before + time.perf_counter() - started, config.seed)
-    if run.path is not None:
-        save(run.path, small, graph, architecture)
-        run.write_json(SUMMARY, summary)
-        report(run.path)
-        run.drop_checkpoints()
+    from_main(_write)(run, small, graph, architecture, summary)
     return CompressResult(small, architecture, graph, full, pruned, summary, run.path)
 
 
@@ -296,6 +301,14 @@ def _summary(
         "seed": seed,
         "versions": versions(),
     }
+
+
+def _write(run: RunFolder, small: nn.Module, graph: Graph, architecture: Architecture, summary: dict[str, Any]) -> None:
+    if run.path is not None:
+        save(run.path, small, graph, architecture)
+        run.write_json(SUMMARY, summary)
+        report(run.path)
+        run.drop_checkpoints()
 
 
 def _settings(config: CompressConfig, budget: Budget, origin: Mapping[str, Any] | None) -> str:
