@@ -42,7 +42,7 @@ def searched(model: TinyNet, graph: tas.Graph, folder: Path, teacher: TinyNet) -
 
     record = tas.Record()
     for listeners in ([interrupt], []):
-        supernet = tas.Supernet(model, graph, tas.SearchSpace.of(graph))
+        supernet = tas.Supernet(model, graph, tas.SearchSpace.of(graph)).double()
         record.listeners = listeners
         try:
             found = tas.search(
