@@ -1,4 +1,4 @@
-"""What `test_distributed.py` runs in one process and in two: `python tests/processes.py FOLDER` under a launcher's names."""
+"""What `test_distributed.py` runs in one process and in two: `python tests/processes.py FOLDER`."""
 
 import os
 import sys
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from toys import TinyNet
 
@@ -16,10 +18,7 @@ from tas.cli import main
 from tas.distributed import from_main, process_index
 from tas.errors import RunError
 
-COMPRESS = (
-    "compress --model tests/toys.py:build --data digits --search.trials 2 --search.trial-steps 2 "
-    "--search.trial-images 64 --search.held-out-images 64 --train.epochs 1 --teacher.epochs 1 --output"
-)
+TRAIN = "train --model tests/toys.py:build --data digits --train.epochs 1 --output"
 
 
 def loaders(samples: int = 64, classes: int = 4) -> tuple[DataLoader, DataLoader]:
@@ -56,18 +55,23 @@ def searched(model: TinyNet, graph: tas.Graph, folder: Path, teacher: TinyNet) -
 
 
 def work(folder: Path) -> dict[str, Any]:
-    """Search and train; what all processes must agree on."""
+    """Search and train; what all processes must agree on, and how many images each had in a batch."""
     torch.manual_seed(process_index())  # all must end with the weights of the main process
     model, teacher = TinyNet().double(), TinyNet().double()
-    graph = tas.trace(model, torch.zeros(1, 3, 8, 8, dtype=torch.float64))
+    graph = tas.Graph.from_json((folder / "graph.json").read_text())
     search = searched(model, graph, folder, teacher)
     small = tas.derive(model, graph, search["found"])
     config = tas.TrainConfig(epochs=2, learning_rate=0.05, transfer="hints", sync_batch_norm=True)
-    record = tas.Record()
-    small = tas.train(small, loaders(), teacher=teacher, config=config, record=record)
+    record, sizes = tas.Record(), set[int]()
+
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        sizes.add(len(labels))
+        return F.cross_entropy(outputs, labels)
+
+    small = tas.train(small, loaders(), teacher=teacher, config=config, loss=loss, record=record)
     losses = [row["loss"] for row in record.rows]
     search["found"] = search["found"].to_json()
-    return {**search, "small": small.state_dict(), "train losses": losses}
+    return {**search, "small": small.state_dict(), "train losses": losses, "sizes": sizes}
 
 
 def fails_on_main() -> None:
@@ -84,7 +88,7 @@ def run(folder: Path) -> dict[str, Any]:
         found["error"] = str(error)
     rank = process_index()
     with redirect_stdout(StringIO()) as said:
-        code = main([*COMPRESS.split(), str(folder / "run")])
+        code = main([*TRAIN.split(), str(folder / "run")])
     return {**found, "rank": rank, "code": code, "said": said.getvalue()}
 
 

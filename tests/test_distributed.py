@@ -1,5 +1,6 @@
 """Two processes and one end with the same weights, logits and architecture; one of the two writes and speaks."""
 
+import json
 import os
 import socket
 import subprocess
@@ -9,8 +10,23 @@ from pathlib import Path
 import processes
 import pytest
 import torch
+from toys import TinyNet
 
-from tas import Record
+import tas
+from tas.record import Record
+from tas.run import read_summary
+
+ROOT = Path(__file__).parents[1]
+COMPRESS = (
+    "compress --model tests/toys.py:build --data digits --search.trials 2 --search.trial-steps 2 "
+    "--search.trial-images 64 --search.held-out-images 64 --train.epochs 1 --teacher.epochs 1 --json --output"
+)
+
+
+def environment() -> dict[str, str]:
+    """Of a child, which finds this source and uses one thread."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def launch(folder: Path, count: int = 2) -> list[dict]:
@@ -18,15 +34,16 @@ def launch(folder: Path, count: int = 2) -> list[dict]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
-    shared |= {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(count)}
-    root = str(Path(__file__).parents[1])
-    shared["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    shared = {**environment(), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     running = [
         subprocess.Popen(
-            [sys.executable, processes.__file__, str(folder)], cwd=root, stderr=subprocess.PIPE, text=True,
+            [sys.executable, processes.__file__, str(folder)],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )  # fmt: skip
+        )
         for rank in range(count)
     ]
     try:
@@ -39,13 +56,22 @@ def launch(folder: Path, count: int = 2) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory) -> list[dict]:
-    return launch(tmp_path_factory.mktemp("both"))
+def folders(tmp_path_factory) -> list[Path]:
+    """One for every number of processes, with the graph: tracing takes long to import."""
+    graph, found = tas.trace(TinyNet(), torch.zeros(1, 3, 8, 8)), [tmp_path_factory.mktemp(name) for name in "12"]
+    for folder in found:
+        (folder / "graph.json").write_text(graph.to_json())
+    return found
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory) -> dict:
-    return processes.work(tmp_path_factory.mktemp("one"))
+def both(folders) -> list[dict]:
+    return launch(folders[1])
+
+
+@pytest.fixture(scope="module")
+def one(folders) -> dict:
+    return processes.work(folders[0])
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -63,11 +89,30 @@ def test_the_architecture_and_all_losses_are_those_of_one_process(both, one, ran
     assert both[rank]["train losses"] == pytest.approx(one["train losses"], abs=2e-5)
 
 
+def test_every_batch_is_split(both, one):
+    assert one["sizes"] == {16}
+    assert [found["sizes"] for found in both] == [{8}, {8}]
+
+
 def test_an_error_of_the_main_process_reaches_all(both):
     assert [found["error"] for found in both] == ["the main process has failed"] * 2
 
 
-def test_the_main_process_alone_writes_the_run_and_prints(both, tmp_path_factory):
+def test_the_main_process_alone_writes_and_prints(both, folders):
     assert [found["code"] for found in both] == [0, 0]
-    assert "pruned" in both[0]["said"]
+    assert "test accuracy" in both[0]["said"]
     assert both[1]["said"] == ""
+    run = folders[1] / "run"
+    assert sorted(file.name for file in run.iterdir()) == ["config.yaml", "model.safetensors", "record.jsonl"]
+    assert len(Record.read(run / "record.jsonl").rows) == 1
+
+
+@pytest.mark.slow
+def test_the_whole_job_runs_under_torchrun(tmp_path):
+    command = f"-m torch.distributed.run --standalone --nproc-per-node 2 -m tas.cli {COMPRESS} {tmp_path / 'run'}"
+    done = subprocess.run(
+        [sys.executable, *command.split()], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == read_summary(tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").is_file()
