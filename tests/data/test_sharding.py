@@ -9,7 +9,7 @@ from toys import tiny_source
 
 from tas.data import LoaderSource, TensorSource
 from tas.data.folder import read_image
-from tas.data.sharding import Share, ShardedSource
+from tas.data.sharding import ShardedSource, Share
 from tas.data.streaming import StreamingSource
 from tas.errors import DataError
 
