@@ -38,7 +38,7 @@ def launch(folder: Path, count: int = 2) -> list[dict]:
     shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     running = [
         subprocess.Popen(
-            [sys.executable, processes.__file__, str(folder)],
+            [sys.executable, "-W", "error::FutureWarning", processes.__file__, str(folder)],
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,

@@ -78,11 +78,29 @@ def _batch_norm(
     return torch.addcmul(shift.view(shape), precise, scale.view(shape)).to(inputs.dtype)
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over the processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        """A sum of the same shape."""
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """The other processes' losses depend on these values, too."""
+        return _Sum.forward(gradients[0])
+
+
 def _global_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel over all processes, float64: in one message, and without cancellation."""
-    from torch.distributed.nn.functional import all_reduce  # imports much, and a torch may be built without it
-
     dims = [0, *range(2, inputs.dim())]
     variance, mean = (value.double() for value in torch.var_mean(inputs, dims, correction=0))
-    mean, square = (all_reduce(torch.stack([mean, variance + mean.square()])) / num_processes()).unbind()
+    mean, square = (_Sum.apply(torch.stack([mean, variance + mean.square()])) / num_processes()).unbind()
     return mean, (square - mean.square()).clamp_min(0)
