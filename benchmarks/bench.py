@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -184,6 +185,41 @@ def _resident(what: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))
 
 
+def process_share(name: str, batch: int, size: int) -> Callable[[int], list[float]]:
+    """Seconds of an epoch split over two processes over those of one process, in turn; one thread each."""
+
+    def measure(pairs: int) -> list[float]:
+        found = []
+        for _ in range(min(pairs, 3)):
+            seconds = []
+            for count in ("2", "1"):
+                command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count]
+                command += [__file__, "--epoch-of", name, str(batch), str(size)]
+                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+                seconds.append(float(done.stdout))
+            found.append(seconds[0] / seconds[1])
+        return found
+
+    return measure
+
+
+def print_epoch(name: str, batch: str, size: str) -> None:
+    """Seconds of the second epoch of a training, printed by one of the processes that share its batches."""
+    import torch
+
+    import tas
+    from tas.distributed import launched
+
+    images = torch.randint(0, 256, (12 * int(batch), 3, int(size), int(size)), dtype=torch.uint8)
+    labels = torch.arange(len(images)) % 10
+    source = tas.data.TensorSource(images, labels, images[:10], labels[:10], padding=4, flip=True)
+    config, record = tas.TrainConfig(epochs=2, batch_size=int(batch), transfer="none"), tas.Record()
+    with launched():
+        tas.train(tas.models.load(name), source, config=config, record=record)
+        print(record.epochs("train")[-1]["seconds"])
+
+
 def loader_share(name: str, batch: int, size: int) -> Callable[[int], list[float]]:
     """Share of a training step that waits for its batch: images in memory, shuffled, cropped and mirrored."""
 
@@ -287,6 +323,7 @@ CASES = {
     "memory:resnet20": Case(
         "peak of a search step / training step", 1.0, peak_memory("cifar_resnet:20", 128, 32), needs_linux=True
     ),
+    "scale:resnet20": Case("seconds in two processes / in one", 0.59, process_share("cifar_resnet:20", 128, 32)),
     "loader:resnet20": Case("share of a step", 0.05, loader_share("cifar_resnet:20", 128, 32)),
     "trace:resnet50": Case("seconds", 4.0, trace_seconds("torchvision:resnet50", 224)),
     "latency:resnet18": Case("half / full", 0.65, latency("torchvision:resnet18", 32, 64)),
@@ -347,9 +384,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, metavar="FILE", help="JSON with all numbers")
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
     parser.add_argument("--peak-of", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--epoch-of", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.peak_of:
         print_peak(*options.peak_of)
+        return
+    if options.epoch_of:
+        print_epoch(*options.epoch_of)
         return
     names = [name for name in CASES if any(fnmatchcase(name, pattern) for pattern in options.only)]
     if options.pairs < 1 or not names:

@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 
+from tas.distributed import launched, process_index
 from tas.errors import TasError
 
 COMMANDS = {
@@ -96,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _call(name, rest)
     except TasError as error:
-        print(f"tas {name}: {error}", file=sys.stderr)
+        place = f", process {process_index()}" if process_index() else ""  # it may be an image that only one has read
+        print(f"tas {name}{place}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(
@@ -194,7 +196,8 @@ def _call(name: str, words: list[str]) -> int:
         return 2
     options = parser.instantiate(parsed).as_dict()
     options.pop("config", None)
-    function(**options)
+    with launched():
+        function(**options)
     return 0
 
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
 
+from tas.distributed import is_main_process
+
 SECONDS_BETWEEN_LINES = 30.0
 _IS_SILENT: ContextVar[bool] = ContextVar("is_silent", default=False)
 
@@ -71,7 +73,7 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
         total: number of steps.
         done: steps an earlier, interrupted run has finished.
     """
-    if _IS_SILENT.get():
+    if _IS_SILENT.get() or not is_main_process():
         yield _Nothing()
         return
     if not sys.stderr.isatty():

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tas.distributed import is_main_process
 from tas.errors import RunError
 
 
@@ -58,7 +59,7 @@ class Record:
             listener(row)
 
     def _append(self, text: str) -> None:
-        if self.path:
+        if self.path and is_main_process():
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a", encoding="utf-8") as file:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tas.distributed import from_main, is_main_process
 from tas.errors import RunError
 from tas.record import Record
 from tas.storage import is_temporary, write_text
@@ -27,6 +28,7 @@ class RunFolder:
     path: Path | None
 
     @classmethod
+    @from_main
     def open(
         cls, path: str | Path | None, config: str, *, resume: bool, results: Sequence[str] = (SUMMARY, REPORT)
     ) -> RunFolder:
@@ -73,6 +75,7 @@ class RunFolder:
         """Path of a stage's checkpoint."""
         return None if self.path is None else self.path / "checkpoints" / f"{stage}.pt"
 
+    @from_main
     def record(self) -> Record:
         """The run's record, with the rows of an interrupted start."""
         return Record(self.file(RECORD))
@@ -84,7 +87,7 @@ class RunFolder:
 
     def drop_checkpoints(self) -> None:
         """Delete the checkpoints of a finished run."""
-        if self.path is not None and (folder := self.path / "checkpoints").is_dir():
+        if self.path is not None and is_main_process() and (folder := self.path / "checkpoints").is_dir():
             for file in folder.iterdir():
                 file.unlink()
             folder.rmdir()

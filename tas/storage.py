@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from tas.distributed import from_main, is_main_process
 from tas.errors import RunError
 
 if TYPE_CHECKING:
@@ -31,9 +32,13 @@ def file_name(text: str) -> str:
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file in the same folder, then move it to `path` in one step.
 
+    Of several processes the main one alone writes.
+
     Raises:
         RunError: the place cannot be written.
     """
+    if not is_main_process():
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +82,10 @@ def load_state(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def _load_if_there(path: Path | None) -> dict[str, Any] | None:
+    return load_state(path) if path is not None and path.exists() else None
+
+
 def fill(module: Any, tensors: Mapping[str, Tensor]) -> None:
     """Copy saved tensors into a module, in place; of tensors that are one, one suffices.
 
@@ -109,16 +118,20 @@ def fill(module: Any, tensors: Mapping[str, Tensor]) -> None:
 
 def save_epoch(path: Path, epochs: int, config: str, parts: Mapping[str, Any]) -> None:
     """Write what a stage needs to go on: finished epochs, its options, and the state of every part."""
+    if not is_main_process():
+        return
     save_state(path, {"epochs": epochs, "config": config, **{name: part.state_dict() for name, part in parts.items()}})
 
 
-def restore_epoch(path: Path, config: str, parts: Mapping[str, Any]) -> int:
-    """Give every part its state back, and return how many epochs were finished.
+def restore_epoch(path: Path | None, config: str, parts: Mapping[str, Any]) -> int:
+    """Give every part its state back, and return how many epochs were finished: 0 without a checkpoint.
 
     Raises:
         RunError: the file is damaged, or was written with other options or for another model.
     """
-    state = load_state(path)
+    state = from_main(_load_if_there)(path)
+    if state is None:
+        return 0
     if not isinstance(state, dict) or not {"epochs", "config", *parts} <= state.keys():
         raise RunError(f"{path} is not a checkpoint of this stage; delete it to start this stage anew")
     if state["config"] != config:

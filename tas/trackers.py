@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tas.distributed import accelerator as make_accelerator
+from tas.distributed import is_main_process
 from tas.errors import ConfigError
 from tas.record import Record
 
@@ -31,21 +33,14 @@ def tracked(
     Raises:
         ConfigError: there is no such tracker, or its package is not installed.
     """
-    if tracker is None:
+    if tracker is None or not is_main_process():
         yield
         return
-    import torch
-    from accelerate import Accelerator
-
     names = [name.strip() for name in tracker.split(",") if name.strip()]
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*no supported trackers are currently installed")  # raised below
-            accelerator = Accelerator(
-                cpu=not torch.cuda.is_available(),
-                log_with=list[Any](names),
-                project_dir=str(folder or "."),
-            )
+            accelerator = make_accelerator(log_with=list[Any](names), project_dir=str(folder or "."))
     except ValueError as error:
         raise ConfigError(f"tracker {tracker!r} is not one that accelerate knows: {error}") from None
     accelerator.init_trackers("tas", config=numbers({"settings": settings or {}}, text=True))

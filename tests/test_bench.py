@@ -46,6 +46,12 @@ def test_peak_memory_is_measured_in_processes_of_their_own():
     assert 0.2 < ratio < 5
 
 
+@pytest.mark.slow
+def test_an_epoch_is_timed_in_two_processes_and_in_one():
+    (ratio,) = bench.process_share("cifar_resnet:20", 4, 8)(1)
+    assert 0.1 < ratio < 50
+
+
 def test_sides_run_in_turn_and_the_first_pair_does_not_count():
     calls = []
     ratios = bench.in_turn(lambda: calls.append("a"), lambda: calls.append("b"), 2)

@@ -14,6 +14,7 @@ from torch import nn
 from tas import data as data_sets
 from tas.commands.inputs import build_model
 from tas.data import Source
+from tas.distributed import num_processes
 from tas.errors import ConfigError, RunError
 from tas.options import split_patterns
 from tas.pipeline.compare import CompareConfig
@@ -92,6 +93,8 @@ def compare(
         resume: do what is missing in the output folder
         json: print what was found as JSON
     """
+    if num_processes() > 1:
+        raise ConfigError("tas compare starts processes of its own; run it without a launcher, with --workers")
     if resume and output is None:
         raise ConfigError("resume needs the folder of the comparison; add --output FOLDER")
     output = output or f"runs/compare-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -15,6 +15,7 @@ from tas import data as data_sets
 from tas.architecture import Architecture
 from tas.budget import Budget
 from tas.commands.inputs import build_model, classes_of, to_yaml, without_seed
+from tas.distributed import from_main
 from tas.errors import ConfigError, RunError
 from tas.nn.supernet import Supernet
 from tas.options import plain, split_patterns
@@ -116,8 +117,9 @@ def search(
     require_fit_for_data(full, source)
     offered = SearchSpace.of(graph, space)
     if budget.latency is not None:
-        folder = output if resume else None
-        graph = latency_of_run(full, graph, offered, example, batch=latency_batch, config=latency, folder=folder)
+        graph = from_main(latency_of_run)(
+            full, graph, offered, example, batch=latency_batch, config=latency, folder=output if resume else None
+        )
     budget.require_reachable(graph, offered)
     run = RunFolder.open(output, to_yaml(settings), resume=resume, results=[ARCHITECTURE])
     run.write_json(GRAPH, graph.to_dict())

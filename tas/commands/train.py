@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tas import data as data_sets
 from tas.commands.inputs import build_model, found_in, to_yaml, without_seed
+from tas.distributed import from_main
 from tas.options import plain
 from tas.pipeline.compress import short_teacher
 from tas.pipeline.measure import measure as measure_model
@@ -81,5 +82,5 @@ def train(
             trained = train_model(full, source, config=config, record=record, checkpoint=folder.checkpoint("train"))
         save_full(place, trained)
         folder.drop_checkpoints()
-    profile = measure_model(trained, source)
+    profile = from_main(measure_model)(trained, source)
     print(json_module.dumps(profile.to_dict()) if json else f"{place}: test accuracy {profile.accuracy:.2f} %")

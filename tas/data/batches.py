@@ -2,14 +2,15 @@
 
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from tas.data.source import Batch
+from tas.data.sharding import Share, SlicedBatches
+from tas.data.source import Batch, Batches
 from tas.errors import DataError
 
 
@@ -26,6 +27,17 @@ class LoaderBatches:
     loader: DataLoader
     device: str
     seed: int | None = None
+
+    def shard(self, share: Share) -> Batches:
+        """See `Shardable.shard`; where samples have numbers, those of others are not read."""
+        loader = self.loader
+        if loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
+            return SlicedBatches(self, share)
+        if loader.batch_size is not None:
+            share.require_equal(loader.batch_size)
+        sampler = _SharedSampler(loader.batch_sampler, share)
+        own = DataLoader(loader.dataset, batch_sampler=sampler, generator=loader.generator, **reading_options(loader))
+        return replace(self, loader=own)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -45,6 +57,34 @@ class LoaderBatches:
             traceback.clear_frames(error.__traceback__)
             # Worker processes put their whole traceback into the message.
             raise DataError(str(error).strip().splitlines()[-1].split("DataError: ")[-1]) from None
+
+
+class _SharedSampler(Sampler[list[int]]):
+    """One process's share of every batch of a sampler."""
+
+    def __init__(self, batches: Any, share: Share):
+        self.batches, self.share = batches, share
+        self.sampler = getattr(batches, "sampler", None)  # whose generator is seeded
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            if part := batch[self.share.of(len(batch))]:
+                yield part
+
+
+def reading_options(loader: DataLoader) -> dict[str, Any]:
+    """How a loader reads and puts together, for another one that chooses other samples."""
+    return {
+        "collate_fn": loader.collate_fn,
+        "num_workers": loader.num_workers,
+        "pin_memory": loader.pin_memory,
+        "worker_init_fn": loader.worker_init_fn,
+        "timeout": loader.timeout,
+        "multiprocessing_context": loader.multiprocessing_context,
+    }
 
 
 def as_batch(batch: Any) -> Batch:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tas.data.tensors import TensorSource
+from tas.distributed import from_main
 from tas.errors import DataError
 
 # Mean and standard deviation of the 50,000 training images per channel, on the scale 0..255, as the authors' code
@@ -36,7 +37,9 @@ def load_cifar(
         Krizhevsky, 2009, Learning multiple layers of features from tiny images.
     """
     folder = Path(data_dir or "data")
-    train, test = (_read(name, folder, train=train, download=download) for train in (True, False))
+    if download:
+        from_main(_fetch)(name, folder)  # several processes would disturb each other
+    train, test = (_read(name, folder, train=train, download=False) for train in (True, False))
     images, test_images = (
         _resize(torch.from_numpy(part.data).permute(0, 3, 1, 2), image_size) for part in (train, test)
     )
@@ -53,6 +56,11 @@ def load_cifar(
         mean=mean,
         std=std,
     )
+
+
+def _fetch(name: str, folder: Path) -> None:
+    for train in (True, False):
+        _read(name, folder, train=train, download=True)
 
 
 def _read(name: str, folder: Path, *, train: bool, download: bool) -> Any:

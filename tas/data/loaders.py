@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Subset, TensorDataset
 
 from tas.data.augment import epoch_seed, own_randomness
-from tas.data.batches import LoaderBatches, as_batch
+from tas.data.batches import LoaderBatches, as_batch, reading_options
 from tas.data.source import Batches, Source
 from tas.data.split import stratified_split
 from tas.data.tensors import check_half, check_labels
@@ -113,12 +113,7 @@ class LoaderSource:
             shuffle=True,
             drop_last=_length(dataset) >= own_size,
             generator=torch.Generator(),
-            collate_fn=loader.collate_fn,
-            num_workers=loader.num_workers,
-            pin_memory=loader.pin_memory,
-            worker_init_fn=loader.worker_init_fn,
-            timeout=loader.timeout,
-            multiprocessing_context=loader.multiprocessing_context,
+            **reading_options(loader),
         )
 
 

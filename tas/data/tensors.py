@@ -1,12 +1,13 @@
 """A data set that fits in memory, served from tensors in whole batches."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tas.data.augment import CropAndFlip, epoch_seed
+from tas.data.sharding import WHOLE, Share
 from tas.data.source import Batch, Batches
 from tas.data.split import stratified_split
 from tas.errors import DataError
@@ -126,6 +127,12 @@ class _TensorBatches:
     mean: Tensor
     std: Tensor
     augment: CropAndFlip | None
+    share: Share = WHOLE
+
+    def shard(self, share: Share) -> Batches:
+        """See `Shardable.shard`."""
+        share.require_equal(self.batch_size)
+        return replace(self, share=share)
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)
@@ -135,7 +142,10 @@ class _TensorBatches:
         scale = (_unit(self.images) / self.std).to(self.images.device)
         shift = (self.mean / self.std).to(self.images.device)
         for start in range(0, len(self.order), self.batch_size):
-            place = slice(start, min(start + self.batch_size, len(self.order)))
+            part = self.share.of(min(self.batch_size, len(self.order) - start))
+            place = slice(start + part.start, start + part.stop)
+            if place.start == place.stop:
+                continue
             images = self.images[self.order[place]]
             if self.augment is not None:
                 images = self.augment.apply(images, place)

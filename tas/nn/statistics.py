@@ -8,12 +8,19 @@ import torch
 from torch import nn
 
 from tas.data import Batch
+from tas.distributed import average
 from tas.nn.rules.shortcut import pass_unchanged, untrained_norms
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """All batch norms of a model."""
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def average_statistics(model: nn.Module) -> None:
+    """Give all processes the mean of what the running statistics of their norms have become, in place."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    average([value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None])
 
 
 @torch.no_grad()

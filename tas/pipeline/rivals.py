@@ -17,6 +17,7 @@ from tas.architecture import Architecture
 from tas.budget import Amount, Budget
 from tas.data import Batch, Source, as_source
 from tas.decode import decode
+from tas.distributed import accelerator
 from tas.errors import ConfigError
 from tas.fit import Fitter, above_threshold, require_widths_suffice, uniform, widths_alone
 from tas.graph import Graph
@@ -235,10 +236,8 @@ class _Job:
 
     def _prepared(self) -> tuple[nn.Module, Source]:
         """A copy of the model on the device to work on, and the data, both known to fit."""
-        from accelerate import Accelerator
-
         source = as_source(self.data)
-        work = copy.deepcopy(self.model).to(Accelerator(cpu=not torch.cuda.is_available()).device)
+        work = copy.deepcopy(self.model).to(accelerator().device)
         require_fit_for_data(work, source, loss=self.loss, metric=self.loss)
         return work, source
 

@@ -15,8 +15,12 @@ from torch import Tensor, nn
 
 from tas.data import as_source
 from tas.data.augment import epoch_seed, own_randomness, seed_everything
+from tas.data.sharding import sharded
+from tas.distributed import accelerator, average_gradients, copy_from_main, summed
 from tas.errors import ConfigError, TrainingError
 from tas.nn.memory_format import channels_last
+from tas.nn.statistics import average_statistics
+from tas.nn.sync_batch_norm import synchronized_batch_norm
 from tas.nn.transfer import Attention, Hints, match_layers, recorded
 from tas.options import check_options, split_patterns
 from tas.progress import progress_bar
@@ -56,6 +60,7 @@ class TrainConfig:
         layers: module paths whose features hints and attention compare, such as layer1,layer2; by default the last of
             every stage.
         precision: of the arithmetic: no (float32), bf16 or fp16.
+        sync_batch_norm: of several processes: batch norms use the statistics of the whole batch, not of their share.
         seed: of shuffling, augmentation and dropout.
     """
 
@@ -71,6 +76,7 @@ class TrainConfig:
     temperature: float = 4.0
     layers: tuple[str, ...] | str = ()
     precision: Literal["no", "bf16", "fp16"] = "no"
+    sync_batch_norm: bool = False
     seed: int = 0
 
     def __post_init__(self):
@@ -118,6 +124,8 @@ def train(
 ) -> nn.Module:
     """Train `model` in place and return it, in evaluation mode, with the weights of the last epoch.
 
+    Of several processes all must call it; each batch is split over them.
+
     Args:
         model: the network to train.
         data: a `tas.data` source, or a pair of loaders (training, test) yielding (inputs, targets).
@@ -136,13 +144,10 @@ def train(
         TrainingError: the loss became NaN or infinite.
         RunError: the checkpoint belongs to another training.
     """
-    from accelerate import Accelerator
-
     config, record = config or TrainConfig(), record if record is not None else Record()
-    source = as_source(data)
+    home = accelerator().device
+    source, device = sharded(as_source(data)), str(home)
     require_trainable(model)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    device = str(accelerator.device)
     model.to(device)
     helper = teacher.to(device).eval() if teacher is not None and config.uses_teacher else None
     weight = config.transfer_weight or TRANSFER_WEIGHTS.get(config.transfer, 0.0)
@@ -153,27 +158,26 @@ def train(
         layers = [match.layer for match in matches]
         comparison = Hints(matches, config.seed) if config.transfer == "hints" else Attention()
         comparison.to(device, dtype_of(model))
+    copy_from_main(model, helper, comparison)
     learning = [*model.parameters(), *(comparison.parameters() if comparison is not None else ())]
+    learning = [parameter for parameter in learning if parameter.requires_grad]
     optimizer = torch.optim.SGD(
-        [parameter for parameter in learning if parameter.requires_grad],
+        learning,
         lr=config.learning_rate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         nesterov=config.momentum > 0,
     )
-    prepared, optimizer = accelerator.prepare(model, optimizer)
     # Not accelerate's own mixed precision: one process has one, and the stages of a run may differ in theirs.
-    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.precision == "fp16")
-    autocast = partial(
-        torch.autocast, accelerator.device.type, PRECISIONS[config.precision], enabled=config.precision != "no"
-    )
+    scaler = torch.amp.GradScaler(home.type, enabled=config.precision == "fp16")
+    autocast = partial(torch.autocast, home.type, PRECISIONS[config.precision], enabled=config.precision != "no")
     parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
     parts |= {"comparison": comparison} if comparison is not None else {}
     options = json.dumps(asdict(config))
-    first = restore_epoch(checkpoint, options, parts) if checkpoint and checkpoint.exists() else 0
+    first = restore_epoch(checkpoint, options, parts)
     steps = len(source.train_batches(config.batch_size, seed=config.seed, epoch=first, device=device))
     warmup, total = min(config.warmup_epochs, config.epochs // 2) * steps, config.epochs * steps
-    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    devices = [home] if home.type == "cuda" else []
     schedule = partial(learning_rate_factor, warmup=warmup, total=total)
     models = [model, helper] if helper is not None else [model]
     with (
@@ -181,18 +185,19 @@ def train(
         own_randomness(devices),
         recorded(models, layers) as take,
         channels_last(model, helper, precision=config.precision),
+        synchronized_batch_norm(config.sync_batch_norm),
     ):
         for epoch in range(first, config.epochs):
             started = time.perf_counter()
             seed_everything(epoch_seed(config.seed, epoch, None))
             batches = source.train_batches(config.batch_size, seed=config.seed, epoch=epoch, device=device)
             meter = _Meter(stage)
-            prepared.train()
+            model.train()
             for step, (inputs, targets) in enumerate(batches, epoch * steps):
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate * schedule(step)
                 with autocast():
-                    outputs = run_model(prepared, inputs)
+                    outputs = run_model(model, inputs)
                     value = task_loss(
                         outputs, targets, loss=loss, wanted=_answer(helper, inputs),
                         teacher_weight=config.teacher_weight, temperature=config.temperature,
@@ -201,11 +206,13 @@ def train(
                     if comparison is not None:
                         value = value + weight * comparison(*take())
                 optimizer.zero_grad()
-                accelerator.backward(scaler.scale(value))
+                scaler.scale(value).backward()
+                average_gradients(learning)
                 scaler.step(optimizer)
                 scaler.update()
                 meter.add(value, outputs, targets)
                 bar.advance(f"epoch {epoch + 1}/{config.epochs}  {meter}" if step % 10 == 0 else "")
+            average_statistics(model)
             record.add(stage, epoch=epoch, seconds=round(time.perf_counter() - started, 3), **meter.means())
             if checkpoint:
                 save_epoch(checkpoint, epoch + 1, options, parts)
@@ -218,7 +225,7 @@ def _answer(teacher: nn.Module | None, inputs: Tensor) -> Any:
 
 
 class _Meter:
-    """Running means over an epoch; reads the device only when asked."""
+    """Running means over an epoch and all processes; reads the device only when asked."""
 
     def __init__(self, stage: str):
         self.stage, self.count, self.is_classes = stage, 0, True
@@ -235,19 +242,20 @@ class _Meter:
             self.right = self.right.to(loss.device) + (outputs.argmax(1) == targets).sum()
 
     def means(self) -> dict[str, float]:
-        """Loss, and for a classification the percentage of right classes.
+        """Loss, and for a classification the percentage of right classes; all processes must ask.
 
         Raises:
             TrainingError: the loss is NaN or infinite.
         """
-        loss = float(self.loss) / max(1, self.count)
+        total, right, count = summed([float(self.loss), float(self.right), self.count])
+        loss = total / max(1, count)
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss of {self.stage} became {loss}; lower its learning_rate, or check the images and "
                 f"weights for NaN"
             )
         found = {"loss": round(loss, 5)}
-        return {**found, "accuracy": round(100 * float(self.right) / self.count, 3)} if self.is_classes else found
+        return {**found, "accuracy": round(100 * right / count, 3)} if self.is_classes else found
 
     def __str__(self):
         return "  ".join(f"{name} {value:.3f}" for name, value in self.means().items())

@@ -16,9 +16,11 @@ def test_convolutions_are_channels_last_inside_the_block_alone(precision):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3))
     before = [weight.clone() for weight in model.parameters()]
     with channels_last(model, precision=precision):
-        assert _is_last(model[0].weight) and _is_last(model[2].weight)
+        assert _is_last(model[0].weight)
+        assert _is_last(model[2].weight)
         assert _is_last(model(torch.zeros(2, 3, 9, 9)))
-    assert model[0].weight.is_contiguous() and not _is_last(model[2].weight)
+    assert model[0].weight.is_contiguous()
+    assert not _is_last(model[2].weight)
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
 
 

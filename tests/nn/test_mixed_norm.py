@@ -46,7 +46,9 @@ def test_inputs_without_gradient_get_none_but_the_mixture_does():
     inputs, weights, bias = _tensors(1, True)
     outputs = MixedNorm.apply(inputs.detach(), weights, bias, None, None, 0.1, 1e-5)
     outputs.square().sum().backward()
-    assert inputs.grad is None and weights.grad is not None and bias.grad is not None
+    assert inputs.grad is None
+    assert weights.grad is not None
+    assert bias.grad is not None
 
 
 def test_half_precision_keeps_statistics_in_full():

@@ -17,6 +17,7 @@ from tas.nn.mixed_norm import MixedNorm
 from tas.nn.mixing import CompactAxis, CompactWidth, DenseAxis, DenseWidth
 from tas.nn.rules.base import Call, Constant, Kind, layout_of
 from tas.nn.rules.opened import CompactLayer, DenseLayer, Opened
+from tas.nn.sync_batch_norm import is_synchronized
 
 
 def batch_norm(call: Call) -> Any:
@@ -121,7 +122,7 @@ class OpenBatchNorm(Opened):
         matrix = matrix.expand(self._copies, *matrix.shape[-2:]).flatten(0, 1)[:, :, None, None]
         shift = None if shift is None else shift.flatten()
         pixels = _as_image(inputs)
-        if fused and (self.training or mean is None):
+        if fused and (self.training or mean is None) and not is_synchronized():
             mixed = MixedNorm.apply(pixels, matrix, shift, mean, variance, self._momentum(), self.module.eps)
         else:
             mixed = F.conv2d(self._normalise(pixels, mean, variance, None, None), matrix, shift, groups=self._copies)

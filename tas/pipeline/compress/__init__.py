@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from tas.budget import Amount, Budget, Budgets, require_distinct
 from tas.data import Source, as_source
+from tas.data.sharding import sharded
+from tas.distributed import accelerator, from_main
 from tas.errors import DataError
 from tas.graph import Graph
 from tas.options import plain
@@ -111,6 +113,8 @@ def compress(
 ) -> CompressResult | list[CompressResult]:
     """Shrink a trained model to a budget and keep its accuracy.
 
+    Of several processes all must call it; the main one alone writes, and all get the same result.
+
     A list of budgets gives a small network each from one search: saliency and epochs run once, at the middle budget;
     trials and training are each budget's own. A folder per budget lies inside `output`, with a page that compares them.
 
@@ -145,6 +149,7 @@ def compress(
     config, started, is_list = config or CompressConfig(), time.perf_counter(), isinstance(budget, list | tuple)
     budgets = [Budget.of(one) for one in (budget if is_list else [budget])]  # type: ignore[union-attr, arg-type]
     require_distinct(budgets)
+    accelerator()  # from here on, processes know of each other
     source = as_source(data)
     if example is None:
         example = torch.zeros(1, *source.input_shape, dtype=dtype_of(model))
@@ -154,9 +159,11 @@ def compress(
         teacher, source, loss=loss, metric=metric, transfer=config.train.transfer, layers=config.train.layers
     )
     require_halves(source)
+    for stage in (config.search, config.train, *([config.teacher] if train_teacher else [])):
+        sharded(source).train_batches(stage.batch_size)  # raises where several processes cannot share a batch
     _warn_of_frozen(teacher)
     if any(one.latency is not None for one in budgets):
-        graph = latency_of_run(
+        graph = from_main(latency_of_run)(
             teacher, graph, space, example, batch=config.latency_batch, config=config.latency,
             folder=output if resume else None,
         )  # fmt: skip
@@ -176,7 +183,7 @@ def compress(
                 stage="teacher",
             )  # fmt: skip
             if run.path is not None:
-                save_full(run.path / FULL_WEIGHTS, teacher)
+                from_main(save_full)(run.path / FULL_WEIGHTS, teacher)
         job = Job(teacher, source, example, graph, space, config, loss, metric)
         if len(budgets) == 1:
             made = shrink(job, budgets[0], run, record, since=since)
@@ -215,7 +222,8 @@ def _shrink_to_each(
             made.append(finished(job, folder))
             continue
         started, settings = time.perf_counter(), _settings(job.config, [budget], origin)
-        part = RunFolder.open(folder, settings, resume=bool(folder and (folder / CONFIG).is_file()))
+        goes_on = from_main(Path.is_file)(folder / CONFIG) if folder else False
+        part = RunFolder.open(folder, settings, resume=goes_on)
         record = part.record()
         for row in shared.rows[len(record.rows) :]:  # what it took to get here belongs to every run
             record.add(**row)
@@ -223,11 +231,15 @@ def _shrink_to_each(
         since = started - sum(map(record.seconds, STAGES))
         with tracked(record, tracker, folder=part.path, settings=plain(job.config)):
             made.append(shrink(job, budget, part, record, since=since, scores=scores))
+    from_main(_finish_all)(run, {budget.name: one.summary for budget, one in zip(budgets, made, strict=True)})
+    return made
+
+
+def _finish_all(run: RunFolder, summaries: dict[str, Any]) -> None:
     if run.path is not None:
-        run.write_json(SUMMARIES, {budget.name: one.summary for budget, one in zip(budgets, made, strict=True)})
+        run.write_json(SUMMARIES, summaries)
         report(run.path)
         run.drop_checkpoints()
-    return made
 
 
 def open_choices(model: nn.Module, example: Tensor, config: CompressConfig) -> tuple[Graph, SearchSpace]:

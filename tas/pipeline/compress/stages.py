@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tas.architecture import Architecture
 from tas.budget import Budget
 from tas.data import Source
+from tas.distributed import from_main
 from tas.graph import Graph
 from tas.nn.supernet import Supernet
 from tas.pipeline.compress.config import CompressConfig
@@ -98,14 +99,18 @@ def shrink(
         small, job.source, teacher=job.teacher, config=config.train, loss=job.loss, record=record,
         checkpoint=run.checkpoint("train"),
     )  # fmt: skip
-    full, pruned = _profiles(job, small, found.architecture)
+    full, pruned = from_main(_profiles)(job, small, found.architecture)
     summary = _summary(full, pruned, budget, record, time.perf_counter() - since, config.seed)
+    from_main(_write)(run, small, graph, found.architecture, summary)
+    return CompressResult(small, found.architecture, graph, full, pruned, summary, run.path)
+
+
+def _write(run: RunFolder, small: nn.Module, graph: Graph, architecture: Architecture, summary: dict[str, Any]) -> None:
     if run.path is not None:
-        save(run.path, small, graph, found.architecture)
+        save(run.path, small, graph, architecture)
         run.write_json(SUMMARY, summary)
         report(run.path)
         run.drop_checkpoints()
-    return CompressResult(small, found.architecture, graph, full, pruned, summary, run.path)
 
 
 def finished(job: Job, folder: Path) -> CompressResult:

@@ -17,9 +17,13 @@ from tas.architecture import Architecture
 from tas.budget import Amount, Budget
 from tas.data import Batch, Source, as_source
 from tas.data.augment import own_randomness
+from tas.data.sharding import sharded
+from tas.distributed import accelerator, copy_from_main, from_main, num_processes, process_index
 from tas.errors import ConfigError
 from tas.nn.memory_format import channels_last
+from tas.nn.statistics import average_statistics
 from tas.nn.supernet import Supernet
+from tas.nn.sync_batch_norm import synchronized_batch_norm
 from tas.pipeline.search.config import LOGITS_TRAVEL, SearchConfig
 from tas.pipeline.search.finalists import Trials, climb
 from tas.pipeline.search.saliency import measured_saliency, saliency_logits
@@ -65,7 +69,8 @@ def search(
     As `config` says: the logits begin at random, or where the losses of the trained model point when a width or depth
     alone is cut (saliency). For some epochs the supernet's weights learn on one half of the training set and its logits
     on the other, in turn, as in the paper. The most probable architecture under the budget is the result, or the start
-    of a few trials: architectures with other depths, each tuned for some steps before their losses are compared.
+    of a few trials: architectures with other depths, each tuned for some steps before their losses are compared. Of
+    several processes all must call it, and all get the same result.
 
     Args:
         supernet: changed in place; its space says what is searched.
@@ -88,14 +93,12 @@ def search(
         TrainingError: a loss became NaN or infinite.
         RunError: the checkpoint belongs to another search.
     """
-    from accelerate import Accelerator
-
     config, record = config or SearchConfig(), record if record is not None else Record()
     budget, source = Budget.of(budget), as_source(data)
     budget.require_reachable(supernet.graph, supernet.space)
     require_trainable(supernet.model)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    device, devices = str(accelerator.device), [accelerator.device] if accelerator.device.type == "cuda" else []
+    home = accelerator().device
+    device, devices = str(home), [home] if home.type == "cuda" else []
     if scores is not None and scores.space != supernet.space:
         raise ConfigError("the scores are of another search space; give those of a search of this supernet's space")
     if config.start == "scratch":
@@ -103,14 +106,15 @@ def search(
     supernet.fragments, supernet.depth_samples = config.fragments, config.depth_samples
     supernet.interpolation = config.interpolation
     supernet.to(device)
-    pairs = halves(source, config, 0, device)[2]
+    pairs = halves(sharded(source), config, 0, device)[2]
     helper = teacher.to(device).eval() if teacher is not None else None
+    copy_from_main(supernet, helper)
     steps = Steps(supernet, budget, config, helper, loss, max(1, pairs * config.epochs))
     inherited = supernet.collapse(supernet.space.largest) if config.trials > 1 else None
     if scores is None:
         scores = _scored(steps, source, record, device, devices, checkpoint)
     if inherited is None:
-        return SearchResult(scores.decode(budget), scores, record)
+        return SearchResult(from_main(scores.decode)(budget), scores, record)
     chosen = _tried(steps, inherited, scores, source, budget, record, device, resumes=checkpoint is not None)
     return SearchResult(chosen, scores, record)
 
@@ -120,14 +124,19 @@ def _scored(
 ) -> Scores:
     """Saliency and alternation, as far as the config asks for them: what is known of every candidate afterwards."""
     config, supernet = steps.config, steps.supernet
-    pairs, options = halves(source, config, 0, device)[2], json.dumps(asdict(config))
+    own_share, options = sharded(source), json.dumps(asdict(config))
+    pairs = halves(own_share, config, 0, device)[2]
     with own_randomness(devices), channels_last(supernet, steps.teacher, precision=config.precision):
         _start_logits(steps, source, record, device, resumes=checkpoint is not None)
-        first = restore_epoch(checkpoint, options, steps.parts()) if checkpoint and checkpoint.exists() else 0
-        with progress_bar("search", pairs * config.epochs, pairs * first) as bar:
+        first = restore_epoch(checkpoint, options, steps.parts())
+        with (
+            progress_bar("search", pairs * config.epochs, pairs * first) as bar,
+            synchronized_batch_norm(config.sync_batch_norm),
+        ):
             for epoch in range(first, config.epochs):
                 started = time.perf_counter()
-                row = run_epoch(steps, source, epoch, device, bar)
+                row = run_epoch(steps, own_share, epoch, device, bar)
+                average_statistics(supernet)
                 record.add("search", epoch=epoch, seconds=_since(started), **row)
                 if checkpoint:
                     save_epoch(checkpoint, epoch + 1, options, steps.parts())
@@ -189,15 +198,18 @@ def _tried(
 ) -> Architecture:
     """The best of a few architectures that were tuned for some steps; each trial is a row of the record."""
     config, graph, space = steps.config, steps.supernet.graph, steps.supernet.space
+    own_share = sharded(source)
+    held_out = _held_out(source, config, config.trial_images, device)
 
     def tuning() -> Iterator[Batch]:
         epochs = (
-            source.train_batches(config.batch_size, seed=config.seed, epoch=e, half=0, device=device) for e in count()
+            own_share.train_batches(config.batch_size, seed=config.seed, epoch=e, half=0, device=device)
+            for e in count()
         )
         return islice(chain.from_iterable(epochs), config.trial_steps)
 
     trials = Trials(
-        inherited, graph, tuning, _held_out(source, config, config.trial_images, device), steps.objective,
+        inherited, graph, tuning, lambda: islice(held_out(), process_index(), None, num_processes()), steps.objective,
         steps=config.trial_steps,
         learning_rate=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay,
         seed=config.seed,
@@ -205,8 +217,11 @@ def _tried(
     rows = [row for row in record.rows if resumes and row.get("part") == "trial"]  # of an interrupted start
     trials.known = {Architecture(**row["architecture"]): row["loss"] for row in rows}
     best, started = None, time.perf_counter()
-    formats = channels_last(inherited, steps.teacher, precision=config.precision)
-    with formats, progress_bar("trials", config.trials) as bar:
+    with (
+        channels_last(inherited, steps.teacher, precision=config.precision),
+        progress_bar("trials", config.trials) as bar,
+        synchronized_batch_norm(config.sync_batch_norm),
+    ):
         for best in climb(scores.log_probabilities, graph, space, budget, trials, config.trials):
             if not trials.losses:
                 continue

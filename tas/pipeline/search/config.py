@@ -49,6 +49,7 @@ class SearchConfig:
         trial_images: of the second half, on which trials are compared; a few hundred do not order close ones.
         held_out_images: of the second half, on which saliency is measured.
         precision: of the arithmetic: no (float32) or bf16.
+        sync_batch_norm: of several processes: batch norms use the statistics of the whole batch, not of their share.
         seed: of everything random.
     """
 
@@ -78,6 +79,7 @@ class SearchConfig:
     trial_images: int = 1024
     held_out_images: int = 512
     precision: Literal["no", "bf16"] = "no"
+    sync_batch_norm: bool = False
     seed: int = 0
 
     def __post_init__(self):

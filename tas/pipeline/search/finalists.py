@@ -14,8 +14,10 @@ from tas.budget import Budget
 from tas.data import Batch
 from tas.data.augment import own_randomness, seed_everything
 from tas.decode import decode
+from tas.distributed import average_gradients, summed
 from tas.errors import BudgetError
 from tas.graph import Graph
+from tas.nn.statistics import average_statistics
 from tas.nn.surgery import cut
 from tas.pipeline.search.saliency import Objective
 from tas.space import SearchSpace
@@ -31,7 +33,8 @@ class Trials:
         model: the full model whose first channels are inherited; not changed.
         graph: of it.
         tuning: gives as many batches as there are steps, the same every time.
-        held_out: gives the batches for the loss, of other samples, the same every time.
+        held_out: gives the batches for the loss, of other samples, the same every time; of several processes, to each
+            its own.
         objective: loss of a network on a batch.
         learning_rate: of SGD with Nesterov momentum, cosine to 0 over the steps.
         momentum: of it.
@@ -78,6 +81,7 @@ class Trials:
         with torch.no_grad():
             for inputs, targets in self.held_out():
                 total, count = total + float(self.objective(small, inputs, targets)) * len(inputs), count + len(inputs)
+        total, count = summed([total, count])
         value = total / max(1, count)
         return value if math.isfinite(value) else WORST
 
@@ -93,7 +97,9 @@ class Trials:
             value = self.objective(small, inputs, targets)
             optimizer.zero_grad()
             value.backward()
+            average_gradients(weights)
             optimizer.step()
+        average_statistics(small)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tas.architecture import Architecture
 from tas.data import Batch
+from tas.distributed import num_processes, process_index, summed
 from tas.errors import TrainingError
 from tas.nn.statistics import batch_norms
 from tas.nn.supernet import Supernet
@@ -39,6 +40,7 @@ def measured_saliency(supernet: Supernet, batches: Sequence[Batch], objective: O
 
     Batch norms use the statistics of the batch, since those of the full model do not hold for a cut one: the loss is
     then closer to what training can recover. Unlike a first-order estimate it knows depths, and cuts of any size.
+    Several processes share the candidates, not the batches.
 
     Args:
         supernet: with trained weights; afterwards as before.
@@ -61,13 +63,15 @@ def measured_saliency(supernet: Supernet, batches: Sequence[Batch], objective: O
                 return sum(float(objective(supernet, *batch)) for batch in batches) / len(batches)
 
         base = loss_of(supernet.space.largest)
-        for name, index, architecture in single_choices(supernet.space):
-            found[name][index] = loss_of(architecture) - base
-            if not math.isfinite(found[name][index]):
-                raise TrainingError(
-                    f"the loss is {base} whole and not finite with {name} at {choices[name][index]}; {HINT}"
-                )
+        for place, (name, index, architecture) in enumerate(single_choices(supernet.space)):
+            if place % num_processes() == process_index():
+                found[name][index] = loss_of(architecture) - base
             bar.advance(f"{name} {choices[name][index]}: {found[name][index]:+.3f}")
+    for name, losses in found.items():
+        found[name] = summed(losses)
+        for size, loss in zip(choices[name], found[name], strict=True):
+            if not math.isfinite(loss):
+                raise TrainingError(f"the loss is {base} whole and not finite with {name} at {size}; {HINT}")
     return found
 
 

@@ -12,6 +12,7 @@ from tas.budget import Budget
 from tas.cost import CostTable
 from tas.data import Batches, Source
 from tas.data.augment import epoch_seed, seed_everything
+from tas.distributed import average_gradients, num_processes, summed
 from tas.errors import DataError, TrainingError
 from tas.nn.supernet import Supernet
 from tas.pipeline.search.config import LOGITS_TRAVEL, SearchConfig
@@ -55,11 +56,12 @@ def run_epoch(steps: Steps, source: Source, epoch: int, device: str, bar: Any) -
         bar.advance(
             f"epoch {epoch + 1}/{config.epochs}  loss {losses[0] * count / (step + 1):.3f}" if step % 10 == 0 else ""
         )
-    if not bool(torch.isfinite(losses).all()):
-        raise TrainingError(f"the loss of the search became {losses.tolist()}; lower search.learning_rate")
+    means = [total / num_processes() for total in summed(losses.tolist())]
+    if not all(map(math.isfinite, means)):
+        raise TrainingError(f"the loss of the search became {means}; lower search.learning_rate")
     return {
-        "loss": round(float(losses[0]), 5),
-        "held_out_loss": round(float(losses[1]), 5),
+        "loss": round(means[0], 5),
+        "held_out_loss": round(means[1], 5),
         **steps.describe(temperature),
     }
 
@@ -104,6 +106,7 @@ class Steps:
         value.backward()
         for weight in self.supernet.weights():  # blocks that did not run decay too, as in dense execution
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        average_gradients(self.supernet.weights())
         self.weights.step()
         return value
 
@@ -115,6 +118,7 @@ class Steps:
         if value.requires_grad:  # with one fragment, inside the band, nothing reaches the logits
             (gradient,) = torch.autograd.grad(value, [self.supernet.logits], allow_unused=True)
             self.supernet.logits.grad = gradient
+            average_gradients([self.supernet.logits])
             self.logits.step()
         return task
 
