@@ -22,7 +22,7 @@ from tas.nn.supernet import Supernet
 from tas.options import check_options, plain, split_patterns
 from tas.pipeline.derive import derive
 from tas.pipeline.latency import LatencyConfig, known_latency, with_latency
-from tas.pipeline.measure import count_macs, evaluate, measure_latency
+from tas.pipeline.measure import measure_side_by_side
 from tas.pipeline.rank import rank
 from tas.pipeline.report import report
 from tas.pipeline.search import SearchConfig, search
@@ -204,7 +204,9 @@ def compress(
             record=record,
             checkpoint=run.checkpoint("train"),
         )
-    full, pruned = _profiles(teacher, small, source, example, config, metric)
+    full, pruned = measure_side_by_side(
+        [teacher, small], source, example=example, metric=metric, latency_batch=config.latency_batch
+    )
     if graph.latency is not None:
         full, pruned = (
             replace(profile, predicted_latency_ms=round(graph.cost("latency").exact(sizes) / 1e6, 4))
@@ -305,21 +307,3 @@ def _settings(config: CompressConfig, budget: Budget, origin: Mapping[str, Any] 
     for stage in ("search", "train", "teacher"):
         stages[stage].pop("seed")  # one seed rules them all
     return yaml.safe_dump({**(origin or {}), "budget": asdict(budget), **stages}, sort_keys=False)
-
-
-def _profiles(
-    full: nn.Module, small: nn.Module, source: Any, example: Tensor, config: CompressConfig, metric: Metric | None
-) -> tuple[Profile, Profile]:
-    latencies = measure_latency([full, small], example, batch=config.latency_batch)
-    first, second = (
-        Profile(
-            macs=count_macs(model, example),
-            params=sum(parameter.numel() for parameter in model.parameters()),
-            accuracy=evaluate(model, source, metric=metric),
-            latency_ms=median,
-            latency_spread_ms=spread,
-            batch_size=config.latency_batch,
-        )
-        for model, (median, spread) in zip((full, small), latencies, strict=True)
-    )
-    return first, second
