@@ -141,6 +141,36 @@ def test_the_single_commands_chain_through_files(images, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out).keys() == {str(found), str(teacher)}
 
 
+def test_measure_times_what_runs_elsewhere_without_data_and_leaves_the_summary(images, weights, tmp_path, capsys):
+    data = ["--model", TOYS, "--data", f"folder:{images}", "--weights", weights]
+    folder, size = tmp_path / "found", ["--input-size", "[3,8,8]", "--seconds", "0.02"]
+    assert run("search", *data, *QUICK[:4], "--output", folder) == 0
+    assert run("derive", *data, "--run", folder) == 0
+    capsys.readouterr()
+    words = ["measure", TOYS, "--run", folder, *size, "--runtime", "onnxruntime", "--threads", 1]
+    assert run(*words, "--latency-batch", "[1,2]", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.keys() == {"full", "pruned"}
+    for profile in found.values():
+        assert (profile["accuracy"], profile["runtime"], profile["threads"]) == (None, "onnxruntime", 1)
+        assert [timing["batch_size"] for timing in profile["timings"]] == [1, 2]
+    assert not (folder / "summary.json").exists()
+    assert run(*words, "--latency-batch", 2) == 0
+    out = capsys.readouterr().out
+    assert "latency, batch of 2" in out
+    assert "latency: ONNX Runtime, 1 thread, " in out
+    assert run("measure", *data, "--run", folder, *size[2:], "--threads", 2) == 0
+    capsys.readouterr()
+    assert run("report", folder) == 0
+    assert "Latency: median of one pass; PyTorch, 2 threads, " in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("device", ["magic", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_an_error(capsys, device):
+    words = ["measure", TOYS, "--input-size", "[3,8,8]", "--device", device]
+    assert f"device '{device}' cannot be used (" in fails(capsys, *words)
+
+
 def test_trace_shows_widths_depths_frozen_axes_and_costs(tmp_path, capsys):
     size = "[3,8,8]"
     assert run("trace", "--model", TOYS, "--input-size", size, "--output", tmp_path / "graph.json") == 0

@@ -48,9 +48,11 @@ def device_of(name: str) -> torch.device:
         ConfigError: it is not.
     """
     try:
-        return torch.zeros(1, device=name).device
+        place = torch.zeros(1, device=name)
+        place.item()  # which a meta tensor does not hold
+        return place.device
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises depends on its build
-        reason = (str(error).strip().splitlines() or ["unknown"])[0].rstrip(".")
+        reason = str(error).split(". ")[0].partition("\n")[0]
         raise ConfigError(
             f"device {name!r} cannot be used ({reason}); give cpu, or cuda on a machine with one"
         ) from None
