@@ -208,7 +208,7 @@ def _provider(device: torch.device) -> str:
     import onnxruntime
 
     name = PROVIDERS.get(device.type)
-    if name not in onnxruntime.get_available_providers():
+    if name is None or name not in onnxruntime.get_available_providers():
         way_out = "pip install onnxruntime-gpu in its place, or measure on cpu" if name else "use cpu or cuda"
         raise ConfigError(f"this ONNX Runtime cannot use {device} ({name or 'no provider is known'}); {way_out}")
     return name

@@ -113,7 +113,7 @@ class ReadersNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 8, 3, stride=4, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(8)
         self.layer1 = nn.Sequential(Block(8, 16), Block(8, 16))
-        self.layer4 = nn.Sequential(Block(8, 16), Block(8, 16))
+        self.layer4 = nn.Sequential(Block(8, 16), Block(8, 64))
         self.fc = nn.Linear(8, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
