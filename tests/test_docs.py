@@ -88,7 +88,7 @@ def test_every_link_leads_somewhere(page):
 
 
 def test_pages_are_short():
-    assert len(PAGES["README.md"].splitlines()) <= 150
+    assert len(PAGES["README.md"].splitlines()) < 150
     for page, text in PAGES.items():
         assert page in ("README.md", "docs/design.md", "docs/zoo.md") or len(text.splitlines()) <= 120, page
 
