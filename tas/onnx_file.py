@@ -215,7 +215,7 @@ def _provider(device: torch.device) -> str:
 
 
 def _run_session(session: Any, device: torch.device, inputs: Tensor) -> Any:
-    """Inputs are read where they lie; outputs come to the CPU, so that they are there when this ends."""
+    """Inputs are read where they lie; outputs pass through the CPU, so that they are there when this ends."""
     inputs, binding = inputs.contiguous(), session.io_binding()
     kind = torch.empty(0, dtype=inputs.dtype).numpy().dtype
     name = session.get_inputs()[0].name
@@ -225,7 +225,7 @@ def _run_session(session: Any, device: torch.device, inputs: Tensor) -> Any:
     for output in session.get_outputs():
         binding.bind_output(output.name)
     session.run_with_iobinding(binding)
-    found = [torch.from_numpy(value) for value in binding.copy_outputs_to_cpu()]
+    found = [torch.from_numpy(value).to(inputs.device) for value in binding.copy_outputs_to_cpu()]
     return found[0] if len(found) == 1 else found
 
 
