@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,7 @@ def reader(tmp_path, monkeypatch) -> dict[str, object]:
     monkeypatch.setattr(torch.hub, "load", lambda *_, **__: ReadersNet())
     monkeypatch.setattr(tas.data, "load", lambda *_, **__: source)
     monkeypatch.setattr(tas.models, "load", _load)
+    monkeypatch.setattr(tas, "LatencyConfig", partial(tas.LatencyConfig, seconds=0.001, models=3))
     save_file(model.state_dict(), "teacher.safetensors")
     train_loader, test_loader = _loaders(source)
     names = {"model": model, "fresh_model": ReadersNet(), "data": source, "example": torch.zeros(1, 3, 8, 8)}
