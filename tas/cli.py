@@ -52,6 +52,9 @@ EXAMPLES = {
     "measure": [
         "tas measure --model torchvision:resnet18 --pretrained --data folder:imagenet",
         "tas measure --model cifar_resnet:20 --weights teacher.safetensors --run runs/found",
+        "tas measure cifar_resnet:20 --run runs/found --input-size [3,32,32] --runtime onnxruntime --threads 1 "
+        "--latency-batch [1,8]",
+        "tas measure timm:resnet18 --input-size [3,224,224] --device cuda --latency-batch [1,32]",
     ],
     "export": [
         "tas export runs/r20",

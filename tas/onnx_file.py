@@ -1,7 +1,9 @@
-"""ONNX files: written by torch's exporter, rounded to 8-bit integers and run by ONNX Runtime."""
+"""ONNX files: captured, written by torch's exporter, rounded to 8-bit integers and run by ONNX Runtime."""
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -10,13 +12,28 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tas.data import Source
 from tas.errors import ConfigError, DataError, ModelError
+from tas.task import run_model
 
 SIZE_LIMIT = 2**31 - 1  # bytes of one protobuf message
 CALIBRATION_BATCH = 32
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class Exported(nn.Module):
+    """A file's network, called like a module; its one parameter takes no part and says where the inputs must lie."""
+
+    def __init__(self, run: Callable[[Tensor], Any], device: torch.device | None = None):
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros((), device=device), requires_grad=False)
+        self.run = run
+
+    def forward(self, inputs: Tensor) -> Any:
+        """Run the file."""
+        return self.run(inputs)
 
 
 def require_packages(purpose: str) -> None:
@@ -31,6 +48,31 @@ def require_packages(purpose: str) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ConfigError(f'{purpose} needs {error.name}, which is missing; pip install "tas-pruning[onnx]"') from None
+
+
+def capture_any_batch(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    """The model as a program of any batch size, with attention in plain operations, which ONNX can express.
+
+    Args:
+        model: on the CPU, in evaluation mode.
+        images: two of them.
+
+    Raises:
+        ModelError: it cannot be captured, or does not accept the images.
+    """
+    run_model(model, images)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # about its own workings
+            return torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    except Exception as error:  # the exporter raises whatever the user's code makes it meet
+        raise ModelError(
+            failure("torch.export cannot capture it with any batch size", type(model).__name__, error)
+        ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, *, opset: int | None, name: str) -> None:
@@ -116,19 +158,74 @@ def calibration_batches(source: Source, count: int) -> Iterator[Tensor]:
             return
 
 
-def open_onnx(path: Path) -> Callable[[Tensor], Any]:
-    """A function that runs a file under ONNX Runtime on the CPU: a tensor in, one or a list of them out."""
+def in_onnx_runtime(model: nn.Module, example: Tensor) -> Exported:
+    """The model as ONNX Runtime runs it, on the device of the model and with as many threads as torch uses.
+
+    Args:
+        model: not changed.
+        example: one input, batch first.
+
+    Raises:
+        ConfigError: ONNX Runtime is missing, or cannot use the device.
+        ModelError: the model cannot be written as ONNX.
+    """
+    require_packages("measuring under ONNX Runtime")
+    device = next(model.parameters()).device
+    _provider(device)
+    images = example[:1].cpu().expand(2, *example.shape[1:]).contiguous()
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        program = capture_any_batch(copy.deepcopy(model).cpu().eval(), images)
+        write_onnx(program, path, opset=None, name=type(model).__name__)
+        return open_onnx(path, device)
+
+
+def open_onnx(path: Path, device: torch.device | None = None) -> Exported:
+    """A file as ONNX Runtime runs it: a tensor in, one or a list of them out, on the CPU.
+
+    Args:
+        path: of the file, which is not needed afterwards.
+        device: that computes, and on which the inputs must lie; the CPU by default.
+
+    Raises:
+        ConfigError: ONNX Runtime cannot use the device.
+    """
     import onnxruntime
 
+    device = device or torch.device("cpu")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # what PyTorch is timed with
     options.log_severity_level = 3  # errors; it warns of nodes of constants that its own optimiser left
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return partial(_run_session, session)
+    provider = _provider(device)
+    settings = {"device_id": device.index or 0} if device.type == "cuda" else {}
+    session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, settings)])
+    if provider not in session.get_providers():  # its libraries are not there: it would go on without, on the CPU
+        raise ConfigError(f"ONNX Runtime cannot start {provider}; check that its CUDA and cuDNN are installed")
+    return Exported(partial(_run_session, session, device), device)
 
 
-def _run_session(session: Any, inputs: Tensor) -> Any:
-    found = [torch.from_numpy(value) for value in session.run(None, {session.get_inputs()[0].name: inputs.numpy()})]
+def _provider(device: torch.device) -> str:
+    import onnxruntime
+
+    name = PROVIDERS.get(device.type)
+    if name is None or name not in onnxruntime.get_available_providers():
+        way_out = "pip install onnxruntime-gpu in its place, or measure on cpu" if name else "use cpu or cuda"
+        raise ConfigError(f"this ONNX Runtime cannot use {device} ({name or 'no provider is known'}); {way_out}")
+    return name
+
+
+def _run_session(session: Any, device: torch.device, inputs: Tensor) -> Any:
+    """Inputs are read where they lie; outputs pass through the CPU, so that they are there when this ends."""
+    inputs, binding = inputs.contiguous(), session.io_binding()
+    kind = torch.empty(0, dtype=inputs.dtype).numpy().dtype
+    name = session.get_inputs()[0].name
+    if inputs.is_cuda:
+        torch.cuda.current_stream(device).synchronize()  # ONNX Runtime has a stream of its own
+    binding.bind_input(name, device.type, device.index or 0, kind, tuple(inputs.shape), inputs.data_ptr())
+    for output in session.get_outputs():
+        binding.bind_output(output.name)
+    session.run_with_iobinding(binding)
+    found = [torch.from_numpy(value).to(inputs.device) for value in binding.copy_outputs_to_cpu()]
     return found[0] if len(found) == 1 else found
 
 

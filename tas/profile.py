@@ -2,7 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+Runtime = Literal["pytorch", "onnxruntime"]
+RUNTIMES: dict[str, str] = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Time of one forward pass.
+
+    Attributes:
+        batch_size: samples in the pass.
+        latency_ms: median, in milliseconds.
+        latency_spread_ms: distance between the quartiles.
+    """
+
+    batch_size: int
+    latency_ms: float
+    latency_spread_ms: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +35,10 @@ class Profile:
         latency_spread_ms: distance between the quartiles of that time.
         batch_size: samples in the timed forward pass.
         predicted_latency_ms: what a budget of latency was held by; None where there was none.
+        runtime: what ran the timed passes, PyTorch or ONNX Runtime.
+        device: name of the processor or graphics card they ran on.
+        threads: of a pass on a CPU; 0 on a graphics card.
+        timings: of every batch size, where several were timed; the first is the one above.
     """
 
     macs: int
@@ -26,12 +48,24 @@ class Profile:
     latency_spread_ms: float
     batch_size: int = 1
     predicted_latency_ms: float | None = None
+    runtime: Runtime = "pytorch"
+    device: str = ""
+    threads: int = 0
+    timings: tuple[Timing, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, for JSON; without a prediction where there is none."""
-        return {
-            name: value for name, value in asdict(self).items() if name != "predicted_latency_ms" or value is not None
-        }
+        """The fields by name, for JSON; without a prediction or further batch sizes where there are none."""
+        left_out = {name for name in ("predicted_latency_ms", "timings") if not getattr(self, name)}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+
+def latency_setting(profile: Mapping[str, Any]) -> str:
+    """Under what a latency was measured: `ONNX Runtime, 2 threads, name of the processor`; empty if not known."""
+    if not profile.get("device"):
+        return ""
+    threads = profile.get("threads", 0)
+    count = [f"{threads} thread{'s' if threads > 1 else ''}"] if threads else []
+    return ", ".join([RUNTIMES[profile["runtime"]], *count, profile["device"]])
 
 
 def latency_change(full: Mapping[str, Any], pruned: Mapping[str, Any]) -> str:

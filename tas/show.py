@@ -16,7 +16,7 @@ from rich.text import Text
 from tas.architecture import Architecture
 from tas.budget import QUANTITIES, cost_text
 from tas.graph import Graph, Width
-from tas.profile import latency_change
+from tas.profile import latency_change, latency_setting
 from tas.space import SearchSpace, outputs_per_channel
 
 
@@ -27,20 +27,28 @@ def print_profiles(profiles: Mapping[str, Mapping[str, Any]]) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     rows = (("accuracy", "accuracy", "{:.2f} %"), ("macs", "macs", "{:,}"), ("params", "params", "{:,}"))
-    times = (("predicted latency", "predicted_latency_ms", "{:.3f} ms"), ("latency", "latency_ms", "{:.3f} ms"))
-    for label, key, pattern in (*rows, *times):
+    for label, key, pattern in (*rows, ("predicted latency", "predicted_latency_ms", "{:.3f} ms")):
         values: list[Any] = [profiles[name].get(key) for name in names]
         if any(value is None for value in values):
             continue
         cells = [pattern.format(value) for value in values]
         if len(values) == 2:
             difference = f"{values[1] - values[0]:+.2f} points"
-            share = (
-                latency_change(*profiles.values()) if key == "latency_ms" else f"{100 * values[1] / values[0]:.1f} %"
-            )
-            cells.append(difference if key == "accuracy" else share)
+            cells.append(difference if key == "accuracy" else f"{100 * values[1] / values[0]:.1f} %")
         table.add_row(label, *cells)
+    for timings in zip(*(profile.get("timings") or [profile] for profile in profiles.values()), strict=True):
+        _add_latency(table, timings)
     Console().print(table)
+    if setting := latency_setting(profiles[names[0]]):
+        print(f"latency: {setting}; median of one pass, and the distance between its quartiles")
+
+
+def _add_latency(table: Table, timings: Sequence[Mapping[str, Any]]) -> None:
+    cells = [f"{timing['latency_ms']:.3f} ms" for timing in timings]
+    spreads = [f"{timing.get('latency_spread_ms', 0):.3f} ms" for timing in timings]
+    change = [latency_change(*timings)] if len(timings) == 2 else []
+    table.add_row(f"latency, batch of {timings[0].get('batch_size', 1)}", *cells, *change)
+    table.add_row("  spread", *spreads)
 
 
 def print_runs(summaries: Mapping[str, Mapping[str, Any] | None], *, as_json: bool) -> None:

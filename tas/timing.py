@@ -7,7 +7,8 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,17 @@ def _timer(module: nn.Module, inputs: Tensor, clock: Clock) -> Any:
         "module(inputs)", globals=names, num_threads=torch.get_num_threads(),
         timer=timer if clock == "wall" else time.thread_time,
     )  # fmt: skip
+
+
+@contextmanager
+def thread_count(count: int) -> Iterator[None]:
+    """Another number of torch's threads for a while; 0 leaves it."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(count or before)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.no_grad()

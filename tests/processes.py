@@ -51,7 +51,12 @@ def searched(model: TinyNet, graph: tas.Graph, folder: Path, teacher: TinyNet) -
         except KeyboardInterrupt:
             continue
     losses = [row["loss"] for row in record.rows if "loss" in row]
-    return {"supernet": supernet.state_dict(), "scores": found.scores.log_probabilities, "losses": losses, "found": found.architecture}
+    return {
+        "supernet": supernet.state_dict(),
+        "scores": found.scores.log_probabilities,
+        "losses": losses,
+        "found": found.architecture,
+    }
 
 
 def work(folder: Path) -> dict[str, Any]:

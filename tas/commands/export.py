@@ -7,10 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from tas import data as data_sets
-from tas.commands.inputs import build_model, classes_of
+from tas.commands.inputs import build_model, classes_of, example_of
 from tas.errors import ConfigError, RunError
 from tas.pipeline.export import FILES, ExportConfig
 from tas.pipeline.export import export as export_model
@@ -97,11 +95,7 @@ def _images(
 ) -> dict[str, Any]:
     """The data set to compare on, the run's own unless another is named; or an example of the size given."""
     if input_size is not None:
-        if len(input_size) != 3 or min(input_size) < 1:
-            raise ConfigError(
-                f"input_size is {input_size}; give channels, height and width of one image, such as [3,224,224]"
-            )
-        return {"example": torch.zeros(1, *input_size)}
+        return {"example": example_of(input_size)}
     if data is None:
         if not known.get("data"):
             raise ConfigError(

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tas import models
 from tas.architecture import Architecture
-from tas.errors import RunError
+from tas.errors import ConfigError, RunError
 from tas.graph import Graph
 from tas.options import check_seed, plain
 from tas.pipeline.search import SearchConfig
@@ -26,6 +26,36 @@ def build_model(name: str, num_classes: int | None, weights: str | None, pretrai
     torch.manual_seed(seed)
     with redirect_stdout(sys.stderr):  # what the user's code prints is no result
         return models.load(name, num_classes=num_classes, weights=weights, pretrained=pretrained)
+
+
+def example_of(input_size: list[int]) -> Tensor:
+    """One image of zeros.
+
+    Raises:
+        ConfigError: these are not three positive numbers.
+    """
+    if len(input_size) != 3 or min(input_size) < 1:
+        raise ConfigError(
+            f"input_size is {input_size}; give channels, height and width of one image, such as [3,224,224]"
+        )
+    return torch.zeros(1, *input_size)
+
+
+def device_of(name: str) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        place = torch.zeros(1, device=name)
+        place.item()  # which a meta tensor does not hold
+        return place.device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises depends on its build
+        reason = str(error).split(". ")[0].partition("\n")[0]
+        raise ConfigError(
+            f"device {name!r} cannot be used ({reason}); give cpu, or cuda on a machine with one"
+        ) from None
 
 
 def found_in(folder: str) -> tuple[Graph, Architecture]:

@@ -8,10 +8,11 @@ from typing import Any
 
 from tas import data as data_sets
 from tas.budget import Budget
-from tas.commands.inputs import build_model
-from tas.errors import ConfigError, RunError
-from tas.pipeline.measure import measure as measure_model
-from tas.pipeline.store import load
+from tas.commands.inputs import build_model, classes_of, device_of, example_of
+from tas.errors import RunError
+from tas.pipeline.measure import measure_side_by_side
+from tas.pipeline.store import load, load_graph
+from tas.profile import Runtime
 from tas.record import versions
 from tas.run import CONFIG, STAGES, SUMMARY, RunFolder, read_summary, read_text
 from tas.show import print_profiles
@@ -29,7 +30,12 @@ def measure(
     data_dir: str | None = None,
     download: bool = False,
     image_size: int | None = None,
-    latency_batch: int = 1,
+    input_size: list[int] | None = None,
+    runtime: Runtime = "pytorch",
+    device: str = "cpu",
+    threads: int = 0,
+    latency_batch: int | list[int] = 1,
+    seconds: float = 1.0,
     seed: int = 0,
     json: bool = False,
 ) -> None:
@@ -44,17 +50,30 @@ def measure(
         data_dir: where cifar10 and cifar100 lie
         download: fetch cifar10 or cifar100 if missing
         image_size: resize images to this many pixels a side
-        latency_batch: images in the timed forward pass
+        input_size: channels, height, width of one image, to time models without data; no summary.json is written then
+        runtime: what runs the timed passes and the test; onnxruntime gets the model as an ONNX file
+        device: cpu, cuda, or cuda:1 and so on
+        threads: of a pass on a CPU; 0 is as many as torch uses
+        latency_batch: images in the timed forward pass; several batch sizes as [1,8]
+        seconds: time spent on measuring each latency
         seed: of weights that are not given
         json: print the profiles as JSON
     """
-    if latency_batch < 1:
-        raise ConfigError(f"latency_batch is {latency_batch}; it must be at least 1")
-    source = data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size)
-    full = build_model(model, source.num_classes, weights, pretrained, seed)
-    profiles = {"full": measure_model(full, source, latency_batch=latency_batch).to_dict()}
-    if run is not None:
-        profiles["pruned"] = measure_model(load(run, full), source, latency_batch=latency_batch).to_dict()
+    place = device_of(device)
+    source = (
+        data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size)
+        if input_size is None
+        else None
+    )
+    classes = source.num_classes if source else classes_of(load_graph(run)[0]) if run else None
+    full = build_model(model, classes, weights, pretrained, seed)
+    models = {"full": full} if run is None else {"full": full, "pruned": load(run, full)}
+    found = measure_side_by_side(
+        [one.to(place) for one in models.values()], source, example=example_of(input_size) if input_size else None,
+        latency_batch=latency_batch, seconds=seconds, runtime=runtime, threads=threads,
+    )  # fmt: skip
+    profiles = {name: profile.to_dict() for name, profile in zip(models, found, strict=True)}
+    if run is not None and source is not None:
         _write_summary(Path(run), profiles)
     if json:
         print(json_module.dumps(profiles))

@@ -7,10 +7,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from tas.commands.inputs import build_model
-from tas.errors import ConfigError
+from tas.commands.inputs import build_model, example_of
 from tas.pipeline.trace import trace as trace_model
 from tas.show import print_graph, summarize, why_nothing_is_open
 from tas.space import SearchSpace, SpaceConfig
@@ -43,11 +40,8 @@ def trace(
         json: print the graph and a summary as JSON
     """
     size = input_size or ([3, 32, 32] if model.startswith("cifar_resnet") else [3, 224, 224])
-    if len(size) != 3 or min(size) < 1:
-        raise ConfigError(f"input_size is {size}; give channels, height and width of one image, such as [3,224,224]")
-    graph = trace_model(
-        build_model(model, num_classes, None, False, 0), torch.zeros(1, *size), keep=keep, residuals=residuals
-    )
+    example = example_of(size)
+    graph = trace_model(build_model(model, num_classes, None, False, 0), example, keep=keep, residuals=residuals)
     offered = SearchSpace.of(graph, space)
     if output is not None:
         write_text(Path(output), graph.to_json())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -15,10 +13,18 @@ from torch import Tensor, nn
 
 from tas.data import Source, as_source
 from tas.errors import ConfigError, DataError, ModelError
-from tas.onnx_file import calibration_batches, failure, open_onnx, require_packages, write_int8, write_onnx
+from tas.onnx_file import (
+    Exported,
+    calibration_batches,
+    capture_any_batch,
+    open_onnx,
+    require_packages,
+    write_int8,
+    write_onnx,
+)
 from tas.pipeline.measure import evaluate, measure_latency
 from tas.storage import write_with
-from tas.task import dtype_of, run_model, tensors_of
+from tas.task import dtype_of, tensors_of
 
 Format = Literal["onnx", "torch-export", "onnx-int8"]
 FILES: dict[str, str] = {"onnx": "model.onnx", "torch-export": "model.pt2", "onnx-int8": "model-int8.onnx"}
@@ -80,19 +86,6 @@ class ExportConfig:
         for name, least in (("calibration_images", 1), ("accuracy_tolerance", 0), ("latency_batch", 1)):
             if not getattr(self, name) >= least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-
-
-class Exported(nn.Module):
-    """A file's network, called like a module; its one parameter takes no part and says that it runs on the CPU."""
-
-    def __init__(self, run: Callable[[Tensor], Any]):
-        super().__init__()
-        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)
-        self.run = run
-
-    def forward(self, inputs: Tensor) -> Any:
-        """Run the file."""
-        return self.run(inputs)
 
 
 def export(
@@ -178,7 +171,7 @@ def _write_and_check(
     model: nn.Module, path: Path, format: str, images: Tensor, source: Source | None, config: ExportConfig
 ) -> tuple:
     """Fill a file; the fields of `ExportResult` behind the format."""
-    program = _captured(model, images)
+    program = capture_any_batch(model, images[:2])
     accuracies: tuple[float, float] | None = None
     if format == "torch-export":
         content = BytesIO()  # given a path, torch asks for a certain ending
@@ -187,7 +180,7 @@ def _write_and_check(
         exported = Exported(partial(_run_program, torch.export.load(BytesIO(path.read_bytes())).module()))
     elif format == "onnx":
         write_onnx(program, path, opset=config.opset, name=type(model).__name__)
-        exported = Exported(open_onnx(path))
+        exported = open_onnx(path)
     else:
         assert source is not None
         write_int8(
@@ -197,7 +190,7 @@ def _write_and_check(
             opset=config.opset,
             name=type(model).__name__,
         )
-        exported = Exported(open_onnx(path))
+        exported = open_onnx(path)
         accuracies = evaluate(exported, source), evaluate(model, source)
         _require_accuracy(*accuracies, config.accuracy_tolerance)
     difference = largest_difference(model, exported, images)
@@ -211,23 +204,6 @@ def _write_and_check(
     )
     sizes = path.stat().st_size, _bytes(model)
     return difference, *sizes, latency, model_latency, *(accuracies or ())
-
-
-def _captured(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    """The model as a program of any batch size, with attention in plain operations, which ONNX can express."""
-    run_model(model, images[:2])
-    fused = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # about its own workings
-            return torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    except Exception as error:  # the exporter raises whatever the user's code makes it meet
-        raise ModelError(
-            failure("torch.export cannot capture it with any batch size", type(model).__name__, error)
-        ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _run_program(module: nn.Module, inputs: Tensor) -> Any:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -25,7 +24,7 @@ from tas.options import check_options
 from tas.progress import progress_bar
 from tas.run import GRAPH
 from tas.space import SearchSpace
-from tas.timing import Clock, LayerTimes, device_name, measure_latency, signature
+from tas.timing import Clock, LayerTimes, device_name, measure_latency, signature, thread_count
 
 CACHE = "~/.cache/tas"
 _FIRST = ("convolution", "transposed", "depthwise", "batch_norm", "instance_norm")  # channels are dimension 1
@@ -121,7 +120,7 @@ def with_latency(
         raise BudgetError("a latency cannot be a budget with free residuals yet; use tied ones, or give macs or params")
     require_fit(model, graph)
     device = next(model.parameters()).device
-    with _threads(config.threads), torch.no_grad():
+    with thread_count(config.threads), torch.no_grad():
         setting = {
             "device": device_name(device), "kind": device.type, "threads": torch.get_num_threads(), "batch": batch,
             "clock": config.clock, "dtype": str(next(model.parameters()).dtype), "torch": torch.__version__,
@@ -185,17 +184,6 @@ def known_latency(folder: str | Path | None) -> Latency | None:
         return Graph.from_json((Path(folder) / GRAPH).read_text(encoding="utf-8")).latency if folder else None
     except OSError:
         return None
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Another number of threads for a while; 0 leaves it."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(count or before)
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _sample(graph: Graph, space: SearchSpace, count: int) -> list[Architecture]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -9,11 +11,12 @@ from torch import Tensor, nn
 
 from tas.data import as_source
 from tas.errors import ConfigError, DataError
-from tas.profile import Profile
+from tas.onnx_file import in_onnx_runtime
+from tas.profile import RUNTIMES, Profile, Runtime, Timing
 from tas.task import Metric, accuracy, dtype_of, run_model
-from tas.timing import measure_latency
+from tas.timing import device_name, measure_latency, thread_count
 
-__all__ = ["count_macs", "evaluate", "measure", "measure_latency"]
+__all__ = ["count_macs", "evaluate", "measure", "measure_latency", "measure_side_by_side"]
 
 
 def measure(
@@ -23,40 +26,102 @@ def measure(
     example: Tensor | None = None,
     metric: Metric | None = None,
     batch_size: int = 256,
-    latency_batch: int = 1,
+    latency_batch: int | Sequence[int] = 1,
     seconds: float = 1.0,
+    runtime: Runtime = "pytorch",
+    threads: int = 0,
 ) -> Profile:
     """Measure multiply-adds, parameters, latency and, with data, accuracy on the test set.
 
     Args:
-        model: any module; left in evaluation mode.
+        model: any module; left in evaluation mode. It is timed on the device it lies on.
         data: a source, or a pair of loaders (training, test); None leaves the accuracy out.
         example: one input, batch first; taken from the data where there is one.
         metric: (outputs, targets) to the mean over the batch; by default the percentage of right classes.
         batch_size: samples at a time in the test.
-        latency_batch: samples in the timed forward pass.
-        seconds: time spent on measuring latency.
+        latency_batch: samples in the timed forward pass; several numbers are timed one after the other.
+        seconds: time spent on measuring the latency of a batch size.
+        runtime: what runs the timed passes and the test: pytorch, or onnxruntime, for which it is exported
+            (its outputs are then a tensor, or a list of tensors).
+        threads: of a pass on a CPU; 0 is as many as torch uses.
 
     Raises:
         DataError: neither data nor an example is given, or the data does not fit the model and the metric.
-        ConfigError: latency_batch is below 1.
+        ConfigError: an option is out of range, or ONNX Runtime is missing or cannot use the device.
+        ModelError: the model cannot be written as ONNX.
+
+    Example:
+        >>> tas.measure(model, data, runtime="onnxruntime", threads=1, latency_batch=[1, 8]).timings
     """
-    if latency_batch < 1:
-        raise ConfigError(f"latency_batch is {latency_batch}; it must be at least 1")
+    return measure_side_by_side(
+        [model], data, example=example, metric=metric, batch_size=batch_size, latency_batch=latency_batch,
+        seconds=seconds, runtime=runtime, threads=threads,
+    )[0]  # fmt: skip
+
+
+def measure_side_by_side(
+    models: Sequence[nn.Module],
+    data: Any = None,
+    *,
+    example: Tensor | None = None,
+    metric: Metric | None = None,
+    batch_size: int = 256,
+    latency_batch: int | Sequence[int] = 1,
+    seconds: float = 1.0,
+    runtime: Runtime = "pytorch",
+    threads: int = 0,
+) -> list[Profile]:
+    """Measure several models that read the same, timed in turn (A B A B …); arguments as in `measure`."""
+    batches = [latency_batch] if isinstance(latency_batch, int) else list(latency_batch)
+    _check(batches, seconds, runtime, threads)
     source = as_source(data) if data is not None else None
     if example is None:
         if source is None:
             raise DataError("measure needs data or an example input; give one of them")
-        example = torch.zeros(1, *source.input_shape, dtype=dtype_of(model))
-    (latency,) = measure_latency([model], example, batch=latency_batch, seconds=seconds)
-    return Profile(
-        macs=count_macs(model, example),
-        params=sum(parameter.numel() for parameter in model.parameters()),
-        accuracy=None if source is None else evaluate(model, source, metric=metric, batch_size=batch_size),
-        latency_ms=latency[0],
-        latency_spread_ms=latency[1],
-        batch_size=latency_batch,
+        example = torch.zeros(1, *source.input_shape, dtype=dtype_of(models[0]))
+    with thread_count(threads):
+        timed = [in_onnx_runtime(model, example) for model in models] if runtime == "onnxruntime" else models
+        times = [measure_latency(timed, example, batch=batch, seconds=seconds) for batch in batches]
+        setting = _setting(runtime, next(models[0].parameters()).device)
+        qualities = [
+            None if source is None else evaluate(model, source, metric=metric, batch_size=batch_size) for model in timed
+        ]
+    return [
+        Profile(
+            macs=count_macs(model, example), params=sum(parameter.numel() for parameter in model.parameters()),
+            accuracy=quality, **_latencies(batches, found), **setting,
+        )
+        for model, quality, found in zip(models, qualities, zip(*times, strict=True), strict=True)
+    ]  # fmt: skip
+
+
+def _latencies(batches: Sequence[int], found: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """(median, spread) per batch size, as fields of `Profile`."""
+    timings = tuple(
+        Timing(batch_size=batch, latency_ms=median, latency_spread_ms=spread)
+        for batch, (median, spread) in zip(batches, found, strict=True)
     )
+    return {**asdict(timings[0]), "timings": timings if len(timings) > 1 else ()}
+
+
+def _check(batches: Sequence[int], seconds: float, runtime: str, threads: int) -> None:
+    for batch in batches:
+        if batch < 1:
+            raise ConfigError(f"latency_batch is {batch}; it must be at least 1")
+    if not batches:
+        raise ConfigError("latency_batch names no batch size; give one or several, such as [1,8]")
+    if not seconds > 0:
+        raise ConfigError(f"seconds is {seconds}; it must be above 0")
+    if threads < 0:
+        raise ConfigError(f"threads is {threads}; it must not be negative, and 0 is as many as torch uses")
+    if runtime not in RUNTIMES:
+        raise ConfigError(f"runtime is {runtime!r}; it can be {' or '.join(RUNTIMES)}")
+
+
+def _setting(runtime: Runtime, device: torch.device) -> dict[str, Any]:
+    """What times depend on besides model and batch size, as fields of `Profile`."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    return {"runtime": runtime, "device": device_name(device), "threads": threads}
 
 
 @torch.no_grad()

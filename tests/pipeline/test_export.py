@@ -62,7 +62,7 @@ def _reloaded(path, images: torch.Tensor) -> torch.Tensor:
 def test_a_file_that_differs_is_an_error_and_leaves_what_was_there(format, small, tmp_path, monkeypatch):
     path = tmp_path / FILES[format]
     path.write_text("the last one")
-    captured = verb._captured
+    captured = verb.capture_any_batch
 
     def other(model, images):
         with torch.no_grad():
@@ -70,7 +70,7 @@ def test_a_file_that_differs_is_an_error_and_leaves_what_was_there(format, small
             wrong.head.bias[0] += 0.01 * float(model(images).abs().max())
         return captured(wrong, images)
 
-    monkeypatch.setattr(verb, "_captured", other)
+    monkeypatch.setattr(verb, "capture_any_batch", other)
     with pytest.raises(tas.ModelError, match=r"differs from the model by .*e-0[23] of its largest output.*no file"):
         export(small, path, format=format, example=torch.zeros(1, 3, 8, 8))
     assert [file.read_text() for file in tmp_path.iterdir()] == ["the last one"]

@@ -6,7 +6,7 @@ from torch import nn
 from toys import TinyNet, tiny_source
 
 import tas
-from tas.pipeline.measure import count_macs, evaluate, measure_latency
+from tas.pipeline.measure import count_macs, evaluate, measure_latency, measure_side_by_side
 
 
 def test_multiply_adds_are_counted_by_hand():
@@ -79,6 +79,39 @@ def test_a_model_with_too_few_classes_is_not_measured():
         evaluate(TinyNet(2), tiny_source())
 
 
-def test_a_latency_without_samples_is_refused():
-    with pytest.raises(tas.ConfigError, match="latency_batch is 0; it must be at least 1"):
-        tas.measure(TinyNet(), tiny_source(), latency_batch=0)
+def test_senseless_options_are_refused():
+    for options, message in (
+        ({"latency_batch": 0}, "latency_batch is 0; it must be at least 1"),
+        ({"latency_batch": [4, -1]}, "latency_batch is -1; it must be at least 1"),
+        ({"latency_batch": []}, "latency_batch names no batch size"),
+        ({"seconds": 0.0}, "seconds is 0.0; it must be above 0"),
+        ({"threads": -1}, "threads is -1; it must not be negative"),
+        ({"runtime": "tensorrt"}, "runtime is 'tensorrt'; it can be pytorch or onnxruntime"),
+    ):
+        with pytest.raises(tas.ConfigError, match=message):
+            tas.measure(TinyNet(), tiny_source(), **options)
+
+
+@pytest.mark.parametrize("runtime", ["pytorch", "onnxruntime"])
+def test_either_runtime_is_timed_at_every_batch_size_with_the_threads_asked_for(runtime):
+    torch.manual_seed(0)
+    model, source, before = TinyNet(), tiny_source(), torch.get_num_threads()
+    profile = tas.measure(model, source, runtime=runtime, threads=2, latency_batch=[1, 64], seconds=0.1)
+    assert torch.get_num_threads() == before
+    assert (profile.runtime, profile.threads) == (runtime, 2)
+    assert profile.device
+    one, many = profile.timings
+    assert (one.batch_size, many.batch_size) == (1, 64)
+    assert min(one.latency_ms, many.latency_ms) > 0
+    assert (profile.batch_size, profile.latency_ms) == (1, one.latency_ms)
+    assert profile.accuracy == evaluate(model, source)
+    assert profile.macs == count_macs(model, torch.zeros(1, 3, 8, 8))
+
+
+def test_models_side_by_side_are_those_measured_alone_but_for_the_clock():
+    torch.manual_seed(0)
+    models, source = [TinyNet(), TinyNet(width=16)], tiny_source()
+    for model, found in zip(models, measure_side_by_side(models, source, seconds=0.01), strict=True):
+        alone = tas.measure(model, source, seconds=0.01)
+        assert (alone.macs, alone.params, alone.accuracy) == (found.macs, found.params, found.accuracy)
+        assert "timings" not in found.to_dict()

@@ -19,7 +19,7 @@ from tas.graph import Graph
 from tas.nn.supernet import Supernet
 from tas.pipeline.compress.config import CompressConfig
 from tas.pipeline.derive import derive
-from tas.pipeline.measure import count_macs, evaluate, measure_latency
+from tas.pipeline.measure import evaluate, measure_side_by_side
 from tas.pipeline.rank import rank
 from tas.pipeline.report import report
 from tas.pipeline.search import SearchResult, search
@@ -174,20 +174,10 @@ def _summary(
 
 
 def _profiles(job: Job, small: nn.Module, architecture: Architecture) -> tuple[Profile, Profile]:
-    batch, graph = job.config.latency_batch, job.graph
-    latencies = measure_latency([job.teacher, small], job.example, batch=batch)
+    graph, models = job.graph, [job.teacher, small]
+    costs = measure_side_by_side(models, example=job.example, latency_batch=job.config.latency_batch)
     accuracies = job.full_accuracy, evaluate(small, job.source, metric=job.metric)
-    full, pruned = (
-        Profile(
-            macs=count_macs(model, job.example),
-            params=sum(parameter.numel() for parameter in model.parameters()),
-            accuracy=accuracy,
-            latency_ms=median,
-            latency_spread_ms=spread,
-            batch_size=batch,
-        )
-        for model, accuracy, (median, spread) in zip((job.teacher, small), accuracies, latencies, strict=True)
-    )
+    full, pruned = (replace(cost, accuracy=accuracy) for cost, accuracy in zip(costs, accuracies, strict=True))
     if graph.latency is None:
         return full, pruned
     return tuple(  # type: ignore[return-value]

@@ -10,7 +10,7 @@ from tas.graph import Graph
 from tas.page import plain, table
 from tas.pipeline.report.files import RunFiles
 from tas.pipeline.report.rows import layer_rows
-from tas.profile import latency_change
+from tas.profile import latency_change, latency_setting
 
 OPEN_ROWS = 40  # a longer table is folded
 
@@ -79,7 +79,9 @@ def _share(before: float, after: float) -> str:
 def result_of(run: RunFiles) -> str:
     """Full and pruned model side by side."""
     rows = quantities(run)
-    return table(("", "full", "pruned", "pruned / full"), rows) if rows else ""
+    setting = latency_setting(run.summary["full"]) if run.summary else ""
+    note = f'<p class="quiet">Latency: median of one pass; {plain(setting)}.</p>' if setting else ""
+    return table(("", "full", "pruned", "pruned / full"), rows) + note if rows else ""
 
 
 def results_of(runs: Sequence[RunFiles]) -> str:
@@ -91,6 +93,9 @@ def results_of(runs: Sequence[RunFiles]) -> str:
     for name in names:
         cells = ("{} → {} ({})".format(*rows[name]) if name in rows else "-" for rows in found)
         lines.append((name, *cells))
+    settings = [latency_setting(run.summary["full"]) if run.summary else "" for run in runs]
+    if any(settings):
+        lines.append(("latency measured with", *(setting or "-" for setting in settings)))
     return table(("full → pruned", *(run.label for run in runs)), lines, words=1 + len(runs))
 
 

@@ -1,0 +1,191 @@
+"""README and docs/ keep what they promise: commands parse, Python examples run, links lead somewhere."""
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from recording import record_calls
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from toys import tiny_source
+
+import tas
+from tas.cli import COMMANDS, EXAMPLES, main
+from tas.data import TensorSource
+
+HOME = Path(__file__).parents[1]
+PAGES = {str(path.relative_to(HOME)): path.read_text() for path in (HOME / "README.md", *HOME.glob("docs/*.md"))}
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
+
+
+def lines_of_code(text: str) -> Iterator[str]:
+    """Lines of fenced and indented blocks, and code spans in prose; lines that end with a backslash go on."""
+    fenced = False
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            yield line.strip().removeprefix("$ ")
+        else:
+            yield from re.findall(r"`([^`]+)`", line)
+
+
+def commands(text: str) -> list[list[str]]:
+    """Words of every line that calls `tas`, without those in which COMMAND or … stands for one."""
+    lines = [line for line in lines_of_code(text) if line.startswith("tas ")]
+    found = [[word for word in shlex.split(line, comments=True)[1:] if word != "…"] for line in lines]
+    return [words for words in found if words and not words[0].isupper()]
+
+
+def parse(words: list[str], monkeypatch) -> None:
+    """Let the real parser take the words; files of options are there, but empty."""
+    for place, word in enumerate(words):
+        if word == "--config":
+            file = Path(words[place + 1])
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text((HOME / file).read_text() if (HOME / file).is_file() else "{}")
+    assert words[0] in COMMANDS, f"there is no command tas {words[0]}"
+    if len(words) == 1 or words[1] in ("--help", "--print_config"):
+        return  # its name alone, in prose
+    called = record_calls(words[0], monkeypatch)
+    assert main(words) == 0, words
+    assert len(called) == 1
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_line_parses(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words in commands(PAGES[page]):
+        parse(words, monkeypatch)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_of_the_help_parse(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for line in EXAMPLES[name]:
+        parse(line.split()[1:], monkeypatch)
+
+
+def test_every_command_is_shown_with_its_options():
+    shown = [words for text in PAGES.values() for words in commands(text)]
+    for name in COMMANDS:
+        assert any(words[0] == name and len(words) > 1 for words in shown), f"no page shows an example of tas {name}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    for place, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", PAGES[page]):
+        file = (HOME / page).parent / place if place else HOME / page
+        assert file.exists(), f"{page}: {place}"
+        titles = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in
+                  re.findall(r"^#+ (.*)$", file.read_text(), re.M)] if anchor else []  # fmt: skip
+        assert not anchor or anchor in titles, f"{page}: {place}#{anchor}"
+
+
+def test_pages_are_short():
+    assert len(PAGES["README.md"].splitlines()) < 150
+    for page, text in PAGES.items():
+        assert page in ("README.md", "docs/design.md", "docs/zoo.md") or len(text.splitlines()) <= 120, page
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, inner, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.relu(inputs + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(inputs))))))
+
+
+class ReadersNet(nn.Module):
+    """The reader's model: a ResNet by its names, for images of any size, that trains in a second."""
+
+    def __init__(self, num_classes: int = 10, blocks: int = 2):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, stride=4, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.layer1 = nn.Sequential(*[Block(8, 16) for _ in range(blocks)])
+        self.layer4 = nn.Sequential(Block(8, 16), Block(8, 64))
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.layer4(self.layer1(torch.relu(self.bn1(self.conv1(images))))).mean((2, 3)))
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch) -> dict[str, object]:
+    """What the reader of a page has: names in Python, files in the current folder, downloads that are small."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where times of layers are kept
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.manual_seed(0)
+    source, model = tiny_source(), ReadersNet()
+    monkeypatch.setattr(torch.hub, "load", lambda *_, **__: ReadersNet())
+    monkeypatch.setattr(tas.data, "load", lambda *_, **__: source)
+    monkeypatch.setattr(tas.models, "load", _load)
+    monkeypatch.setattr(tas, "LatencyConfig", partial(tas.LatencyConfig, seconds=0.001, models=3))
+    save_file(model.state_dict(), "teacher.safetensors")
+    train_loader, test_loader = _loaders(source)
+    names = {"model": model, "fresh_model": ReadersNet(), "data": source, "example": torch.zeros(1, 3, 8, 8)}
+    return {**names, "train_loader": train_loader, "test_loader": test_loader, "source": source}
+
+
+_named_model = tas.models.load
+
+
+def _load(name: str, **options) -> nn.Module:
+    """Models by name; those of timm and torchvision are small, and deep enough for any budget of latency."""
+    return ReadersNet(blocks=8) if name.startswith(("timm:", "torchvision:")) else _named_model(name, **options)
+
+
+def _loaders(source: TensorSource) -> list[DataLoader]:
+    parts = [list(part) for part in (source.train_batches(64), source.test_batches(64))]
+    sets = [TensorDataset(*(torch.cat(column) for column in zip(*part, strict=True))) for part in parts]
+    return [DataLoader(sets[0], batch_size=64, shuffle=True), DataLoader(sets[1], batch_size=64)]
+
+
+def _weights_of_a_file(source: TensorSource) -> None:
+    """The state dict of the network in my_model.py."""
+    from my_model import build  # pyright: ignore[reportMissingImports]
+
+    torch.save(build(num_classes=4).state_dict(), "my_weights.pt")
+
+
+def _run_of_digits(source: TensorSource) -> None:
+    """A finished run of the smallest ResNet-20."""
+    full = _named_model("cifar_resnet:20")
+    graph = tas.trace(full, torch.zeros(1, 3, 8, 8))
+    smallest = tas.SearchSpace.of(graph).smallest
+    small = tas.train(tas.derive(full, graph, smallest), source, config=tas.TrainConfig(epochs=40, batch_size=16))
+    tas.save("runs/digits", small, graph, smallest)
+    tas.Record(Path("runs/digits/record.jsonl")).add("start", seed=1, versions={})
+
+
+PREPARE = {  # what a page takes for granted
+    "docs/prune-your-model.md": _weights_of_a_file,
+    "docs/read-the-report.md": _run_of_digits,
+    "docs/reload-and-export.md": _run_of_digits,
+}
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if PYTHON.search(text)])
+def test_the_python_examples_run(page, reader, monkeypatch, capsys):
+    blocks = PYTHON.findall(PAGES[page])
+    files = {match[1]: block for block in blocks if (match := re.match(r"# (\w+\.py)\n", block))}
+    for name, block in files.items():
+        Path(name).write_text(block)
+        monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)
+    PREPARE.get(page, lambda _: None)(reader["source"])
+    names = dict(reader)
+    for block in blocks:
+        if block not in files.values():
+            exec(compile(block, page, "exec"), names)

@@ -1,0 +1,69 @@
+"""ONNX Runtime runs what the model computes, with the threads and on the device that PyTorch would use."""
+
+import builtins
+
+import pytest
+import torch
+from toys import TinyNet
+
+import tas
+from tas.errors import ConfigError
+from tas.onnx_file import in_onnx_runtime, open_onnx
+from tas.timing import thread_count
+
+
+def test_a_model_under_onnx_runtime_computes_the_same_and_is_not_changed():
+    torch.manual_seed(0)
+    model = TinyNet().train()
+    exported = in_onnx_runtime(model, torch.zeros(1, 3, 8, 8))
+    assert model.training
+    for batch in (1, 5):
+        images = torch.randn(batch, 8, 8, 3).permute(0, 3, 1, 2)  # not as it lies in memory
+        assert torch.allclose(exported(images), model.eval()(images), atol=1e-5)
+
+
+def test_several_outputs_come_as_a_list():
+    class Two(TinyNet):
+        def forward(self, images):
+            features = self.stem(images)
+            return {"features": features, "mean": features.mean((2, 3))}
+
+    model = Two().eval()
+    features, mean = in_onnx_runtime(model, torch.zeros(1, 3, 8, 8))(torch.ones(3, 3, 8, 8))
+    assert torch.allclose(features.mean((2, 3)), mean, atol=1e-5)
+    assert features.shape == (3, 8, 8, 8)
+
+
+def test_it_has_as_many_threads_as_torch():
+    with thread_count(3):
+        exported = in_onnx_runtime(TinyNet(), torch.zeros(1, 3, 8, 8))
+    assert exported.run.args[0].get_session_options().intra_op_num_threads == 3
+
+
+def test_a_device_that_onnx_runtime_cannot_use_is_an_error(tmp_path, monkeypatch):
+    import onnxruntime
+
+    known = onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" in known:
+        pytest.skip("this ONNX Runtime can use CUDA")
+    with pytest.raises(ConfigError, match="cannot use cuda.*pip install onnxruntime-gpu"):
+        open_onnx(tmp_path / "m.onnx", torch.device("cuda"))
+    with pytest.raises(ConfigError, match="cannot use meta.*use cpu or cuda"):
+        in_onnx_runtime(TinyNet().to("meta"), torch.zeros(1, 3, 8, 8))
+    tas.export(TinyNet(), tmp_path / "m.onnx", example=torch.zeros(1, 3, 8, 8), seconds=0.01)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *known])
+    with pytest.warns(UserWarning, match="CUDA"), pytest.raises(ConfigError, match="cannot start CUDAExecutionProv"):
+        open_onnx(tmp_path / "m.onnx", torch.device("cuda"))
+
+
+def test_a_missing_onnx_runtime_is_an_error_that_names_the_extra(monkeypatch):
+    imported = builtins.__import__
+
+    def without(name, *rest, **options):
+        if name == "onnxruntime":
+            raise ImportError("no onnxruntime", name=name)
+        return imported(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match=r'measuring under ONNX Runtime needs onnxruntime.*"tas-pruning\[onnx\]"'):
+        in_onnx_runtime(TinyNet(), torch.zeros(1, 3, 8, 8))
