@@ -585,6 +585,23 @@ def test_a_finished_run_is_decoded_for_another_budget_without_data_and_goes_on_a
     assert "3 runs side by side" in (tmp_path / "page" / "report.html").read_text()
 
 
+def test_measuring_a_run_takes_the_full_model_that_it_has_trained(three, images, tmp_path, capsys):
+    one, data = tmp_path / "one" / "macs-40pct", ["--model", TOYS, "--data", f"folder:{images}"]
+    shutil.copytree(three, one.parent)
+    before = json.loads((one / "summary.json").read_text())
+    before["full"]["predicted_latency_ms"] = 3.0
+    (one / "summary.json").write_text(json.dumps(before))
+    assert run("measure", *data, "--run", one, "--seed", 7) == 0
+    after = json.loads((one / "summary.json").read_text())
+    for name in ("full", "pruned"):
+        assert after[name]["accuracy"] == before[name]["accuracy"]
+    assert after["full"]["predicted_latency_ms"] == 3.0
+    (one.parent / "teacher.safetensors").unlink()
+    capsys.readouterr()
+    assert "add --weights" in fails(capsys, "measure", *data, "--run", one)
+    assert json.loads((one / "summary.json").read_text()) == after
+
+
 def test_what_a_finished_run_cannot_be_decoded_for_is_an_error(three, tmp_path, capsys):
     words = ["search", "--output", tmp_path / "new", "--from"]
     graph = tas.Graph.from_json((three / "graph.json").read_text())

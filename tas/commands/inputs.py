@@ -17,7 +17,7 @@ from tas.graph import Graph
 from tas.options import check_seed, plain
 from tas.pipeline.search import SearchConfig
 from tas.pipeline.train import TrainConfig
-from tas.run import GRAPH, read_text
+from tas.run import FULL_WEIGHTS, GRAPH, SCORES, read_text
 
 
 def build_model(name: str, num_classes: int | None, weights: str | None, pretrained: bool, seed: int) -> nn.Module:
@@ -66,6 +66,13 @@ def found_in(folder: str) -> tuple[Graph, Architecture]:
             raise RunError(f"{path} has no {name}; give the output folder of tas search or tas compress")
     graph = Graph.from_json(read_text(path / GRAPH))
     return graph, graph.check(Architecture.from_json(read_text(path / "architecture.json")))
+
+
+def trained_weights_in(run: str) -> str | None:
+    """Weights of the full model that tas compress has trained: in the run, or beside those of several budgets."""
+    folders = (Path(run), Path(run).parent)
+    places = (folder / FULL_WEIGHTS for folder in folders if (folder / SCORES).is_file())  # whatever else lies there
+    return next((str(place) for place in places if place.is_file()), None)
 
 
 def classes_of(graph: Graph) -> int | None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from tas import data as data_sets
 from tas.budget import Budget
-from tas.commands.inputs import build_model, classes_of, device_of, example_of
-from tas.errors import RunError
+from tas.commands.inputs import build_model, classes_of, device_of, example_of, trained_weights_in
+from tas.errors import ConfigError, RunError
 from tas.pipeline.measure import measure_side_by_side
 from tas.pipeline.store import load, load_graph
 from tas.profile import Runtime
@@ -43,7 +43,7 @@ def measure(
 
     Args:
         model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION
-        weights: trained weights of the full model
+        weights: trained weights of the full model; those that the run has trained need not be named
         pretrained: use the released weights of torchvision or timm
         run: folder of a small model; its summary.json is written, for tas report
         data: digits, cifar10, cifar100 or folder:PATH
@@ -66,6 +66,13 @@ def measure(
         else None
     )
     classes = source.num_classes if source else classes_of(load_graph(run)[0]) if run else None
+    if run is not None and weights is None and not pretrained:
+        weights = trained_weights_in(run)
+        if source is not None and weights is None:
+            raise ConfigError(
+                f"{run} holds no weights of the full model, whose accuracy would be that of random ones; add --weights "
+                f"or --pretrained, or --input-size to measure without data"
+            )
     full = build_model(model, classes, weights, pretrained, seed)
     models = {"full": full} if run is None else {"full": full, "pruned": load(run, full)}
     found = measure_side_by_side(
@@ -95,6 +102,13 @@ def _write_summary(run: Path, profiles: dict[str, Any]) -> None:
     seconds = {stage: round(record.seconds(stage), 1) for stage in STAGES}
     seconds["total"] = round(sum(seconds.values()), 1)
     if (run / SUMMARY).is_file():  # a whole run knows what tracing and measuring took besides
-        seconds = read_summary(run)["seconds"]
+        before = read_summary(run)
+        seconds = before["seconds"]
+        profiles = {name: _with_prediction(profile, before.get(name, {})) for name, profile in profiles.items()}
     summary = {**profiles, "budget": budget.amounts, "seconds": seconds}
     folder.write_json(SUMMARY, {**summary, "seed": known.get("seed", 0), "versions": versions()})
+
+
+def _with_prediction(measured: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """A budget was held by what was predicted, whatever is measured later."""
+    return {**measured, **{name: before[name] for name in ("predicted_latency_ms",) if name in before}}

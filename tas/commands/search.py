@@ -14,7 +14,7 @@ import torch
 from tas import data as data_sets
 from tas.architecture import Architecture
 from tas.budget import Budget
-from tas.commands.inputs import build_model, classes_of, to_yaml, without_seed
+from tas.commands.inputs import build_model, classes_of, to_yaml, trained_weights_in, without_seed
 from tas.distributed import from_main
 from tas.errors import ConfigError, RunError
 from tas.nn.supernet import Supernet
@@ -28,7 +28,7 @@ from tas.pipeline.search import search as search_model
 from tas.pipeline.store import save
 from tas.pipeline.trace import trace as trace_model
 from tas.record import Record
-from tas.run import ARCHITECTURE, CONFIG, FULL_WEIGHTS, GRAPH, RECORD, SCORES, RunFolder, read_text
+from tas.run import ARCHITECTURE, CONFIG, GRAPH, RECORD, SCORES, RunFolder, read_text
 from tas.scores import Scores
 from tas.show import print_graph
 from tas.space import SearchSpace, SpaceConfig
@@ -141,7 +141,7 @@ def _decode(run: str, given: Mapping[str, Any], *, output: str, resume: bool) ->
     scores = Scores.read(run)
     settings = _settings_of(run, given)
     found = scores.decode(Budget(**settings["budget"]))
-    weights = settings["weights"] or _own_weights(Path(run), settings)
+    weights = settings["weights"] or (None if settings["pretrained"] else trained_weights_in(run))
     small = None
     if weights or settings["pretrained"]:
         classes = classes_of(scores.graph)
@@ -190,13 +190,6 @@ def _settings_of(run: str, given: Mapping[str, Any]) -> dict[str, Any]:
             f"tas.Scores.read({run!r}).decode(budget)"
         )
     return {**given, **known, "budget": given["budget"], **{name: given[name] for name in changed}}
-
-
-def _own_weights(run: Path, settings: Mapping[str, Any]) -> str | None:
-    """Of the full model that tas compress has trained: in the run, or beside those of several budgets."""
-    folders = (run, run.parent) if not settings["pretrained"] else ()
-    places = (folder / FULL_WEIGHTS for folder in folders if (folder / SCORES).is_file())  # whatever else lies there
-    return next((str(place) for place in places if place.is_file()), None)
 
 
 def _tell(scores: Scores, found: Architecture, output: str, json: bool) -> None:
