@@ -44,6 +44,7 @@ def launched() -> Iterator[None]:
     else:
         with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
             yield
+    dist.barrier()  # or the first to leave takes down what the others still use
     dist.destroy_process_group()  # not after an error: the others may be waiting, and the launcher ends them
 
 
