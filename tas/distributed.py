@@ -75,6 +75,7 @@ def from_main(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _
 
     @wraps(function)
     def shared(*args: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
+        """What the main process got, or the error it met."""
         if num_processes() == 1:
             return function(*args, **options)
         from accelerate.utils import broadcast_object_list

@@ -51,7 +51,8 @@ def device_of(name: str) -> torch.device:
         place = torch.zeros(1, device=name)
         place.item()  # which a meta tensor does not hold
         return place.device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises depends on its build
+    # a build without CUDA asserts, one without a GPU has a runtime error, and a device without kernels implements none
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split(". ")[0].partition("\n")[0]
         raise ConfigError(
             f"device {name!r} cannot be used ({reason}); give cpu, or cuda on a machine with one"

@@ -242,6 +242,7 @@ def without_labels(call: Call, value: Callable[[], Any]) -> list[Constant]:
 
     @cache
     def traced() -> list[list[tuple[str, Tensor]]]:
+        """Of every result, the constants it is made of and which of their elements stand where."""
         if rule is elementwise:
             known = [entry for source in sources for entry in source.elements()]
             return [[(name, ids.expand(shape)) for name, ids in known] for shape in call.shapes]

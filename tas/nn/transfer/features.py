@@ -174,6 +174,8 @@ def _calls(model: nn.Module, inputs: Tensor) -> dict[str, _Call]:
     calls: dict[str, _Call] = {}
 
     def note(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        """A hook that writes down the shapes of a call under this path."""
+
         def hook(module: nn.Module, arguments: Any, output: Any) -> None:
             calls.pop(path, None)
             if isinstance(output, Tensor):
@@ -240,6 +242,7 @@ def recorded(models: Sequence[nn.Module], layers: Sequence[str]) -> Iterator[Cal
         return lambda module, arguments, output: features.update({layer: output})
 
     def take() -> list[list[Tensor]]:
+        """The features of the last call, by model and layer; they are let go of."""
         for features in found:
             missing = [layer for layer in layers if layer not in features]
             if missing:
