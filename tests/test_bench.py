@@ -1,24 +1,13 @@
 """The benchmark of speed, on a case small enough for every run of the tests; `make bench` measures the real ones."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import load_script
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "bench.py"
-
-
-def _load_script():
-    specification = importlib.util.spec_from_file_location("bench", SCRIPT)
-    sys.modules["bench"] = module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-bench = _load_script()
+bench = load_script("bench")
 
 
 def test_a_search_step_is_measured_against_training_and_written(tmp_path, monkeypatch, capsys):

@@ -1,30 +1,18 @@
 """The benchmark of the zoo, on models small enough for every run of the tests; `make zoo` runs the whole list."""
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from nets import Plain, images
+from scripts import FOLDER, load_script
 from torch import nn
 
 from tas.graph import Frozen
 from tas.pipeline.derive import derive
 from tas.pipeline.trace import trace
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "zoo.py"
-
-
-def _load_script():
-    specification = importlib.util.spec_from_file_location("zoo", SCRIPT)
-    sys.modules["zoo"] = module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-zoo = _load_script()
+zoo = load_script("zoo")
 
 SMALL = (
     "torchvision:lraspp_mobilenet_v3_large",
@@ -71,13 +59,13 @@ def test_a_small_model_of_the_zoo_passes(name):
 
 
 def test_a_model_passes_in_processes_of_its_own(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPT.parent)  # the processes import the script, too
+    monkeypatch.syspath_prepend(FOLDER)  # the processes import the script, too
     row = zoo.run_one("timm:test_resnet", size=64, seconds=120)
     assert (row.status, row.message, row.size) == ("passed", "", 64)
 
 
 def test_a_process_that_dies_or_hangs_costs_one_row(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPT.parent)
+    monkeypatch.syspath_prepend(FOLDER)
     with pytest.raises(zoo.ProcessError, match="_exit: the process died, exit code 3"):
         zoo.apart(zoo.os._exit, 3, seconds=120)
     with pytest.raises(zoo.ProcessError, match="sleep: no result after 1 seconds"):

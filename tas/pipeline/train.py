@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tas.data import as_source
+from tas.data import Batches, as_source
 from tas.data.augment import epoch_seed, own_randomness, seed_everything
 from tas.data.sharding import sharded
 from tas.distributed import accelerator, average_gradients, copy_from_main, summed
@@ -23,7 +24,7 @@ from tas.nn.statistics import average_statistics
 from tas.nn.sync_batch_norm import synchronized_batch_norm
 from tas.nn.transfer import Attention, Hints, match_layers, recorded
 from tas.options import check_options, split_patterns
-from tas.progress import progress_bar
+from tas.progress import Bar, progress_bar
 from tas.record import Record
 from tas.storage import restore_epoch, save_epoch
 from tas.task import (
@@ -150,73 +151,114 @@ def train(
     require_trainable(model)
     model.to(device)
     helper = teacher.to(device).eval() if teacher is not None and config.uses_teacher else None
-    weight = config.transfer_weight or TRANSFER_WEIGHTS.get(config.transfer, 0.0)
-    comparison, layers = None, []
-    if helper is not None and config.transfer in FEATURE_TRANSFERS:
-        example = torch.zeros(1, *source.input_shape, dtype=dtype_of(model), device=device)
-        matches = match_layers(model, helper, example, config.layers)
-        layers = [match.layer for match in matches]
-        comparison = Hints(matches, config.seed) if config.transfer == "hints" else Attention()
-        comparison.to(device, dtype_of(model))
+    comparison, layers = _feature_comparison(model, helper, source.input_shape, config)
     copy_from_main(model, helper, comparison)
-    learning = [*model.parameters(), *(comparison.parameters() if comparison is not None else ())]
-    learning = [parameter for parameter in learning if parameter.requires_grad]
-    optimizer = torch.optim.SGD(
-        learning,
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
-    )
-    # Not accelerate's own mixed precision: one process has one, and the stages of a run may differ in theirs.
-    scaler = torch.amp.GradScaler(home.type, enabled=config.precision == "fp16")
-    autocast = partial(torch.autocast, home.type, PRECISIONS[config.precision], enabled=config.precision != "no")
-    parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
-    parts |= {"comparison": comparison} if comparison is not None else {}
-    options = json.dumps(asdict(config))
-    first = restore_epoch(checkpoint, options, parts)
-    steps = len(source.train_batches(config.batch_size, seed=config.seed, epoch=first, device=device))
-    warmup, total = min(config.warmup_epochs, config.epochs // 2) * steps, config.epochs * steps
+    steps = len(source.train_batches(config.batch_size, seed=config.seed, device=device))
     devices = [home] if home.type == "cuda" else []
-    schedule = partial(learning_rate_factor, warmup=warmup, total=total)
     models = [model, helper] if helper is not None else [model]
     with (
-        progress_bar(stage, total, first * steps) as bar,
         own_randomness(devices),
         recorded(models, layers) as take,
         channels_last(model, helper, precision=config.precision),
         synchronized_batch_norm(config.sync_batch_norm),
     ):
-        for epoch in range(first, config.epochs):
-            started = time.perf_counter()
-            seed_everything(epoch_seed(config.seed, epoch, None))
-            batches = source.train_batches(config.batch_size, seed=config.seed, epoch=epoch, device=device)
-            meter = _Meter(stage)
-            model.train()
-            for step, (inputs, targets) in enumerate(batches, epoch * steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = config.learning_rate * schedule(step)
-                with autocast():
-                    outputs = run_model(model, inputs)
-                    value = task_loss(
-                        outputs, targets, loss=loss, wanted=_answer(helper, inputs),
-                        teacher_weight=config.teacher_weight, temperature=config.temperature,
-                        transfer=config.transfer, transfer_weight=weight,
-                    )  # fmt: skip
-                    if comparison is not None:
-                        value = value + weight * comparison(*take())
-                optimizer.zero_grad()
-                scaler.scale(value).backward()
-                average_gradients(learning)
-                scaler.step(optimizer)
-                scaler.update()
-                meter.add(value, outputs, targets)
-                bar.advance(f"epoch {epoch + 1}/{config.epochs}  {meter}" if step % 10 == 0 else "")
-            average_statistics(model)
-            record.add(stage, epoch=epoch, seconds=round(time.perf_counter() - started, 3), **meter.means())
-            if checkpoint:
-                save_epoch(checkpoint, epoch + 1, options, parts)
+        trainer = _Trainer(model, helper, comparison, take, config, loss, steps)
+        options = json.dumps(asdict(config))
+        first = restore_epoch(checkpoint, options, trainer.parts)
+        with progress_bar(stage, config.epochs * steps, first * steps) as bar:
+            for epoch in range(first, config.epochs):
+                started = time.perf_counter()
+                seed_everything(epoch_seed(config.seed, epoch, None))
+                batches = source.train_batches(config.batch_size, seed=config.seed, epoch=epoch, device=device)
+                means = trainer.epoch(batches, epoch, bar, _Meter(stage))
+                record.add(stage, epoch=epoch, seconds=round(time.perf_counter() - started, 3), **means)
+                if checkpoint:
+                    save_epoch(checkpoint, epoch + 1, options, trainer.parts)
     return model.eval()
+
+
+def _feature_comparison(
+    model: nn.Module, helper: nn.Module | None, input_shape: tuple[int, ...], config: TrainConfig
+) -> tuple[Hints | Attention | None, list[str]]:
+    """The term of a loss that compares features, and whose; none where the transfer is another."""
+    if helper is None or config.transfer not in FEATURE_TRANSFERS:
+        return None, []
+    like = next(model.parameters())
+    example = torch.zeros(1, *input_shape, dtype=dtype_of(model), device=like.device)
+    matches = match_layers(model, helper, example, config.layers)
+    comparison = Hints(matches, config.seed) if config.transfer == "hints" else Attention()
+    return comparison.to(like.device, dtype_of(model)), [match.layer for match in matches]
+
+
+class _Trainer:
+    """A network in training: its optimizer, its teacher, and the steps of an epoch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        helper: nn.Module | None,
+        comparison: Hints | Attention | None,
+        take: Callable[[], list[list[Tensor]]],
+        config: TrainConfig,
+        loss: Loss | None,
+        steps: int,
+    ):
+        self.model, self.helper, self.comparison, self.take = model, helper, comparison, take
+        self.config, self.loss, self.steps = config, loss, steps
+        self.weight = config.transfer_weight or TRANSFER_WEIGHTS.get(config.transfer, 0.0)
+        learning = [*model.parameters(), *(comparison.parameters() if comparison is not None else ())]
+        self.learning = [parameter for parameter in learning if parameter.requires_grad]
+        self.optimizer = torch.optim.SGD(
+            self.learning, config.learning_rate, config.momentum, weight_decay=config.weight_decay,
+            nesterov=config.momentum > 0,
+        )  # fmt: skip
+        # Not accelerate's own mixed precision: one process has one, and the stages of a run may differ in theirs.
+        kind = next(model.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(kind, enabled=config.precision == "fp16")
+        self.autocast = partial(torch.autocast, kind, PRECISIONS[config.precision], enabled=config.precision != "no")
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Everything whose state a resumed training needs."""
+        parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
+        return parts | ({"comparison": self.comparison} if self.comparison is not None else {})
+
+    def epoch(self, batches: Batches, epoch: int, bar: Bar, meter: _Meter) -> dict[str, float]:
+        """One pass; gives what the meter has counted."""
+        self.model.train()
+        for step, (inputs, targets) in enumerate(batches):
+            self._set_learning_rate(epoch * self.steps + step)
+            value, outputs = self._step(inputs, targets)
+            meter.add(value, outputs, targets)
+            bar.advance(f"epoch {epoch + 1}/{self.config.epochs}  {meter}" if step % 10 == 0 else "")
+        average_statistics(self.model)
+        return meter.means()
+
+    def _set_learning_rate(self, step: int) -> None:
+        config = self.config
+        warmup = min(config.warmup_epochs, config.epochs // 2) * self.steps
+        factor = learning_rate_factor(step, warmup=warmup, total=config.epochs * self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
+
+    def _step(self, inputs: Tensor, targets: Any) -> tuple[Tensor, Any]:
+        """Loss and outputs, before the weights move."""
+        config = self.config
+        with self.autocast():
+            outputs = run_model(self.model, inputs)
+            value = task_loss(
+                outputs, targets, loss=self.loss, wanted=_answer(self.helper, inputs),
+                teacher_weight=config.teacher_weight, temperature=config.temperature,
+                transfer=config.transfer, transfer_weight=self.weight,
+            )  # fmt: skip
+            if self.comparison is not None:
+                value = value + self.weight * self.comparison(*self.take())
+        self.optimizer.zero_grad()
+        self.scaler.scale(value).backward()
+        average_gradients(self.learning)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return value, outputs
 
 
 @torch.no_grad()
