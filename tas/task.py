@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +21,31 @@ Transfer = Literal["none", "kd", "hints", "attention", "dkd", "dist"]
 # Attention: β / 2 with β = 10³ over positions and batch, section 4.1 of its paper. DKD, DIST: the authors' code.
 TRANSFER_WEIGHTS: dict[str, float] = {"hints": 100.0, "attention": 500.0, "dkd": 2.0, "dist": 1.0}
 FEATURE_TRANSFERS = ("hints", "attention")
+COMPILER = ("torch._dynamo", "torch._inductor", "triton")  # modules of what torch.compile raises
+
+
+def compiled(model: nn.Module, wanted: bool) -> nn.Module:
+    """What runs the model: itself, or `torch.compile` of it, which shares its weights."""
+    return cast(nn.Module, torch.compile(model)) if wanted else model
 
 
 def run_model(model: nn.Module, inputs: Tensor) -> Any:
     """What the model answers.
 
     Raises:
-        ModelError: it does not accept the inputs.
+        ModelError: it does not accept the inputs, or cannot be compiled.
     """
     try:
         return model(inputs)
     except (RuntimeError, ValueError) as error:
         if "out of memory" in str(error):
             raise
+        if type(error).__module__.startswith(COMPILER):
+            reason = " ".join(str(error).strip().splitlines()[:2])
+            raise ModelError(
+                f"torch.compile failed: {reason}. Set compile to false, or see what it needs on this machine (a C++ "
+                f"compiler, on a GPU Triton)"
+            ) from error
         wanted = dtype_of(model)
         if inputs.dtype != wanted:
             raise ModelError(

@@ -1,6 +1,9 @@
 """Fixtures for all tests."""
 
+from typing import Any
+
 import pytest
+import torch
 from named import NAMES, Traced, traced
 
 
@@ -13,3 +16,11 @@ def named(request: pytest.FixtureRequest) -> Traced:
 def light(request: pytest.FixtureRequest) -> Traced:
     """The named models without the big one."""
     return traced(request.param)
+
+
+@pytest.fixture
+def compiles(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is given to `torch.compile`, which here traces but makes no kernels: those take minutes."""
+    given, real = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: given.append(model) or real(model, backend="aot_eager"))
+    return given

@@ -32,6 +32,7 @@ from tas.task import (
     TRANSFER_WEIGHTS,
     Loss,
     Transfer,
+    compiled,
     dtype_of,
     require_trainable,
     run_model,
@@ -62,6 +63,8 @@ class TrainConfig:
             every stage.
         precision: of the arithmetic: no (float32), bf16 or fp16.
         sync_batch_norm: of several processes: batch norms use the statistics of the whole batch, not of their share.
+        compile: run the network and its teacher under torch.compile; pays on GPUs, in trainings much longer than the
+            minute or two of compiling.
         seed: of shuffling, augmentation and dropout.
     """
 
@@ -78,6 +81,7 @@ class TrainConfig:
     layers: tuple[str, ...] | str = ()
     precision: Literal["no", "bf16", "fp16"] = "no"
     sync_batch_norm: bool = False
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self):
@@ -92,6 +96,9 @@ class TrainConfig:
                 f"train transfer_weight is {self.transfer_weight}, but transfer is {self.transfer}, which does not use "
                 f"it; the weight of kd is teacher_weight"
             )
+        if self.compile and (self.sync_batch_norm or self.transfer in FEATURE_TRANSFERS):
+            what = "sync_batch_norm" if self.sync_batch_norm else f"transfer {self.transfer}"
+            raise ConfigError(f"train compile does not go with {what}; set compile to false, or choose another")
         object.__setattr__(self, "layers", split_patterns(self.layers))
         if self.layers and self.transfer not in FEATURE_TRANSFERS:
             raise ConfigError(
@@ -203,7 +210,9 @@ class _Trainer:
         loss: Loss | None,
         steps: int,
     ):
-        self.model, self.helper, self.comparison, self.take = model, helper, comparison, take
+        self.model, self.comparison, self.take = model, comparison, take
+        self.network = compiled(model, config.compile)
+        self.helper = compiled(helper, config.compile) if helper is not None else None
         self.config, self.loss, self.steps = config, loss, steps
         self.weight = config.transfer_weight or TRANSFER_WEIGHTS.get(config.transfer, 0.0)
         learning = [*model.parameters(), *(comparison.parameters() if comparison is not None else ())]
@@ -245,7 +254,7 @@ class _Trainer:
         """Loss and outputs, before the weights move."""
         config = self.config
         with self.autocast():
-            outputs = run_model(self.model, inputs)
+            outputs = run_model(self.network, inputs)
             value = task_loss(
                 outputs, targets, loss=self.loss, wanted=_answer(self.helper, inputs),
                 teacher_weight=config.teacher_weight, temperature=config.temperature,

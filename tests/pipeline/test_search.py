@@ -137,6 +137,27 @@ def test_compact_and_dense_execution_find_the_same():
         assert row == pytest.approx(results[1][name], abs=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, while it compiles
+def test_a_compiled_search_finds_the_same(compiles):
+    results = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        supernet = prepared(TinyNet(), execution="dense").double()
+        config = quick(compile=compile, start="trained", teacher_weight=0.9, trials=2, trial_steps=2)
+        results.append(
+            tas.search(supernet, _Double(tiny_source()), budget="50%", teacher=TinyNet().double(), config=config)
+        )
+    for name, row in results[0].scores.log_probabilities.items():
+        assert row == pytest.approx(results[1].scores.log_probabilities[name], abs=1e-6)
+    assert results[0].architecture == results[1].architecture
+    assert len(compiles) == 2, "supernet and teacher, once each"
+
+
+def test_compact_execution_is_not_compiled():
+    with pytest.raises(tas.ConfigError, match="compile needs dense execution.*set execution to dense"):
+        tas.search(prepared(TinyNet()), tiny_source(), budget="50%", config=quick(compile=True))
+
+
 class _Double:
     """A source in float64."""
 
@@ -378,7 +399,8 @@ def test_labels_may_be_of_any_integer_type():
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"start": "somewhere"}, "it can be scratch or trained"), ({"logits_betas": (2.0, 0.9)}, "two numbers"),
-     ({"distillation_temperature": 0.0}, "above 0"), ({"logits_weight_decay": -1.0}, "not be negative")],
+     ({"distillation_temperature": 0.0}, "above 0"), ({"logits_weight_decay": -1.0}, "not be negative"),
+     ({"compile": True, "sync_batch_norm": True}, "compile does not go with sync_batch_norm")],
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(tas.ConfigError, match=message):

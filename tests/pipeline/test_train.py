@@ -2,6 +2,7 @@
 
 import math
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -328,11 +329,34 @@ def test_frozen_parameters_stay_and_a_wholly_frozen_model_is_refused():
     ("options", "message"),
     [({"precision": "int4"}, "'int4'; it can be no or bf16 or fp16"), ({"epochs": 1.5}, "a whole number"),
      ({"momentum": -1.0}, r"lie in \[0, 1\]"), ({"weight_decay": -1.0}, "not be negative"),
-     ({"learning_rate": math.inf}, "above 0"), ({"seed": 2**70}, "seed is 1180591620717411303424; it must lie")],
+     ({"learning_rate": math.inf}, "above 0"), ({"seed": 2**70}, "seed is 1180591620717411303424; it must lie"),
+     ({"compile": True, "transfer": "hints"}, "compile does not go with transfer hints"),
+     ({"compile": True, "sync_batch_norm": True}, "compile does not go with sync_batch_norm")],
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(tas.ConfigError, match=message):
         quick(**options)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, while it compiles
+def test_compiled_training_is_the_same_training(compiles):
+    rows = []
+    for compile in (False, True):
+        record = tas.Record()
+        student = tas.train(fresh(), tiny_source(), teacher=teacher(), config=quick(compile=compile), record=record)
+        rows.append([row["loss"] for row in record.rows])
+        assert list(student.state_dict()) == list(fresh().state_dict()), "what comes back is the model given"
+    assert rows[0] == pytest.approx(rows[1], rel=1e-3)
+    assert len(compiles) == 2, "student and teacher, once each"
+
+
+def test_what_the_compiler_cannot_do_is_said_to_be_that(monkeypatch):
+    def broken(graph, inputs):
+        raise OSError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    with pytest.raises(tas.ModelError, match=r"torch\.compile failed: .*no C\+\+ compiler.*Set compile to false"):
+        tas.train(fresh(), tiny_source(), config=quick(compile=True))
 
 
 def test_training_on_loaders_with_randomness_of_their_own_can_be_interrupted(tmp_path):

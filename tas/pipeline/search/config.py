@@ -50,6 +50,8 @@ class SearchConfig:
         held_out_images: of the second half, on which saliency is measured.
         precision: of the arithmetic: no (float32) or bf16.
         sync_batch_norm: of several processes: batch norms use the statistics of the whole batch, not of their share.
+        compile: run the supernet and the teacher under torch.compile while weights and logits step in turn; needs dense
+            execution. Pays on GPUs, in searches much longer than the minutes of compiling.
         seed: of everything random.
     """
 
@@ -80,6 +82,7 @@ class SearchConfig:
     held_out_images: int = 512
     precision: Literal["no", "bf16"] = "no"
     sync_batch_norm: bool = False
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self):
@@ -99,6 +102,8 @@ class SearchConfig:
             self, "search", above_zero=[*above_zero, "distillation_temperature"], not_negative=not_negative,
             shares=("momentum", "teacher_weight"),
         )  # fmt: skip
+        if self.compile and self.sync_batch_norm:
+            raise ConfigError("search compile does not go with sync_batch_norm; set one of them to false")
         if len(self.logits_betas) != 2 or not all(0 <= beta < 1 for beta in self.logits_betas):
             raise ConfigError(f"search logits_betas are {self.logits_betas}; give two numbers in [0, 1)")
         if self.start == "scratch" and (self.trials or self.logits_start == "saliency"):

@@ -13,10 +13,10 @@ from tas.cost import CostTable
 from tas.data import Batches, Source
 from tas.data.augment import epoch_seed, seed_everything
 from tas.distributed import average_gradients, num_processes, summed
-from tas.errors import DataError, TrainingError
+from tas.errors import ConfigError, DataError, TrainingError
 from tas.nn.supernet import Supernet
 from tas.pipeline.search.config import LOGITS_TRAVEL, SearchConfig
-from tas.task import Loss, run_model, task_loss
+from tas.task import Loss, compiled, run_model, task_loss
 
 
 def random_logits(supernet: Supernet, seed: int) -> None:
@@ -78,7 +78,14 @@ class Steps:
         loss: Loss | None,
         total: int = 1,
     ):
-        self.supernet, self.config, self.teacher, self.loss = supernet, config, teacher, loss
+        self.supernet, self.config, self.loss = supernet, config, loss
+        if config.compile and supernet.execution != "dense":
+            raise ConfigError(
+                "search compile needs dense execution, where every sample has the same shapes; set execution to "
+                "dense, or compile to false"
+            )
+        self.network = compiled(supernet, config.compile)  # of the alternation; cut networks have shapes of their own
+        self.teacher = compiled(teacher, config.compile) if teacher is not None else None
         graph, space = supernet.graph, supernet.space
         self.limits = budget.limits(graph)
         self.tables = {name: CostTable(graph.cost(name), space.widths, space.depths) for name in self.limits}
@@ -101,7 +108,7 @@ class Steps:
     def weight_step(self, inputs: Tensor, targets: Any, temperature: float, generator: torch.Generator) -> Tensor:
         """One step of the weights on a batch of the first half."""
         self.supernet.draw(temperature, generator, differentiable=False)
-        value = self.objective(self.supernet, inputs, targets)
+        value = self.objective(self.network, inputs, targets)
         self.weights.zero_grad()
         value.backward()
         for weight in self.supernet.weights():  # blocks that did not run decay too, as in dense execution
@@ -113,7 +120,7 @@ class Steps:
     def logits_step(self, inputs: Tensor, targets: Any, temperature: float, generator: torch.Generator) -> Tensor:
         """One step of the logits on a batch of the second half."""
         self.supernet.draw(temperature, generator)
-        task = self.objective(self.supernet, inputs, targets)
+        task = self.objective(self.network, inputs, targets)
         value = task + self.config.cost_weight * self.cost_loss()
         if value.requires_grad:  # with one fragment, inside the band, nothing reaches the logits
             (gradient,) = torch.autograd.grad(value, [self.supernet.logits], allow_unused=True)
