@@ -104,7 +104,7 @@ def _seconds(action: Callable[[], Any]) -> float:
 
 def sides(
     name: str, batch: int, size: int, *, execution: str = "compact", residuals: str = "tied", device: str = "cpu",
-    interpolation: str = "none",
+    interpolation: str = "none", compile: bool = False,
 ) -> tuple[Callable[[], None], Callable[[], None]]:  # fmt: skip
     """One weight and one architecture step of a search; two training steps of the full model.
 
@@ -117,6 +117,7 @@ def sides(
 
     import tas
     from tas.pipeline.search.steps import Steps
+    from tas.task import compiled
 
     torch.manual_seed(0)
     model = tas.models.load(name)
@@ -125,13 +126,14 @@ def sides(
     torch.nn.init.zeros_(supernet.logits)
     for network in (supernet, model):
         network.to(device, memory_format=torch.channels_last).train()
-    config = tas.SearchConfig(teacher_weight=0.0, logits_learning_rate=0.0)  # the logits stay uniform
+    config = tas.SearchConfig(teacher_weight=0.0, logits_learning_rate=0.0, compile=compile)  # the logits stay uniform
     supernet.interpolation = interpolation  # type: ignore[assignment]
     steps = Steps(supernet, tas.Budget.of("50%"), config, None, None)
     optimizer = torch.optim.SGD(
         model.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay,
         nesterov=config.momentum > 0,
     )  # fmt: skip
+    network = compiled(model, compile)
     images, labels = torch.randn(batch, 3, size, size, device=device), torch.arange(batch, device=device) % 10
     draw = torch.Generator(device).manual_seed(0)
 
@@ -142,7 +144,7 @@ def sides(
     def training() -> None:
         for _ in range(2):
             optimizer.zero_grad()
-            cross_entropy(model(images), labels).backward()
+            cross_entropy(network(images), labels).backward()
             optimizer.step()
 
     return searching, training
@@ -324,8 +326,8 @@ CASES = {
     "search:resnet20:free": Case(_STEP, 0.85, search_step("cifar_resnet:20", 128, 32, residuals="free")),
     "search:resnet20:dense": Case(_STEP, 1.6, search_step("cifar_resnet:20", 128, 32, execution="dense")),
     "search:resnet56:gpu": Case(
-        "dense search step / training step, neither compiled", 1.2,
-        search_step("cifar_resnet:56", 256, 32, execution="dense", device="cuda"), needs_gpu=True,
+        "dense search step / training step, both compiled", 1.2,
+        search_step("cifar_resnet:56", 256, 32, execution="dense", device="cuda", compile=True), needs_gpu=True,
     ),
     "memory:resnet20": Case(
         "peak of a search step / training step", 1.0, peak_memory("cifar_resnet:20", 128, 32), needs_linux=True

@@ -257,10 +257,10 @@ def test_trials_are_told_and_shown(tmp_path):
     for loss, found in ((1.25, space.largest), (1.5, space.smallest)):
         best = min(best, loss)
         sizes = {"widths": dict(found.widths), "depths": dict(found.depths)}
-        record.add("search", part="trial", loss=loss, best=best, macs=graph.macs(found), architecture=sizes)
+        record.add("search", part="trial", steps=60, loss=loss, best=best, macs=graph.macs(found), architecture=sizes)
     text = markdown(folder)
-    assert f"| 1 | 1.250 | 1.250 | {graph.macs():,} | blocks 3 |" in text
-    assert f"| 2 | 1.500 | 1.250 | {graph.macs(space.smallest):,} | blocks 1 |" in text
+    assert f"| 1 | 60 | 1.250 | 1.250 | {graph.macs():,} | blocks 3 |" in text
+    assert f"| 2 | 60 | 1.500 | 1.250 | {graph.macs(space.smallest):,} | blocks 1 |" in text
     page = (folder / "report.html").read_text()
     assert "after every epoch of the search and in every trial of the search" in page
     assert "trial 2 of 2: " in page

@@ -106,12 +106,14 @@ def _trial_rows(run: RunFiles) -> str:
     lines = [
         "## Trials",
         "",
-        "Architectures that were tuned for some steps before their held-out losses were compared.",
+        "Architectures that were tuned for some steps before their held-out losses were compared; the best of them, "
+        "the finalists, again and longer. Losses after equally many steps compare.",
     ]
-    lines += ["", "| trial | loss | best so far | macs | blocks kept |", "|---:|---:|---:|---:|---|"]
+    lines += ["", "| trial | steps | loss | best so far | macs | blocks kept |", "|---:|---:|---:|---:|---:|---|"]
     for number, row in enumerate(run.trials, 1):
         blocks = ", ".join(f"{name} {kept}" for name, kept in row["architecture"]["depths"].items())
-        lines.append(f"| {number} | {row['loss']:.3f} | {row['best']:.3f} | {row['macs']:,} | {blocks} |")
+        steps = row.get("steps", "")
+        lines.append(f"| {number} | {steps} | {row['loss']:.3f} | {row['best']:.3f} | {row['macs']:,} | {blocks} |")
     return "\n".join(lines)
 
 

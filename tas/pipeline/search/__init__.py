@@ -25,7 +25,7 @@ from tas.nn.statistics import average_statistics
 from tas.nn.supernet import Supernet
 from tas.nn.sync_batch_norm import synchronized_batch_norm
 from tas.pipeline.search.config import LOGITS_TRAVEL, SearchConfig
-from tas.pipeline.search.finalists import Trials, climb
+from tas.pipeline.search.finalists import Trials, climb, run_off
 from tas.pipeline.search.saliency import measured_saliency, saliency_logits
 from tas.pipeline.search.steps import Steps, halves, random_logits, run_epoch
 from tas.progress import progress_bar
@@ -196,40 +196,48 @@ def _tried(
     *,
     resumes: bool,
 ) -> Architecture:
-    """The best of a few architectures that were tuned for some steps; each trial is a row of the record."""
+    """The best of a few architectures that were tuned for some steps, each a row of the record."""
     config, graph, space = steps.config, steps.supernet.graph, steps.supernet.space
     own_share = sharded(source)
     held_out = _held_out(source, config, config.trial_images, device)
 
-    def tuning() -> Iterator[Batch]:
-        epochs = (
-            own_share.train_batches(config.batch_size, seed=config.seed, epoch=e, half=0, device=device)
-            for e in count()
-        )
-        return islice(chain.from_iterable(epochs), config.trial_steps)
-
-    trials = Trials(
-        inherited, graph, tuning, lambda: islice(held_out(), process_index(), None, num_processes()), steps.objective,
-        steps=config.trial_steps,
-        learning_rate=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay,
-        seed=config.seed,
-    )  # fmt: skip
     rows = [row for row in record.rows if resumes and row.get("part") == "trial"]  # of an interrupted start
-    trials.known = {Architecture(**row["architecture"]): row["loss"] for row in rows}
+
+    def trials_of(length: int) -> Trials:
+        """Trials of so many steps."""
+
+        def tuning() -> Iterator[Batch]:
+            """As many batches of the first half, pass after pass."""
+            epochs = (
+                own_share.train_batches(config.batch_size, seed=config.seed, epoch=e, half=0, device=device)
+                for e in count()
+            )
+            return islice(chain.from_iterable(epochs), length)
+
+        return Trials(
+            inherited, graph, tuning, lambda: islice(held_out(), process_index(), None, num_processes()),
+            steps.objective, steps=length, learning_rate=config.learning_rate, momentum=config.momentum,
+            weight_decay=config.weight_decay, seed=config.seed,
+            known={Architecture(**row["architecture"]): row["loss"] for row in rows if row.get("steps") == length},
+        )  # fmt: skip
+
+    short, long = trials_of(config.trial_steps), trials_of(config.final_steps)
     best, started = None, time.perf_counter()
     with (
         channels_last(inherited, steps.teacher, precision=config.precision),
-        progress_bar("trials", config.trials) as bar,
+        progress_bar("trials", config.trials + (config.finalists if config.finalists > 1 else 0)) as bar,
         synchronized_batch_norm(config.sync_batch_norm),
     ):
-        for best in climb(scores.log_probabilities, graph, space, budget, trials, config.trials):
+        climbing = climb(scores.log_probabilities, graph, space, budget, short, config.trials)
+        for best in chain(climbing, run_off(short, long, config.finalists)):
+            trials = long if long.losses else short
             if not trials.losses:
                 continue
             tried, value = list(trials.losses.items())[-1]
             if tried not in trials.known:
                 record.add(
-                    "search", part="trial", seconds=_since(started), loss=value, best=trials.losses[best],
-                    macs=graph.macs(tried),
+                    "search", part="trial", steps=trials.steps, seconds=_since(started), loss=value,
+                    best=trials.losses[best], macs=graph.macs(tried),
                     architecture={"widths": dict(tried.widths), "depths": dict(tried.depths)},
                 )  # fmt: skip
             started = time.perf_counter()

@@ -47,6 +47,9 @@ class SearchConfig:
             none.
         trial_steps: of the weights' optimizer, on the first half, before a trial's loss on the second is measured.
         trial_images: of the second half, on which trials are compared; a few hundred do not order close ones.
+        finalists: how many of the best trials are tuned again, longer, before one of them is chosen; with 0 or 1 the
+            best trial is.
+        final_steps: of a finalist; short trials are too noisy to order the best.
         held_out_images: of the second half, on which saliency is measured.
         precision: of the arithmetic: no (float32) or bf16.
         sync_batch_norm: of several processes: batch norms use the statistics of the whole batch, not of their share.
@@ -79,6 +82,8 @@ class SearchConfig:
     trials: int = 0
     trial_steps: int = 60
     trial_images: int = 1024
+    finalists: int = 0
+    final_steps: int = 160
     held_out_images: int = 512
     precision: Literal["no", "bf16"] = "no"
     sync_batch_norm: bool = False
@@ -89,6 +94,7 @@ class SearchConfig:
         above_zero = [
             "trial_steps",
             "trial_images",
+            "final_steps",
             "held_out_images",
             "batch_size",
             "fragments",
@@ -96,7 +102,15 @@ class SearchConfig:
             "temperature_start",
             "temperature_end",
         ]
-        not_negative = ["epochs", "trials", "cost_weight", "tolerance", "weight_decay", "logits_weight_decay"]
+        not_negative = [
+            "epochs",
+            "trials",
+            "finalists",
+            "cost_weight",
+            "tolerance",
+            "weight_decay",
+            "logits_weight_decay",
+        ]
         not_negative += ["logits_learning_rate"] if self.logits_learning_rate != "auto" else []
         check_options(
             self, "search", above_zero=[*above_zero, "distillation_temperature"], not_negative=not_negative,
@@ -126,12 +140,14 @@ class SearchConfig:
             space: of the search.
         """
         trials = self.trials if self.trials > 1 and space.is_open else 0
-        measured = self.trial_images * trials
+        finalists = min(trials, self.finalists) if self.finalists > 1 else 0
+        steps = trials * self.trial_steps + finalists * self.final_steps
+        measured = self.trial_images * (trials + finalists)
         if self.logits_start == "saliency":
             measured += self.held_out_images * sum(
                 len(sizes) - 1 for sizes in (*space.widths.values(), *space.depths.values())
             )
-        return self.epochs + (trials * self.trial_steps * self.batch_size + measured / 3) / images
+        return self.epochs + (steps * self.batch_size + measured / 3) / images
 
     def temperature(self, progress: float) -> float:
         """τ when this share of the search is over."""

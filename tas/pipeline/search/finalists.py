@@ -102,6 +102,14 @@ class Trials:
         average_statistics(small)
 
 
+def run_off(trials: Trials, longer: Trials, most: int) -> Iterator[Architecture]:
+    """Tune the best of the trials again, longer; give the best so far after each. Nothing where one alone is left."""
+    leaders = sorted(trials.losses, key=lambda architecture: trials.losses[architecture])[:most]
+    for architecture in leaders if len(leaders) > 1 else ():
+        longer.loss(architecture)
+        yield longer.best
+
+
 @dataclass(frozen=True)
 class Corner:
     """A part of the space: some depths, and widths without their largest candidates.

@@ -11,7 +11,7 @@ from toys import TinyNet, tiny_source
 import tas
 from tas.decode import decode
 from tas.nn.surgery import cut
-from tas.pipeline.search.finalists import Corner, Trials, climb
+from tas.pipeline.search.finalists import Corner, Trials, climb, run_off
 
 
 def cross_entropy(network, inputs, targets):
@@ -105,6 +105,29 @@ def test_no_more_is_tried_than_allowed_and_nothing_without_a_choice(prepared):
     assert not fresh.losses
 
 
+def test_of_the_best_trials_the_longer_ones_decide(prepared):
+    model, graph, space, _ = prepared
+    tried = [space.largest, space.smallest, tas.Architecture(space.largest.widths, {"blocks": 2})]
+
+    class Told(Trials):
+        def __init__(self, *losses, **options):
+            super().__init__(model, graph, list, list, cross_entropy, steps=1, **options)
+            self.told = dict(zip(tried, losses, strict=True))
+
+        def _measure(self, architecture):
+            return self.told[architecture]
+
+    short = Told(3.0, 1.0, 2.0)
+    for architecture in tried:
+        short.loss(architecture)
+    longer = Told(0.1, 0.3, 0.2)
+    assert list(run_off(short, longer, 2)) == [tried[1], tried[2]], "the best so far, after each"
+    assert list(longer.losses) == [tried[1], tried[2]], "the best of the short ones first, and no other"
+    assert list(run_off(short, Told(0.1, 0.3, 0.2), 9)) == [tried[1], tried[2], tried[0]]
+    for most in (0, 1):
+        assert not list(run_off(short, Told(0.1, 0.3, 0.2), most)), "one alone needs no longer trial"
+
+
 def test_what_an_interrupted_search_knows_is_not_measured_again_and_the_path_is_the_same(prepared):
     model, graph, space, _ = prepared
     budget, scores = tas.Budget(macs="60%"), scores_of(space)
@@ -128,12 +151,14 @@ def short(**options) -> tas.SearchConfig:
     return tas.SearchConfig(**{**base, **options})
 
 
-def test_a_search_by_saliency_and_trials_repeats_itself_and_goes_on_where_it_was(prepared, tmp_path):
+@pytest.mark.parametrize("finalists", [0, 2])
+def test_a_search_by_saliency_and_trials_repeats_itself_and_goes_on_where_it_was(prepared, tmp_path, finalists):
     model, graph, space, source = prepared
 
     def run(record, checkpoint=None):
+        config = short(finalists=finalists, final_steps=5)
         supernet = tas.Supernet(model, graph, space)
-        return tas.search(supernet, source, budget="50%", config=short(), record=record, checkpoint=checkpoint)
+        return tas.search(supernet, source, budget="50%", config=config, record=record, checkpoint=checkpoint)
 
     whole = tas.Record(tmp_path / "whole.jsonl")
     first = run(whole)
@@ -141,16 +166,19 @@ def test_a_search_by_saliency_and_trials_repeats_itself_and_goes_on_where_it_was
     parts = [row["part"] for row in whole.rows]
     assert parts[0] == "saliency"
     assert set(parts[1:]) == {"trial"}
+    assert [row["steps"] for row in whole.rows if row.get("steps") == 5] == [5] * finalists
     assert whole.seconds("search") > 0
-    best = min((row for row in whole.rows[1:]), key=lambda row: row["loss"])
+    last = max(row["steps"] for row in whole.rows[1:])
+    best = min((row for row in whole.rows[1:] if row["steps"] == last), key=lambda row: row["loss"])
     assert best["architecture"]["widths"] == dict(first.architecture.widths)
     assert best["architecture"]["depths"] == dict(first.architecture.depths)
     assert run(tas.Record()).architecture == first.architecture
-    half = tas.Record(tmp_path / "half.jsonl")
-    for row in whole.rows[:2]:
-        half.add(**row)
-    assert run(half, tmp_path / "search.pt").architecture == first.architecture
-    assert [row["part"] for row in half.rows] == parts
+    for known in (2, len(whole.rows) - 1):
+        half = tas.Record(tmp_path / f"half{known}.jsonl")
+        for row in whole.rows[:known]:
+            half.add(**row)
+        assert run(half, tmp_path / f"search{known}.pt").architecture == first.architecture
+        assert [row["part"] for row in half.rows] == parts
     run(whole)  # without a run around it, a record says nothing about this search
     assert [row["part"] for row in whole.rows] == parts + parts
 
@@ -160,6 +188,10 @@ def test_passes_count_what_a_search_reads(prepared):
     candidates = sum(len(sizes) - 1 for sizes in (*space.widths.values(), *space.depths.values()))
     config = short(epochs=2, trials=4, trial_steps=3, held_out_images=30, trial_images=50)
     assert config.passes(100, space) == pytest.approx(2 + (4 * 3 * 8 + (4 * 50 + candidates * 30) / 3) / 100)
+    final = short(trials=4, trial_steps=3, held_out_images=30, trial_images=50, finalists=9, final_steps=7)
+    assert final.passes(100, space) == pytest.approx((4 * (3 + 7) * 8 + (8 * 50 + candidates * 30) / 3) / 100)
+    one = short(trials=4, trial_steps=3, held_out_images=30, trial_images=50, finalists=1)
+    assert one.passes(100, space) == pytest.approx((4 * 3 * 8 + (4 * 50 + candidates * 30) / 3) / 100)
     closed = tas.SearchSpace({name: sizes[-1:] for name, sizes in space.widths.items()}, {"blocks": (3,)})
     assert config.passes(100, closed) == 2
     assert tas.SearchConfig(epochs=7).passes(100, space) == 7
