@@ -6,9 +6,11 @@ import copy
 import hashlib
 import json
 import platform
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +52,7 @@ def measure_latency(
     seconds: float = 1.0,
     rounds: int = 5,
     clock: Clock = "wall",
+    undisturbed: bool = False,
 ) -> list[tuple[float, float]]:
     """Time forward passes of several models in turn (A B A B …), so that a noisy machine disturbs all alike.
 
@@ -60,6 +63,7 @@ def measure_latency(
         seconds: time spent on each model.
         rounds: turns.
         clock: wall, or cpu: the time a CPU has spent on it, which other processes do not lengthen; for one thread.
+        undisturbed: count the fastest turn of each model alone, as layers are timed: what disturbs only slows.
 
     Returns:
         (median, distance of the quartiles) per model, in milliseconds.
@@ -68,14 +72,16 @@ def measure_latency(
     for model in models:
         inputs = example[:1].to(next(model.parameters()).device).expand(batch, *example.shape[1:]).contiguous()
         timers.append(_timer(model, inputs, clock))
-    times: list[list[float]] = [[] for _ in models]
+    turns: list[list[list[float]]] = [[] for _ in models]
     for _ in range(rounds):
-        for timed, found in zip(timers, times, strict=True):
-            found += timed.adaptive_autorange(min_run_time=seconds / rounds / 2, max_run_time=seconds / rounds).times
+        for timed, found in zip(timers, turns, strict=True):
+            turn = timed.adaptive_autorange(min_run_time=seconds / rounds / 2, max_run_time=seconds / rounds)
+            found.append(turn.times)
     results = []
-    for found in times:
+    for found in turns:
+        counted = min(found, key=statistics.median) if undisturbed else list(chain.from_iterable(found))
         low, middle, high = (
-            torch.tensor(found, dtype=torch.double).quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist()
+            torch.tensor(counted, dtype=torch.double).quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist()
         )
         results.append((round(middle * 1e3, 4), round((high - low) * 1e3, 4)))
     return results

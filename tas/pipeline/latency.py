@@ -137,7 +137,7 @@ def with_latency(
         tried = _sample(graph, space, config.models)
         small = [cut(model, graph, architecture, share_the_rest=True).eval() for architecture in tried]
         measured = measure_latency(
-            [model, *small], example, batch=batch, seconds=20 * config.seconds, clock=config.clock
+            [model, *small], example, batch=batch, seconds=20 * config.seconds, clock=config.clock, undisturbed=True
         )
     medians = np.array([median * 1e6 for median, _ in measured])
     weights, error = _fit(planes, graph, [graph.full, *tried], medians)

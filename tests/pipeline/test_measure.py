@@ -1,11 +1,14 @@
 """Measured facts are facts."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 from toys import TinyNet, tiny_source
 
 import tas
+from tas import timing
 from tas.pipeline.measure import count_macs, evaluate, measure_latency, measure_side_by_side
 
 
@@ -47,6 +50,22 @@ def test_a_larger_network_takes_longer():
     (fast, spread), (slow, _) = measure_latency([small, large], torch.zeros(1, 3, 32, 32), seconds=0.1)
     assert 0 < fast < slow
     assert spread >= 0
+
+
+def test_what_disturbs_some_turns_can_be_left_out(monkeypatch):
+    turns = [[5.0, 5.0, 5.0, 5.0, 5.0], [1.0, 2.0, 3.0], [2.5]]
+
+    class Timer:
+        def __init__(self, *_):
+            self.left = iter(turns)
+
+        def adaptive_autorange(self, **_):
+            return SimpleNamespace(times=next(self.left))
+
+    monkeypatch.setattr(timing, "_timer", Timer)
+    model, example = nn.Conv2d(3, 3, 1), torch.zeros(1, 3, 8, 8)
+    assert measure_latency([model], example, rounds=3) == [(5000.0, 2500.0)]
+    assert measure_latency([model], example, rounds=3, undisturbed=True) == [(2000.0, 1000.0)]
 
 
 def test_a_profile_holds_everything():

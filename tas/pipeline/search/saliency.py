@@ -22,6 +22,7 @@ from tas.space import SearchSpace
 
 Objective = Callable[[nn.Module, Tensor, Any], Tensor]  # (network, inputs, targets) to a scalar
 Saliency = dict[str, list[float]]
+FOR_LARGER = 1e-3  # by how much the logit of the largest candidate is raised; less than saliency tells apart
 HINT = "check the images and weights for NaN, or set search.logits_start to random"
 
 
@@ -98,8 +99,9 @@ def _batch_statistics(supernet: Supernet) -> Iterator[None]:
 def saliency_logits(saliency: Saliency, columns: int, *, entropy: float = 0.5) -> Tensor:
     """Logits that prefer what costs little: minus the saliency, scaled.
 
-    Their order, and the architecture that `decode` makes of them, are those of the saliency alone; the scale says how
-    far a search may move them.
+    A cut that lowers the loss does so on the images it was measured on: no candidate is preferred to a larger one, and
+    of equal ones the larger is taken, so that a budget is used. But for that, their order and the architecture that
+    `decode` makes of them are those of the saliency; the scale says how far a search may move them.
 
     Args:
         saliency: by name, one number per candidate.
@@ -109,7 +111,7 @@ def saliency_logits(saliency: Saliency, columns: int, *, entropy: float = 0.5) -
     Shape:
         (choices, columns), padding 0.
     """
-    rows = [torch.tensor(row, dtype=torch.float64) for row in saliency.values()]
+    rows = [torch.tensor(row, dtype=torch.float64).flip(0).cummax(0).values.flip(0) for row in saliency.values()]
     open_rows = [row for row in rows if len(row) > 1]
 
     def mean_entropy(scale: float) -> float:
@@ -123,5 +125,5 @@ def saliency_logits(saliency: Saliency, columns: int, *, entropy: float = 0.5) -
         low, high = (middle, high) if mean_entropy(middle) > entropy else (low, middle)
     logits = torch.zeros(len(rows), columns)
     for place, row in enumerate(rows):
-        logits[place, : len(row)] = (-row * low).float()
+        logits[place, : len(row)] = (-row * low + torch.linspace(0, FOR_LARGER, len(row))).float()
     return logits

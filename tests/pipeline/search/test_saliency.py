@@ -75,9 +75,12 @@ def test_a_loss_that_is_not_finite_is_an_error(prepared):
 
 
 def test_logits_keep_the_order_have_the_entropy_and_decode_like_the_saliency(prepared):
-    model, graph, space, batches = prepared
-    supernet = tas.Supernet(model, graph, space)
-    found = measured(supernet, batches)
+    _, graph, space, _ = prepared
+    draw = torch.Generator().manual_seed(3)
+    choices = {**space.widths, **space.depths}
+    found = {name: [*torch.rand(len(sizes) - 1, generator=draw).sort(descending=True).values.add(0.1).tolist(), 0.0]
+             for name, sizes in choices.items()}  # fmt: skip
+    supernet = tas.Supernet(prepared[0], graph, space)
     logits = saliency_logits(found, supernet.logits.shape[1], entropy=0.4)
     entropies = []
     for row, values in zip(logits.double(), found.values(), strict=True):
@@ -91,3 +94,18 @@ def test_logits_keep_the_order_have_the_entropy_and_decode_like_the_saliency(pre
     budget = tas.Budget(macs="50%")
     plain = decode({name: [-value for value in row] for name, row in found.items()}, graph, space, budget)
     assert decode(supernet.scores(), graph, space, budget) == plain
+
+
+def test_no_candidate_is_preferred_to_a_larger_one(prepared):
+    model, graph, space, _ = prepared
+    found = {name: [0.3, *[-0.2] * (len(sizes) - 2), 0.0] for name, sizes in {**space.widths, **space.depths}.items()}
+    supernet = tas.Supernet(model, graph, space)
+    logits = saliency_logits(found, supernet.logits.shape[1])
+    for row, values in zip(logits, found.values(), strict=True):
+        kept = row[: len(values)].tolist()
+        assert kept == sorted(kept), "lower losses of smaller candidates count as none"
+        assert kept[-1] - kept[1] < 2e-3 < kept[1] - kept[0]
+    with torch.no_grad():
+        supernet.logits.copy_(logits)
+    share = graph.macs(decode(supernet.scores(), graph, space, tas.Budget(macs="60%"))) / graph.macs()
+    assert share > 0.45, "the budget is used"
