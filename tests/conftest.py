@@ -1,10 +1,15 @@
 """Fixtures for all tests."""
 
+import os
 from typing import Any
 
 import pytest
 import torch
 from named import NAMES, Traced, traced
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: a thread each, and for what they start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(params=NAMES)
