@@ -53,7 +53,9 @@ def prediction_errors(options: argparse.Namespace, batch: int) -> None:
     seconds = time.perf_counter() - started
     tried = [graph.full, *random_architectures(space, options.count, seed=7)]
     small = [cut(model, graph, architecture).eval() for architecture in tried]
-    measured = measure_latency(small, example, batch=batch, seconds=20 * options.seconds, clock=options.clock)
+    measured = measure_latency(
+        small, example, batch=batch, seconds=20 * options.seconds, clock=options.clock, undisturbed=True
+    )
     predicted = [graph.cost("latency").exact(architecture) / 1e6 for architecture in tried]
     errors = [guess / median - 1 for guess, (median, _) in zip(predicted, measured, strict=True)]
     macs = [graph.macs(architecture) for architecture in tried]

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from tas.architecture import Architecture
+from tas.budget import Budget
 from tas.cost import Gate, Kept
+from tas.decode import decode
 from tas.errors import BudgetError, ConfigError
 from tas.graph import Graph, Layer
 from tas.latency import Latency, Part
@@ -40,7 +42,8 @@ class LatencyConfig:
         threads: of a pass on a CPU; 0 is as many as torch uses.
         clock: wall, or cpu: the time a CPU has spent, which other processes on the machine do not lengthen.
         grid: sizes per width at which layers are timed, spread over its candidates; others lie between them.
-        models: small models that are timed whole, to fit what single layers do not show.
+        models: small models that are timed whole, to fit what single layers do not show: so many random ones, and so
+            many of those that a budget would choose.
         seconds: time spent on a layer at one point of the grid; a whole model gets twenty times as much.
         cache: folder where times of layers are kept for later runs; empty keeps none.
     """
@@ -101,7 +104,9 @@ def with_latency(
 
     Every layer is timed alone at a grid of its widths' sizes. What passes through memory between layers, and what
     calling them costs, cannot be seen there: a least-squares fit to some small models, timed whole and in turns, weighs
-    times of projections and of norms, numbers of weights, activations and layers, none of them negative.
+    times of projections and of norms, numbers of weights, activations and layers, none of them negative. Then as many
+    architectures are timed that decoding chooses under budgets of latency, and the fit is made again: a choice under a
+    budget goes where predictions are too low.
 
     Args:
         model: the full model, on the device it is timed on; not changed but for its mode.
@@ -134,19 +139,31 @@ def with_latency(
             times,
             config,
         )
-        tried = _sample(graph, space, config.models)
-        small = [cut(model, graph, architecture, share_the_rest=True).eval() for architecture in tried]
-        measured = measure_latency(
-            [model, *small], example, batch=batch, seconds=20 * config.seconds, clock=config.clock, undisturbed=True
-        )
-    medians = np.array([median * 1e6 for median, _ in measured])
-    weights, error = _fit(planes, graph, [graph.full, *tried], medians)
-    latency = Latency(
-        tuple(_part(plane, weights[:-1]) for plane in planes), 0, setting["device"], setting["threads"], batch,
-        round(measured[0][0], 4), round(error, 4), untimed,
-    )  # fmt: skip
-    rest = round(medians[0]) - replace(graph, latency=latency).cost("latency").exact(graph.full)
-    return replace(graph, latency=replace(latency, rest=max(0, rest)))
+
+        def nanoseconds(architectures: Sequence[Architecture]) -> np.ndarray:
+            """Of the full model and of these, in turn."""
+            small = [cut(model, graph, architecture, share_the_rest=True).eval() for architecture in architectures]
+            found = measure_latency(
+                [model, *small], example, batch=batch, seconds=20 * config.seconds, clock=config.clock, undisturbed=True
+            )
+            return np.array([median * 1e6 for median, _ in found])
+
+        def predicting(architectures: Sequence[Architecture], measured: np.ndarray) -> Graph:
+            """The graph with a fit to these; the first is the full model, whose time is met."""
+            weights, error = _fit(planes, graph, architectures, measured)
+            latency = Latency(
+                tuple(_part(plane, weights[:-1]) for plane in planes), 0, setting["device"], setting["threads"], batch,
+                round(measured[0] / 1e6, 4), round(error, 4), untimed,
+            )  # fmt: skip
+            rest = round(measured[0]) - replace(graph, latency=latency).cost("latency").exact(graph.full)
+            return replace(graph, latency=replace(latency, rest=max(0, rest)))
+
+        tried = [graph.full, *_sample(graph, space, config.models)]
+        measured = nanoseconds(tried[1:])
+        found = predicting(tried, measured)
+        chosen = _chosen(found, space, config.models)
+        again = nanoseconds(chosen)
+    return predicting([*tried, *chosen], np.append(measured, again[1:] * measured[0] / again[0]))
 
 
 def latency_of_run(
@@ -198,6 +215,26 @@ def _sample(graph: Graph, space: SearchSpace, count: int) -> list[Architecture]:
             Architecture({name: picked[name] for name in space.widths}, {name: picked[name] for name in space.depths})
         )
     return found[:count]
+
+
+def _chosen(graph: Graph, space: SearchSpace, count: int) -> list[Architecture]:
+    """What decoding makes of random scores under budgets of latency: where predictions are too low, it goes.
+
+    Larger sizes have higher scores, with diminishing returns, as after a search.
+    """
+    draw, found = np.random.default_rng(1), []
+    for share in np.linspace(0.35, 0.9, count):
+        gains = {name: np.sort(draw.exponential(size=len(sizes)))[::-1] for name, sizes in
+                 (*space.widths.items(), *space.depths.items())}  # fmt: skip
+        try:
+            architecture = decode(
+                {name: row.cumsum().tolist() for name, row in gains.items()}, graph, space,
+                Budget(latency=f"{100 * share:.0f}%"),
+            )  # fmt: skip
+        except BudgetError:
+            continue  # not so fast, whatever is cut
+        found.append(architecture)
+    return list(dict.fromkeys(found))
 
 
 def _read_shapes(model: nn.Module, graph: Graph, inputs: Tensor) -> dict[str, list[tuple[int, ...]]]:
