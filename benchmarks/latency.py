@@ -101,6 +101,7 @@ def searched(options: argparse.Namespace, model: nn.Module, source: tas.data.Sou
 def budgets_held(options: argparse.Namespace) -> None:
     """Print for every seed and batch size what the derived network takes, and how often the budget held."""
     source = tas.data.load(options.data, image_size=options.size)
+    limit = float(options.budget.rstrip("%")) / 100
     example, found = torch.zeros(1, 3, options.size, options.size), []
     for seed in range(options.seeds):
         torch.manual_seed(seed)
@@ -118,7 +119,6 @@ def budgets_held(options: argparse.Namespace) -> None:
                 [model, tas.derive(model, timed, architecture)], example, batch=batch, seconds=100 * options.seconds,
                 rounds=15, clock=options.clock,
             )  # fmt: skip
-            limit = budget.limits(timed)["latency"] / timed.cost("latency").exact(timed.full)
             noise = math.hypot(spread, limit * away) / full
             held, strictly = held + (small / full <= limit + noise), strictly + (small / full <= limit)
             print(

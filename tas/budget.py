@@ -17,6 +17,7 @@ from tas.storage import file_name
 
 Amount = str | int | float
 QUANTITIES = ("macs", "params", "latency")
+MOST_KEPT_BACK = 0.1  # of a bound on latency; where predictions are worse, measuring longer is the way out
 DEFAULT = "50%"  # of the multiply-adds
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "%": 0.01}
 _TIMES = {"": 1.0, "%": 0.01, "us": 1e3, "\u00b5s": 1e3, "ms": 1e6, "s": 1e9}  # in nanoseconds
@@ -118,6 +119,9 @@ class Budget:
     def limits(self, graph: Graph) -> dict[str, int]:
         """The bounds in absolute numbers, by quantity; of latency in nanoseconds.
 
+        Of a bound on latency the usual error of its prediction is kept back, at most `MOST_KEPT_BACK` of it, so that
+        what is measured holds it too.
+
         Raises:
             BudgetError: an absolute bound lies over the full model's cost, or a latency was not measured.
         """
@@ -132,6 +136,9 @@ class Budget:
                     f"budget {quantity} {_number(bounds[quantity], quantity)} is more than the full model's "
                     f"{_number(full, quantity)}; nothing to prune. Give a smaller number or a share such as 50%"
                 )
+            if quantity == "latency" and graph.latency is not None:
+                kept_back = min(graph.latency.error, MOST_KEPT_BACK)
+                bounds[quantity] = math.floor(bounds[quantity] / (1 + kept_back) + 1e-6)
         return bounds
 
     def holds(self, graph: Graph, architecture: Architecture) -> bool:

@@ -1,6 +1,7 @@
 """A latency as a budget, under synthetic tables: no clock is read here."""
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -37,7 +38,7 @@ def a_graph(seed: int = 0) -> Graph:
     layers = (Layer("one", "convolution", (), ((1, (Count(0, (("a", 1),)),)),)),)
     return Graph(
         (Width("a", 8, ("one",)), Width("b", 6, ("two",))), (Depth("d", ("d.0", "d.1")),), layers,
-        latency=Latency(parts, 50, "a processor", 1, 1, 1.0, 0.05),
+        latency=Latency(parts, 50, "a processor", 1, 1, 1.0, 0.0),
     )  # fmt: skip
 
 
@@ -112,6 +113,14 @@ def test_a_latency_is_a_time_with_a_unit(amount, nanoseconds):
     graph = Graph(graph.widths, graph.depths, graph.layers, latency=Latency((), 10**9, "", 1, 1, 1e3, 0.0))
     assert Budget(latency=amount).limits(graph) == {"latency": nanoseconds}
     assert Budget(latency="60%").limits(graph) == Budget(latency=0.6).limits(graph) == {"latency": 6e8}
+
+
+def test_of_a_latency_the_error_of_its_prediction_is_kept_back():
+    graph = a_graph()
+    graph = Graph(graph.widths, graph.depths, graph.layers, latency=Latency((), 10**9, "", 1, 1, 1e3, 0.05))
+    assert Budget(latency="63%", macs="60%").limits(graph) == {"latency": 6e8, "macs": 4}
+    noisy = replace(graph, latency=replace(graph.latency, error=0.5))
+    assert Budget(latency="550ms").limits(noisy) == {"latency": 5e8}
 
 
 def test_a_time_alone_is_a_latency():

@@ -112,7 +112,7 @@ def test_an_interrupted_run_goes_on_where_it_was_and_ends_the_same(finished, tmp
     assert was is None or first.stat().st_mtime_ns == was.st_mtime_ns
     assert [result.pruned.accuracy for result in resumed] == [result.pruned.accuracy for result in finished[1]]
     for folder in ("run/macs-70pct", "run/macs-40pct"):
-        trials = [row["architecture"] for row in rows(tmp_path / folder, part="trial")]
+        trials = [(row["steps"], row["architecture"]) for row in rows(tmp_path / folder, part="trial")]
         assert len(trials) == len({str(one) for one in trials})
         epochs = [row["epoch"] for row in rows(tmp_path / folder, stage="train")]  # one was cut before its checkpoint
         assert epochs == ([0, 0, 1] if (folder, place) == ("run/macs-40pct", "train") else [0, 1])
