@@ -154,8 +154,12 @@ def test_a_compiled_search_finds_the_same(compiles):
 
 
 def test_compact_execution_is_not_compiled():
-    with pytest.raises(tas.ConfigError, match="compile needs dense execution.*set execution to dense"):
+    message = "compile needs dense execution.*not compact; set execution to dense"
+    with pytest.raises(tas.ConfigError, match=message):
         tas.search(prepared(TinyNet()), tiny_source(), budget="50%", config=quick(compile=True))
+    with pytest.raises(tas.ConfigError, match=message):
+        tas.CompressConfig(search=quick(compile=True))
+    assert tas.CompressConfig(search=quick(compile=True), execution="dense").search.compile
 
 
 class _Double:

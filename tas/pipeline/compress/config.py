@@ -65,6 +65,7 @@ class CompressConfig:
 
     def __post_init__(self):
         check_options(self, "compress", above_zero=("latency_batch",))
+        self.search.require_fit_for(self.execution)
         for stage in ("search", "train", "teacher"):
             object.__setattr__(self, stage, replace(getattr(self, stage), seed=self.seed))
         object.__setattr__(self, "keep", split_patterns(self.keep))

@@ -129,6 +129,14 @@ class SearchConfig:
         if self.epochs == 0 and self.logits_start == "random":
             raise ConfigError("search epochs is 0 and logits_start random: nothing would be searched; set one of them")
 
+    def require_fit_for(self, execution: str) -> None:
+        """Raise `ConfigError` where the supernet's execution cannot be compiled."""
+        if self.compile and execution != "dense":
+            raise ConfigError(
+                f"search compile needs dense execution, where every sample has the same shapes, not {execution}; set "
+                f"execution to dense, or compile to false"
+            )
+
     def passes(self, images: int, space: SearchSpace) -> float:
         """Passes over the training set that a search makes at most, in images it reads.
 

@@ -13,7 +13,7 @@ from tas.cost import CostTable
 from tas.data import Batches, Source
 from tas.data.augment import epoch_seed, seed_everything
 from tas.distributed import average_gradients, num_processes, summed
-from tas.errors import ConfigError, DataError, TrainingError
+from tas.errors import DataError, TrainingError
 from tas.nn.supernet import Supernet
 from tas.pipeline.search.config import LOGITS_TRAVEL, SearchConfig
 from tas.task import Loss, compiled, run_model, task_loss
@@ -79,11 +79,7 @@ class Steps:
         total: int = 1,
     ):
         self.supernet, self.config, self.loss = supernet, config, loss
-        if config.compile and supernet.execution != "dense":
-            raise ConfigError(
-                "search compile needs dense execution, where every sample has the same shapes; set execution to "
-                "dense, or compile to false"
-            )
+        config.require_fit_for(supernet.execution)
         self.network = compiled(supernet, config.compile)  # of the alternation; cut networks have shapes of their own
         self.teacher = compiled(teacher, config.compile) if teacher is not None else None
         graph, space = supernet.graph, supernet.space
