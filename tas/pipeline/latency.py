@@ -128,7 +128,8 @@ def with_latency(
     with thread_count(config.threads), torch.no_grad():
         setting = {
             "device": device_name(device), "kind": device.type, "threads": torch.get_num_threads(), "batch": batch,
-            "clock": config.clock, "memory": "kept", "dtype": str(next(model.parameters()).dtype), "torch": torch.__version__,
+            "clock": config.clock, "memory": "kept", "dtype": str(next(model.parameters()).dtype),
+            "torch": torch.__version__,
         }  # fmt: skip
         times = LayerTimes(Path(config.cache) if config.cache else None, setting)
         planes, untimed = _planes(
