@@ -336,6 +336,9 @@ CASES = {
         "the same, freed memory given back", 1.0,
         peak_memory("cifar_resnet:20", 128, 32, MALLOC_MMAP_THRESHOLD_="65536"), needs_linux=True,
     ),
+    "scale:resnet20": Case(
+        "epoch of two processes / of one, a thread each", 0.588, process_share("cifar_resnet:20", 128, 32)
+    ),
     "loader:resnet20": Case("share of a step", 0.05, loader_share("cifar_resnet:20", 128, 32)),
     "trace:resnet50": Case("seconds", 4.0, trace_seconds("torchvision:resnet50", 224)),
     "latency:resnet18": Case("half / full", 0.65, latency("torchvision:resnet18", 32, 64)),
