@@ -266,6 +266,11 @@ def test_trials_are_told_and_shown(tmp_path):
     assert "trial 2 of 2: " in page
     assert "epoch 2 of 2: " in page
     assert "held-out loss of the trials (nats)" in page
+    assert "tried, 60 steps" not in page
+    record.add("search", part="trial", steps=160, loss=0.5, best=0.5, macs=graph.macs(found), architecture=sizes)
+    page = tas.report(folder).read_text()
+    assert "tried, 60 steps" in page
+    assert "best so far, 160 steps" in page, "losses after other numbers of steps do not compare"
 
 
 def test_a_search_without_epochs_has_no_empty_charts(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from tas.budget import Budget
@@ -74,13 +75,17 @@ def _costs(runs: Sequence[RunFiles]) -> Chart | None:
 
 
 def _trials(runs: Sequence[RunFiles]) -> Chart | None:
-    """Held-out loss of every architecture that was tuned and compared, and of the best so far."""
+    """Held-out loss of every architecture that was tuned and compared, and of the best so far.
+
+    Finalists, which are tuned longer, have curves of their own: their losses compare with each other only.
+    """
     curves: list[Curve] = []
     for number, run in enumerate(runs):
-        for place, (key, label) in enumerate((("loss", "tried"), ("best", "best so far"))):
-            points = [(index, row[key]) for index, row in enumerate(run.trials, 1)]
-            name = label if len(runs) == 1 else f"{run.label}: {label}"
-            curves.append((name, points, _look(runs, number, place)))
+        lengths = list(dict.fromkeys(row.get("steps") for row in run.trials))
+        for place, (length, (key, label)) in enumerate(product(lengths, (("loss", "tried"), ("best", "best so far")))):
+            points = [(index, row[key]) for index, row in enumerate(run.trials, 1) if row.get("steps") == length]
+            name = label if len(lengths) == 1 else f"{label}, {length} steps"
+            curves.append((name if len(runs) == 1 else f"{run.label}: {name}", points, _look(runs, number, place)))
     return _of_curves("held-out loss of the trials (nats)", curves, along="trial")
 
 
