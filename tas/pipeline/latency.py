@@ -141,30 +141,44 @@ def with_latency(
             config,
         )
 
-        def nanoseconds(architectures: Sequence[Architecture]) -> np.ndarray:
-            """Of the full model and of these, in turn."""
-            small = [cut(model, graph, architecture, share_the_rest=True).eval() for architecture in architectures]
-            found = measure_latency(
-                [model, *small], example, batch=batch, seconds=20 * config.seconds, clock=config.clock, undisturbed=True
-            )
-            return np.array([median * 1e6 for median, _ in found])
-
-        def predicting(architectures: Sequence[Architecture], measured: np.ndarray) -> Graph:
-            """The graph with a fit to these; the first is the full model, whose time is met."""
-            weights, error = _fit(planes, graph, architectures, measured)
-            latency = Latency(
-                tuple(_part(plane, weights[:-1]) for plane in planes), 0, setting["device"], setting["threads"], batch,
-                round(measured[0] / 1e6, 4), round(error, 4), untimed,
-            )  # fmt: skip
-            rest = round(measured[0]) - replace(graph, latency=latency).cost("latency").exact(graph.full)
-            return replace(graph, latency=replace(latency, rest=max(0, rest)))
-
         tried = [graph.full, *_sample(graph, space, config.models)]
-        measured = nanoseconds(tried[1:])
-        found = predicting(tried, measured)
-        chosen = _chosen(found, space, config.models)
-        again = nanoseconds(chosen)
-    return predicting([*tried, *chosen], np.append(measured, again[1:] * measured[0] / again[0]))
+        measured = _nanoseconds(model, graph, tried[1:], example, batch, config)
+        known = setting["device"], setting["threads"], batch, untimed
+        chosen = _chosen(_predicting(graph, planes, tried, measured, *known), space, config.models)
+        again = _nanoseconds(model, graph, chosen, example, batch, config)
+    return _predicting(
+        graph, planes, [*tried, *chosen], np.append(measured, again[1:] * measured[0] / again[0]), *known
+    )
+
+
+def _nanoseconds(
+    model: nn.Module,
+    graph: Graph,
+    architectures: Sequence[Architecture],
+    example: Tensor,
+    batch: int,
+    config: LatencyConfig,
+) -> np.ndarray:
+    """What the full model and these take, in turn."""
+    small = [cut(model, graph, architecture, share_the_rest=True).eval() for architecture in architectures]
+    found = measure_latency(
+        [model, *small], example, batch=batch, seconds=20 * config.seconds, clock=config.clock, undisturbed=True
+    )
+    return np.array([median * 1e6 for median, _ in found])
+
+
+def _predicting(
+    graph: Graph, planes: Sequence[_Plane], architectures: Sequence[Architecture], measured: np.ndarray, device: str,
+    threads: int, batch: int, untimed: tuple[str, ...],
+) -> Graph:  # fmt: skip
+    """The graph with a fit to these; the first is the full model, whose time is met."""
+    weights, error = _fit(planes, graph, architectures, measured)
+    latency = Latency(
+        tuple(_part(plane, weights[:-1]) for plane in planes), 0, device, threads, batch,
+        round(measured[0] / 1e6, 4), round(error, 4), untimed,
+    )  # fmt: skip
+    rest = round(measured[0]) - replace(graph, latency=latency).cost("latency").exact(graph.full)
+    return replace(graph, latency=replace(latency, rest=max(0, rest)))
 
 
 def latency_of_run(
