@@ -12,6 +12,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: a thread eac
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same numbers, whatever ran before it in its process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=NAMES)
 def named(request: pytest.FixtureRequest) -> Traced:
     return traced(request.param)

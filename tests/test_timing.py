@@ -17,8 +17,6 @@ def fetched():
         del blocks
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-fetched()
-print(fetched())
 keep_freed_memory()
 fetched()
 print(fetched())
@@ -28,5 +26,4 @@ print(fetched())
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are not asked to")
 def test_what_tensors_free_is_kept():
     done = subprocess.run([sys.executable, "-c", PAGES_FETCHED], check=True, capture_output=True, text=True)
-    before, after = map(int, done.stdout.split())
-    assert before > 20 * after
+    assert int(done.stdout) < 1000  # without it nearly always some 100,000 pages; now and then glibc keeps all by luck

@@ -79,8 +79,9 @@ def test_costs_of_toy_nets_are_real_counts(name):
 
 @pytest.mark.parametrize("name", nets.ALL)
 def test_what_is_open_can_be_cut_to_any_size(name):
-    model = perturbed(nets.ALL[name]())
-    graph, draw = trace(model, images()), random.Random(0)
+    # double precision: a layer norm over two channels amplifies what float32 rounds
+    model, inputs = perturbed(nets.ALL[name](), dtype=torch.double), images(dtype=torch.double)
+    graph, draw = trace(model, inputs), random.Random(0)
     full = graph.full
     for _ in range(6):  # not the candidates of a space alone
         architecture = type(full)(
@@ -88,7 +89,7 @@ def test_what_is_open_can_be_cut_to_any_size(name):
             {depth: draw.randint(1, size) for depth, size in full.depths.items()},
         )
         small = derive(model, graph, architecture)
-        assert relative(mask(model, graph, architecture)(images()), small(images())) < 1e-5
+        assert relative(mask(model, graph, architecture)(inputs), small(inputs)) < 1e-9
 
 
 @pytest.mark.parametrize("name", nets.ALL)
