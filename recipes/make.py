@@ -53,7 +53,7 @@ def search_of(epochs: int, weight_decay: float, batch_size: int) -> str:
   batch_size: {batch_size}
   start: scratch
   logits_start: random
-  trials: 0
+  architectures: 0
   fragments: 2
   depth_samples: all
   interpolation: average

@@ -33,7 +33,7 @@ class Scores:
     space: SearchSpace
 
     def decode(self, budget: Budget | Amount | Mapping[str, Amount]) -> Architecture:
-        """The most probable architecture under a budget, without another search and without trials.
+        """The most probable architecture under a budget, without another search.
 
         Args:
             budget: as in `tas.search`; a latency needs a graph that knows it.

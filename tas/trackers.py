@@ -21,7 +21,7 @@ def tracked(
 ) -> Iterator[None]:
     """While open, every new row of a record also goes to a tracker: its numbers, each under `stage/name`.
 
-    The step is the epoch of the stage; rows that belong to no epoch (trials) are counted.
+    The step is the epoch of the stage; rows that belong to no epoch (rounds) are counted.
 
     Args:
         record: of the run.

@@ -20,17 +20,17 @@ def scalars(folder):
 def test_every_new_row_goes_to_tensorboard_under_its_stage_and_epoch(tmp_path):
     record = Record()
     record.add("train", epoch=0, loss=9.0)  # of an interrupted start, as the next
-    record.add("search", part="trial", loss=2.5)
+    record.add("search", part="halving", loss=2.5)
     with tracked(record, "tensorboard", folder=tmp_path, settings={"seed": 3, "train": {"epochs": 2, "how": "kd"}}):
         record.add("train", epoch=1, loss=0.5, seconds=2)
-        record.add("search", part="trial", loss=1.5, architecture={"widths": {"conv1": 7}})
-        record.add("search", part="trial", loss=1.25, architecture={"widths": {"conv1": 8}})
+        record.add("search", part="halving", loss=1.5, architecture={"widths": {"conv1": 7}})
+        record.add("search", part="halving", loss=1.25, architecture={"widths": {"conv1": 8}})
     record.add("train", epoch=2, loss=0.25)
     assert scalars(tmp_path) == {
         "train/loss": [(1, 0.5)],
         "train/seconds": [(1, 2.0)],
-        "search/trial/loss": [(1, 1.5), (2, 1.25)],
-        "search/trial/architecture/widths/conv1": [(1, 7.0), (2, 8.0)],
+        "search/halving/loss": [(1, 1.5), (2, 1.25)],
+        "search/halving/architecture/widths/conv1": [(1, 7.0), (2, 8.0)],
     }
     assert len(record.rows) == 6
 

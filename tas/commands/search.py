@@ -84,7 +84,7 @@ def search(
         latency: how latency is predicted, where a budget bounds it
         seed: of everything random
         from_run: (--from RUN) decode the scores of a finished search or compress run for this budget instead, without a
-            new search, data or trials, and derive the network; model and weights are those of the run by default
+            new search or data, and derive the network; model and weights are those of the run by default
         output: folder of the results
         resume: go on with the interrupted search in the output folder
         tracker: also send every epoch's numbers to tensorboard, wandb, mlflow or another that accelerate knows
@@ -108,7 +108,7 @@ def search(
     if search.start == "trained" and weights is None and not pretrained:
         raise ConfigError(
             "a search from a trained start needs --weights or --pretrained; from scratch, add --search.start scratch "
-            "--search.logits_start random --search.trials 0 --search.epochs 600"
+            "--search.logits_start random --search.architectures 0 --search.epochs 600"
         )
     source = data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size)
     full = build_model(model, source.num_classes, weights, pretrained, seed)
@@ -152,7 +152,7 @@ def _decode(run: str, given: Mapping[str, Any], *, output: str, resume: bool) ->
     folder.write_json(SCORES, scores.to_dict())
     record = folder.record()
     searched = [row for row in Record.read(Path(run) / RECORD).rows if row["stage"] == "search"]
-    for row in [row for row in searched if row.get("part") != "trial"][len(record.rows) :]:
+    for row in [row for row in searched if row.get("part") != "halving"][len(record.rows) :]:
         record.add(**row)
     if small is None:
         write_text(Path(output) / ARCHITECTURE, found.to_json())

@@ -22,7 +22,13 @@ def tiny_config(**options) -> CompareConfig:
     train = replace(short_train(), epochs=2, batch_size=16)
     job = CompressConfig(
         search=replace(
-            short_search(), epochs=2, batch_size=16, trials=2, trial_steps=2, held_out_images=16, precision="no"
+            short_search(),
+            epochs=2,
+            batch_size=16,
+            architectures=4,
+            halving_steps=4,
+            held_out_images=16,
+            precision="no",
         ),
         train=train,
         teacher=train,

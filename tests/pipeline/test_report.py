@@ -247,30 +247,32 @@ def test_runs_are_told_apart_by_as_much_of_their_path_as_needed(tmp_path):
     assert labels([tmp_path / "one", tmp_path / "two"]) == ["one", "two"]
 
 
-def test_trials_are_told_and_shown(tmp_path):
+def test_rounds_are_told_and_shown(tmp_path):
     folder = write_run(tmp_path / "run", epochs=2)
     graph = tas.Graph.from_json((folder / "graph.json").read_text())
     space = tas.SearchSpace.of(graph)
     record = tas.Record(folder / "record.jsonl")
     record.add("search", part="saliency", seconds=1.0, losses={})
-    best = 9.0
-    for loss, found in ((1.25, space.largest), (1.5, space.smallest)):
-        best = min(best, loss)
+
+    def add(number, found, losses):
         sizes = {"widths": dict(found.widths), "depths": dict(found.depths)}
-        record.add("search", part="trial", steps=60, loss=loss, best=best, macs=graph.macs(found), architecture=sizes)
+        record.add(
+            "search", part="halving", round=number, steps=60 * (number + 1), images=128, seconds=1.0, loss=min(losses),
+            losses=losses, macs=graph.macs(found), architecture=sizes,
+        )  # fmt: skip
+
+    add(0, space.smallest, [7.0, 8.0, 9.0, 9.5])
+    add(0, space.largest, [3.0, 1.25, 2.0, 4.0])  # done again after an interruption
+    add(1, space.smallest, [1.0, 0.5])
     text = markdown(folder)
-    assert f"| 1 | 60 | 1.250 | 1.250 | {graph.macs():,} | blocks 3 |" in text
-    assert f"| 2 | 60 | 1.500 | 1.250 | {graph.macs(space.smallest):,} | blocks 1 |" in text
+    assert f"| 1 | 60 | 128 | 4 | 2.500 | 1.250 | {graph.macs():,} | blocks 3 |" in text
+    assert f"| 2 | 120 | 128 | 2 | 0.750 | 0.500 | {graph.macs(space.smallest):,} | blocks 1 |" in text
+    assert "7.000" not in text
     page = (folder / "report.html").read_text()
-    assert "after every epoch of the search and in every trial of the search" in page
-    assert "trial 2 of 2: " in page
+    assert "after every epoch of the search and after every round of successive halving" in page
+    assert "round 2 of 2: " in page
     assert "epoch 2 of 2: " in page
-    assert "held-out loss of the trials (nats)" in page
-    assert "tried, 60 steps" not in page
-    record.add("search", part="trial", steps=160, loss=0.5, best=0.5, macs=graph.macs(found), architecture=sizes)
-    page = tas.report(folder).read_text()
-    assert "tried, 60 steps" in page
-    assert "best so far, 160 steps" in page, "losses after other numbers of steps do not compare"
+    assert "held-out loss in successive halving (nats)" in page
 
 
 def test_a_search_without_epochs_has_no_empty_charts(tmp_path):

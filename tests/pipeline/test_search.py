@@ -143,7 +143,7 @@ def test_a_compiled_search_finds_the_same(compiles):
     for compile in (False, True):
         torch.manual_seed(0)
         supernet = prepared(TinyNet(), execution="dense").double()
-        config = quick(compile=compile, start="trained", teacher_weight=0.9, trials=2, trial_steps=2)
+        config = quick(compile=compile, start="trained", teacher_weight=0.9, architectures=2, halving_steps=2)
         results.append(
             tas.search(supernet, _Double(tiny_source()), budget="50%", teacher=TinyNet().double(), config=config)
         )

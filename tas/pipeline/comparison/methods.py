@@ -20,10 +20,11 @@ from tas.task import Transfer as TransferName
 # Dong and Yang, 2019, sections 3 and 4.1; the step of the logits is not theirs, since 1e-3 is for 58,600 steps: a
 # short search would end where it began
 PAPER = {
-    "search.start": "scratch", "search.logits_start": "random", "search.trials": 0, "search.interpolation": "average",
-    "search.fragments": 2, "search.depth_samples": "all", "search.learning_rate": 0.1,
-    "search.momentum": 0.9, "search.weight_decay": 5e-4, "search.logits_learning_rate": "auto",
-    "search.logits_weight_decay": 1e-3, "search.logits_betas": (0.5, 0.999), "search.cost_weight": 2.0,
+    "search.start": "scratch", "search.logits_start": "random", "search.architectures": 0,
+    "search.interpolation": "average", "search.fragments": 2, "search.depth_samples": "all",
+    "search.learning_rate": 0.1, "search.momentum": 0.9, "search.weight_decay": 5e-4,
+    "search.logits_learning_rate": "auto", "search.logits_weight_decay": 1e-3,
+    "search.logits_betas": (0.5, 0.999), "search.cost_weight": 2.0,
     "search.tolerance": 0.05, "search.band": "paper", "search.temperature_start": 10.0, "search.temperature_end": 0.1,
     "search.temperature_schedule": "linear", "search.teacher_weight": 0.0,
 }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from tas.budget import Budget
@@ -27,7 +27,7 @@ def search_charts(runs: Sequence[RunFiles]) -> list[Chart]:
     charts = [
         _chart("loss of the search (nats)", runs, "search", losses),
         _costs(runs),
-        _trials(runs),
+        _rounds(runs),
         _chart("accuracy in the search (%)", runs, "search", {"accuracy": "accuracy"}),
         _chart("temperature of the sampling", runs, "search", {"temperature": "temperature"}),
         _chart("entropy of the choices (nats, mean)", runs, "search", {"entropy": "entropy"}),
@@ -74,19 +74,14 @@ def _costs(runs: Sequence[RunFiles]) -> Chart | None:
     )
 
 
-def _trials(runs: Sequence[RunFiles]) -> Chart | None:
-    """Held-out loss of every architecture that was tuned and compared, and of the best so far.
-
-    Finalists, which are tuned longer, have curves of their own: their losses compare with each other only.
-    """
+def _rounds(runs: Sequence[RunFiles]) -> Chart | None:
+    """Held-out losses of the architectures that are left after so many steps of successive halving."""
     curves: list[Curve] = []
     for number, run in enumerate(runs):
-        lengths = list(dict.fromkeys(row.get("steps") for row in run.trials))
-        for place, (length, (key, label)) in enumerate(product(lengths, (("loss", "tried"), ("best", "best so far")))):
-            points = [(index, row[key]) for index, row in enumerate(run.trials, 1) if row.get("steps") == length]
-            name = label if len(lengths) == 1 else f"{label}, {length} steps"
-            curves.append((name if len(runs) == 1 else f"{run.label}: {name}", points, _look(runs, number, place)))
-    return _of_curves("held-out loss of the trials (nats)", curves, along="trial")
+        for place, (label, of) in enumerate((("best", min), ("median", median))):
+            points = [(row["steps"], of(row["losses"])) for row in run.rounds]
+            curves.append((label if len(runs) == 1 else f"{run.label}: {label}", points, _look(runs, number, place)))
+    return _of_curves("held-out loss in successive halving (nats)", curves, along="step")
 
 
 def _budgets(runs: Sequence[RunFiles], last: int) -> list[Curve]:

@@ -97,14 +97,15 @@ class RunFiles:
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
-        """The rows of the search that hold an architecture: one per epoch, then one per trial, numbered on."""
+        """The rows of the search that hold an architecture: one per epoch, then one per round, numbered on."""
         rows = [row for row in self.record.epochs("search") if "architecture" in row]
-        return rows + [{**row, "epoch": len(rows) + place} for place, row in enumerate(self.trials)]
+        return rows + [{**row, "epoch": len(rows) + place} for place, row in enumerate(self.rounds)]
 
     @property
-    def trials(self) -> list[dict[str, Any]]:
-        """The rows of the architectures that the search tried, in order."""
-        return [row for row in self.record.rows if row.get("part") == "trial"]
+    def rounds(self) -> list[dict[str, Any]]:
+        """The rows of successive halving, one per round; of one that was done twice, the later."""
+        rows = {row["round"]: row for row in self.record.rows if row.get("part") == "halving"}
+        return [rows[number] for number in sorted(rows)]
 
     def architecture_of(self, row: Mapping[str, Any]) -> Architecture:
         """The most probable architecture after an epoch of the search; whatever the budget.

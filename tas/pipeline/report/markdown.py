@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 from tas.architecture import Architecture
@@ -19,7 +20,7 @@ def to_markdown(run: RunFiles) -> str:
     parts = [_head(run), result_table(run.summary) if run.summary else ""]
     if run.graph and run.latest:
         parts += [_sizes(run.graph, run.latest), _frozen(run.graph)]
-    parts += [_search_rows(run.record), _trial_rows(run), _origin(run)]
+    parts += [_search_rows(run.record), _round_rows(run), _origin(run)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -100,20 +101,25 @@ def _search_rows(record: Record) -> str:
     return "\n".join(lines)
 
 
-def _trial_rows(run: RunFiles) -> str:
-    if not run.trials:
+def _round_rows(run: RunFiles) -> str:
+    if not run.rounds:
         return ""
     lines = [
-        "## Trials",
+        "## Successive halving",
         "",
-        "Architectures that were tuned for some steps before their held-out losses were compared; the best of them, "
-        "the finalists, again and longer. Losses after equally many steps compare.",
+        "Architectures that took turns in training the weights they share; after every round the worse half went. "
+        "Losses are those on held-out images, of more images in later rounds.",
+        "",
+        "| round | steps | images | architectures | median loss | best loss | macs of the best | its blocks |",
+        "|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
-    lines += ["", "| trial | steps | loss | best so far | macs | blocks kept |", "|---:|---:|---:|---:|---:|---|"]
-    for number, row in enumerate(run.trials, 1):
+    for row in run.rounds:
         blocks = ", ".join(f"{name} {kept}" for name, kept in row["architecture"]["depths"].items())
-        steps = row.get("steps", "")
-        lines.append(f"| {number} | {steps} | {row['loss']:.3f} | {row['best']:.3f} | {row['macs']:,} | {blocks} |")
+        losses = f"{median(row['losses']):.3f} | {row['loss']:.3f}"
+        lines.append(
+            f"| {row['round'] + 1} | {row['steps']} | {row['images']} | {len(row['losses'])} | {losses} | "
+            f"{row['macs']:,} | {blocks} |"
+        )
     return "\n".join(lines)
 
 

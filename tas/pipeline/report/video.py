@@ -24,15 +24,15 @@ KEY = (
     '<span><i style="background:repeating-linear-gradient(45deg,var(--dropped) 0 2px,transparent 2px 5px)"></i>'
     "block dropped</span>"
     '<span><i style="background:var(--result);width:3px"></i>result of the run</span></p>'
-    '<p class="quiet">After an epoch, the most probable architecture is shown, whatever it costs; in a trial, the one '
-    "that was tried. The result holds the budget: the most probable that does, or the best of the trials.</p>"
+    '<p class="quiet">After an epoch, the most probable architecture is shown, whatever it costs; after a round of '
+    "successive halving, the best so far. The result holds the budget: the most probable that does, or the winner.</p>"
 )
 _KEPT, _FIXED, _FULL, _DROPPED, _RESULT = "#3b86de", "#8d949e", "rgba(128,128,128,0.28)", "#b9655a", "#e0712f"
 _ABOVE, _BELOW = 112, 48  # pixels for the buttons and the slider, and for the axis
 
 
 def video(run: RunFiles, *, limit: int = FRAMES, named: bool = False) -> Chart | None:
-    """The architecture of every layer, a frame per epoch and per trial of the search; without any, the result alone.
+    """The architecture of every layer, a frame per epoch and per round of the search; without any, the result alone.
 
     Args:
         run: whose graph and record are shown; without them, there is nothing to see.
@@ -48,7 +48,7 @@ def video(run: RunFiles, *, limit: int = FRAMES, named: bool = False) -> Chart |
     if shown:
         labels = [_label(run, row, architecture) for row, architecture in zip(shown, architectures, strict=True)]
         _set_in_motion(figure, rows, architectures, [row["epoch"] + 1 for row in shown], labels)
-    after = {"epoch": " after every epoch of the search", "trial": " in every trial of the search"}
+    after = {"epoch": " after every epoch of the search", "round": " after every round of successive halving"}
     when = " and".join(after[kind] for kind in dict.fromkeys(map(_kind, shown)))
     return Chart(f"{f'{run.label}: ' if named else ''}channels (x) of every layer (y, first on top){when}", figure)
 
@@ -64,12 +64,12 @@ def _label(run: RunFiles, row: dict[str, Any], architecture: Architecture) -> st
     assert run.graph is not None
     share = 100 * run.graph.macs(architecture) / max(1, run.graph.macs())
     same = [other["epoch"] for other in run.epochs if _kind(other) == _kind(row)]
-    loss = f", loss {row['loss']:.3f}" if _kind(row) == "trial" else ""
+    loss = f", loss {row['loss']:.3f}" if _kind(row) == "round" else ""
     return f"{_kind(row)} {same.index(row['epoch']) + 1} of {len(same)}: {share:.1f} % of macs{loss}"
 
 
 def _kind(row: dict[str, Any]) -> str:
-    return "trial" if row.get("part") == "trial" else "epoch"
+    return "round" if row.get("part") == "halving" else "epoch"
 
 
 def _picture(rows: list[LayerRow], shown: Architecture, chosen: Architecture | None) -> Figure:

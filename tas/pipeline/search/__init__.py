@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain, count, islice
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,15 @@ from tas.budget import Amount, Budget
 from tas.data import Batch, Source, as_source
 from tas.data.augment import own_randomness
 from tas.data.sharding import sharded
-from tas.distributed import accelerator, copy_from_main, from_main, num_processes, process_index
-from tas.errors import ConfigError
+from tas.distributed import accelerator, copy_from_main, from_main
+from tas.errors import ConfigError, RunError
 from tas.nn.memory_format import channels_last
 from tas.nn.statistics import average_statistics
 from tas.nn.supernet import Supernet
 from tas.nn.sync_batch_norm import synchronized_batch_norm
 from tas.pipeline.search.config import LOGITS_TRAVEL, SearchConfig
-from tas.pipeline.search.finalists import Trials, climb, run_off
-from tas.pipeline.search.saliency import measured_saliency, saliency_logits
+from tas.pipeline.search.halving import Field, halve
+from tas.pipeline.search.saliency import Judged, measured_saliency, saliency_logits
 from tas.pipeline.search.steps import Steps, halves, random_logits, run_epoch
 from tas.progress import progress_bar
 from tas.record import Record
@@ -42,9 +44,9 @@ class SearchResult:
     """What a search found.
 
     Attributes:
-        architecture: the most probable one under the budget; with trials, the best of those tried.
+        architecture: the most probable one under the budget; after successive halving, its winner.
         scores: log-probability of every candidate; other budgets can be decoded from them without another search.
-        record: one row per epoch, and of every trial.
+        record: one row per epoch, and of every round of successive halving.
     """
 
     architecture: Architecture
@@ -68,9 +70,10 @@ def search(
 
     As `config` says: the logits begin at random, or where the losses of the trained model point when a width or depth
     alone is cut (saliency). For some epochs the supernet's weights learn on one half of the training set and its logits
-    on the other, in turn, as in the paper. The most probable architecture under the budget is the result, or the start
-    of a few trials: architectures with other depths, each tuned for some steps before their losses are compared. Of
-    several processes all must call it, and all get the same result.
+    on the other, in turn, as in the paper. The most probable architecture under the budget is the result, or one of
+    those that compete in successive halving: architectures of other depths and widths take turns in training the
+    weights that they share, and round by round the worse half goes. Of several processes all must call it, and all get
+    the same result.
 
     Args:
         supernet: changed in place; its space says what is searched.
@@ -80,10 +83,10 @@ def search(
         teacher: gives soft labels when `config.teacher_weight` is above 0.
         loss: (outputs, targets) to a scalar; cross-entropy by default.
         record: receives one row per epoch.
-        checkpoint: file that holds the state after every epoch; the search goes on from it if it exists, and from the
-            saliency and trials in the record.
-        scores: of a search of the same space for another budget: then neither saliency nor epochs run again, and the
-            trials decide, with the weights that the supernet has; without trials, see `Scores.decode`.
+        checkpoint: file that holds the state after every epoch and round; the search goes on from it if it exists, and
+            from the saliency in the record.
+        scores: of a search of the same space for another budget: then neither saliency nor epochs run again, and
+            successive halving decides, from the weights that the supernet has; without it, see `Scores.decode`.
 
     Raises:
         ConfigError: the scores are of another space.
@@ -91,7 +94,7 @@ def search(
         ModelError: every parameter is frozen, or the model does not accept the inputs.
         DataError: the training set cannot be halved, or without a loss is not that of a classification.
         TrainingError: a loss became NaN or infinite.
-        RunError: the checkpoint belongs to another search.
+        RunError: the checkpoint belongs to another search, or the record is not that of its run.
     """
     config, record = config or SearchConfig(), record if record is not None else Record()
     budget, source = Budget.of(budget), as_source(data)
@@ -110,25 +113,37 @@ def search(
     helper = teacher.to(device).eval() if teacher is not None else None
     copy_from_main(supernet, helper)
     steps = Steps(supernet, budget, config, helper, loss, max(1, pairs * config.epochs))
-    inherited = supernet.collapse(supernet.space.largest) if config.trials > 1 else None
+    competes = config.architectures > 1 and supernet.space.is_open
+    given = copy.deepcopy(supernet.model.state_dict()) if competes and config.epochs and scores is None else None
+    finished = restore_epoch(checkpoint, json.dumps(asdict(config)), steps.parts())
     if scores is None:
-        scores = _scored(steps, source, record, device, devices, checkpoint)
-    if inherited is None:
+        scores = _scored(steps, source, record, device, devices, checkpoint, finished)
+    if not competes:
         return SearchResult(from_main(scores.decode)(budget), scores, record)
-    chosen = _tried(steps, inherited, scores, source, budget, record, device, resumes=checkpoint is not None)
-    return SearchResult(chosen, scores, record)
+    if given and finished <= config.epochs:
+        supernet.model.load_state_dict(given)  # the epochs move the logits; an architecture does better without them
+    with own_randomness(devices), channels_last(supernet, steps.teacher, precision=config.precision):
+        found = _halved(steps, scores, source, budget, record, device, checkpoint, max(0, finished - config.epochs))
+    return SearchResult(found, scores, record)
 
 
 def _scored(
-    steps: Steps, source: Source, record: Record, device: str, devices: list[Any], checkpoint: Path | None
+    steps: Steps,
+    source: Source,
+    record: Record,
+    device: str,
+    devices: list[Any],
+    checkpoint: Path | None,
+    finished: int,
 ) -> Scores:
     """Saliency and alternation, as far as the config asks for them: what is known of every candidate afterwards."""
     config, supernet = steps.config, steps.supernet
-    own_share, options = sharded(source), json.dumps(asdict(config))
+    own_share = sharded(source)
     pairs = halves(own_share, config, 0, device)[2]
     with own_randomness(devices), channels_last(supernet, steps.teacher, precision=config.precision):
-        _start_logits(steps, source, record, device, resumes=checkpoint is not None)
-        first = restore_epoch(checkpoint, options, steps.parts())
+        if not finished:
+            _start_logits(steps, source, record, device, resumes=checkpoint is not None)
+        first = min(finished, config.epochs)
         with (
             progress_bar("search", pairs * config.epochs, pairs * first) as bar,
             synchronized_batch_norm(config.sync_batch_norm),
@@ -138,9 +153,13 @@ def _scored(
                 row = run_epoch(steps, own_share, epoch, device, bar)
                 average_statistics(supernet)
                 record.add("search", epoch=epoch, seconds=_since(started), **row)
-                if checkpoint:
-                    save_epoch(checkpoint, epoch + 1, options, steps.parts())
+                _save(checkpoint, epoch + 1, steps)
     return Scores(supernet.scores(), supernet.graph, supernet.space)
+
+
+def _save(checkpoint: Path | None, finished: int, steps: Steps) -> None:
+    if checkpoint:
+        save_epoch(checkpoint, finished, json.dumps(asdict(steps.config)), steps.parts())
 
 
 def _since(started: float) -> float:
@@ -162,7 +181,7 @@ def _start_logits(steps: Steps, source: Source, record: Record, device: str, *, 
         saliency = {name: known[-1][name] for name in choices}
     else:
         started = time.perf_counter()
-        batches = list(_held_out(source, config, config.held_out_images, device)())
+        batches = _judged(steps, source, device, config.held_out_images)
         with progress_bar("saliency", sum(len(sizes) - 1 for sizes in choices.values())) as bar:
             saliency = measured_saliency(supernet, batches, steps.objective, bar)
         record.add("search", part="saliency", seconds=_since(started), losses=saliency)
@@ -170,77 +189,60 @@ def _start_logits(steps: Steps, source: Source, record: Record, device: str, *, 
         supernet.logits.copy_(saliency_logits(saliency, supernet.logits.shape[1]))
 
 
-def _held_out(source: Source, config: SearchConfig, images: int, device: str) -> Callable[[], Iterator[Batch]]:
-    """Batches of the second half, the same every time."""
-
-    def read() -> Iterator[Batch]:
-        """The batches, the last cut to what is left."""
-        left = images
-        for inputs, targets in source.train_batches(config.batch_size, seed=config.seed, half=1, device=device):
-            yield inputs[:left], targets[:left]
-            left -= len(inputs)
-            if left <= 0:
-                return
-
-    return read
+def _judged(steps: Steps, source: Source, device: str, images: int) -> list[Judged]:
+    """Batches of the second half, with what the teacher says of them; the same every time."""
+    config, batches, left = steps.config, [], images
+    for inputs, targets in source.train_batches(config.batch_size, seed=config.seed, half=1, device=device):
+        batches.append((inputs[:left], targets[:left], steps.answer(inputs[:left])))
+        left -= len(inputs)
+        if left <= 0:
+            break
+    return batches
 
 
-def _tried(
+def _halved(
     steps: Steps,
-    inherited: nn.Module,
     scores: Scores,
     source: Source,
     budget: Budget,
     record: Record,
     device: str,
-    *,
-    resumes: bool,
+    checkpoint: Path | None,
+    finished: int,
 ) -> Architecture:
-    """The best of a few architectures that were tuned for some steps, each a row of the record."""
-    config, graph, space = steps.config, steps.supernet.graph, steps.supernet.space
-    own_share = sharded(source)
-    held_out = _held_out(source, config, config.trial_images, device)
+    """The winner of successive halving; every round is a row of the record. The supernet keeps the weights."""
+    config, graph, own_share = steps.config, steps.supernet.graph, sharded(source)
 
-    rows = [row for row in record.rows if resumes and row.get("part") == "trial"]  # of an interrupted start
+    def tuning() -> Iterator[Batch]:
+        """Batches of the first half, pass after pass."""
+        for epoch in count():
+            yield from own_share.train_batches(config.batch_size, seed=config.seed, epoch=epoch, half=0, device=device)
 
-    def trials_of(length: int) -> Trials:
-        """Trials of so many steps."""
-
-        def tuning() -> Iterator[Batch]:
-            """As many batches of the first half, pass after pass."""
-            epochs = (
-                own_share.train_batches(config.batch_size, seed=config.seed, epoch=e, half=0, device=device)
-                for e in count()
-            )
-            return islice(chain.from_iterable(epochs), length)
-
-        return Trials(
-            inherited, graph, tuning, lambda: islice(held_out(), process_index(), None, num_processes()),
-            steps.objective, steps=length, learning_rate=config.learning_rate, momentum=config.momentum,
-            weight_decay=config.weight_decay, seed=config.seed,
-            known={Architecture(**row["architecture"]): row["loss"] for row in rows if row.get("steps") == length},
-        )  # fmt: skip
-
-    short, long = trials_of(config.trial_steps), trials_of(config.final_steps)
-    best, started = None, time.perf_counter()
+    rows = {row["round"]: row for row in record.rows if finished and row.get("part") == "halving"}
+    if not all(number in rows for number in range(finished)):
+        raise RunError("the record lacks rounds that the checkpoint has; delete the checkpoint to search anew")
+    if finished == 0:
+        steps.weights.state.clear()  # the momentum of the epochs
+    field = Field(scores.log_probabilities, graph, steps.supernet.space, budget)
+    entrants = field.first(config.architectures, config.seed)
+    known = [rows[number]["losses"] for number in range(finished)]
+    best, started = entrants[0], time.perf_counter()
     with (
-        channels_last(inherited, steps.teacher, precision=config.precision),
-        progress_bar("trials", config.trials + (config.finalists if config.finalists > 1 else 0)) as bar,
+        progress_bar("halving", config.halving_steps, rows[finished - 1]["steps"] if finished else 0) as bar,
         synchronized_batch_norm(config.sync_batch_norm),
     ):
-        climbing = climb(scores.log_probabilities, graph, space, budget, short, config.trials)
-        for best in chain(climbing, run_off(short, long, config.finalists)):
-            trials = long if long.losses else short
-            if not trials.losses:
+        judged = partial(_judged, steps, source, device)
+        rounds = halve(entrants, field, steps, tuning=tuning, judged=judged, known=known, bar=bar)
+        for number, found in enumerate(rounds):
+            best = found.best
+            if number < finished:
                 continue
-            tried, value = list(trials.losses.items())[-1]
-            if tried not in trials.known:
-                record.add(
-                    "search", part="trial", steps=trials.steps, seconds=_since(started), loss=value,
-                    best=trials.losses[best], macs=graph.macs(tried),
-                    architecture={"widths": dict(tried.widths), "depths": dict(tried.depths)},
-                )  # fmt: skip
+            average_statistics(steps.supernet)
+            record.add(
+                "search", part="halving", round=number, steps=found.steps, images=found.images,
+                seconds=_since(started), loss=found.losses[best], losses=list(found.losses.values()),
+                macs=graph.macs(best), architecture={"widths": dict(best.widths), "depths": dict(best.depths)},
+            )  # fmt: skip
+            _save(checkpoint, config.epochs + number + 1, steps)
             started = time.perf_counter()
-            bar.advance(f"best loss {trials.losses[best]:.4f}")
-    assert best is not None
     return best

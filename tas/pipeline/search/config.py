@@ -12,6 +12,8 @@ from tas.space import SearchSpace
 
 # Adam moves a logit by about its learning rate a step; 12 takes it from even odds to certainty, with room to turn back
 LOGITS_TRAVEL = 12.0
+FIRST_ROUND = 0.3  # of the halving steps: until then the weights know little but the full network
+MOST_IMAGES = 8  # times as many as in the first round judge those of a later one, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +45,11 @@ class SearchConfig:
         temperature_schedule: linear or cosine.
         teacher_weight: share of a teacher's soft labels in both losses; 0 uses none.
         distillation_temperature: of those labels.
-        trials: most architectures that are tuned before one is chosen, of other depths and largest widths; 0 or 1 tries
-            none.
-        trial_steps: of the weights' optimizer, on the first half, before a trial's loss on the second is measured.
-        trial_images: of the second half, on which trials are compared; a few hundred do not order close ones.
-        finalists: how many of the best trials are tuned again, longer, before one of them is chosen; with 0 or 1 the
-            best trial is.
-        final_steps: of a finalist; short trials are too noisy to order the best.
+        architectures: how many take part in successive halving, which chooses one of them: of every depth and largest
+            width the one that the logits ask for; 0 or 1 takes the most probable one instead.
+        halving_steps: of the weights that they share, by turns, on the first half.
+        halving_images: of the second half, which the first round is judged on; every further round has twice as many,
+            up to eight times.
         held_out_images: of the second half, on which saliency is measured.
         precision: of the arithmetic: no (float32) or bf16.
         sync_batch_norm: of several processes: batch norms use the statistics of the whole batch, not of their share.
@@ -79,11 +79,9 @@ class SearchConfig:
     temperature_schedule: Literal["linear", "cosine"] = "linear"
     teacher_weight: float = 0.0
     distillation_temperature: float = 4.0
-    trials: int = 0
-    trial_steps: int = 60
-    trial_images: int = 1024
-    finalists: int = 0
-    final_steps: int = 160
+    architectures: int = 0
+    halving_steps: int = 600
+    halving_images: int = 128
     held_out_images: int = 512
     precision: Literal["no", "bf16"] = "no"
     sync_batch_norm: bool = False
@@ -92,9 +90,8 @@ class SearchConfig:
 
     def __post_init__(self):
         above_zero = [
-            "trial_steps",
-            "trial_images",
-            "final_steps",
+            "halving_steps",
+            "halving_images",
             "held_out_images",
             "batch_size",
             "fragments",
@@ -104,8 +101,7 @@ class SearchConfig:
         ]
         not_negative = [
             "epochs",
-            "trials",
-            "finalists",
+            "architectures",
             "cost_weight",
             "tolerance",
             "weight_decay",
@@ -120,11 +116,11 @@ class SearchConfig:
             raise ConfigError("search compile does not go with sync_batch_norm; set one of them to false")
         if len(self.logits_betas) != 2 or not all(0 <= beta < 1 for beta in self.logits_betas):
             raise ConfigError(f"search logits_betas are {self.logits_betas}; give two numbers in [0, 1)")
-        if self.start == "scratch" and (self.trials or self.logits_start == "saliency"):
+        if self.start == "scratch" and (self.architectures or self.logits_start == "saliency"):
             raise ConfigError(
-                f"search start is scratch, but trials is {self.trials} and logits_start {self.logits_start}; both need "
-                f"weights that know something: set start to trained, or logits_start to random, trials to 0 and epochs "
-                f"to some hundred"
+                f"search start is scratch, but architectures is {self.architectures} and logits_start "
+                f"{self.logits_start}; both need weights that know something: set start to trained, or logits_start to "
+                f"random, architectures to 0 and epochs to some hundred"
             )
         if self.epochs == 0 and self.logits_start == "random":
             raise ConfigError("search epochs is 0 and logits_start random: nothing would be searched; set one of them")
@@ -147,15 +143,26 @@ class SearchConfig:
             images: in the training set.
             space: of the search.
         """
-        trials = self.trials if self.trials > 1 and space.is_open else 0
-        finalists = min(trials, self.finalists) if self.finalists > 1 else 0
-        steps = trials * self.trial_steps + finalists * self.final_steps
-        measured = self.trial_images * (trials + finalists)
+        steps = measured = 0
+        if self.architectures > 1 and space.is_open:
+            steps, left = self.halving_steps, self.architectures
+            for _, judged in self.halving_rounds(left):
+                measured += judged * left
+                left = (left + 1) // 2
         if self.logits_start == "saliency":
             measured += self.held_out_images * sum(
                 len(sizes) - 1 for sizes in (*space.widths.values(), *space.depths.values())
             )
         return self.epochs + (steps * self.batch_size + measured / 3) / images
+
+    def halving_rounds(self, entrants: int) -> list[tuple[int, int]]:
+        """Rounds of successive halving: after how many steps each ends, and how many images it is judged on."""
+        count = math.ceil(math.log2(max(1, entrants)))
+        ends = [FIRST_ROUND + (1 - FIRST_ROUND) * place / (count - 1) for place in range(count)] if count > 1 else [1.0]
+        return [
+            (round(self.halving_steps * end), self.halving_images * min(2**place, MOST_IMAGES))
+            for place, end in enumerate(ends[:count])
+        ]
 
     def temperature(self, progress: float) -> float:
         """τ when this share of the search is over."""

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from tas.architecture import Architecture
-from tas.data import Batch
 from tas.distributed import num_processes, process_index, summed
 from tas.errors import TrainingError
 from tas.nn.statistics import batch_norms
@@ -20,7 +19,8 @@ from tas.nn.supernet import Supernet
 from tas.progress import Bar
 from tas.space import SearchSpace
 
-Objective = Callable[[nn.Module, Tensor, Any], Tensor]  # (network, inputs, targets) to a scalar
+Judged = tuple[Tensor, Any, Any]  # inputs, targets, and what the teacher says of the inputs, if there is one
+Objective = Callable[[nn.Module, Tensor, Any, Any], Tensor]  # (network, inputs, targets, teacher's) to a scalar
 Saliency = dict[str, list[float]]
 FOR_LARGER = 1e-3  # by how much the logit of the largest candidate is raised; less than saliency tells apart
 HINT = "check the images and weights for NaN, or set search.logits_start to random"
@@ -36,7 +36,7 @@ def single_choices(space: SearchSpace) -> Iterator[tuple[str, int, Architecture]
 
 
 @torch.no_grad()
-def measured_saliency(supernet: Supernet, batches: Sequence[Batch], objective: Objective, bar: Bar) -> Saliency:
+def measured_saliency(supernet: Supernet, batches: Sequence[Judged], objective: Objective, bar: Bar) -> Saliency:
     """By how much the loss grows when one width or depth alone is cut, for every candidate.
 
     Batch norms use the statistics of the batch, since those of the full model do not hold for a cut one: the loss is
@@ -57,7 +57,7 @@ def measured_saliency(supernet: Supernet, batches: Sequence[Batch], objective: O
     """
     choices = {**supernet.space.widths, **supernet.space.depths}
     found = {name: [0.0] * len(sizes) for name, sizes in choices.items()}
-    with _batch_statistics(supernet):
+    with batch_statistics(supernet):
 
         def loss_of(architecture: Architecture) -> float:
             with supernet.fixed(architecture):
@@ -77,7 +77,7 @@ def measured_saliency(supernet: Supernet, batches: Sequence[Batch], objective: O
 
 
 @contextmanager
-def _batch_statistics(supernet: Supernet) -> Iterator[None]:
+def batch_statistics(supernet: Supernet) -> Iterator[None]:
     """Batch norms alone in training mode; their running statistics and all modes are given back."""
     modes = {module: module.training for module in supernet.modules()}
     norms = {id(norm) for norm in batch_norms(supernet)}

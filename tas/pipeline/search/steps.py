@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tas.architecture import Architecture
 from tas.budget import Budget
 from tas.cost import CostTable
 from tas.data import Batches, Source
@@ -104,7 +106,7 @@ class Steps:
     def weight_step(self, inputs: Tensor, targets: Any, temperature: float, generator: torch.Generator) -> Tensor:
         """One step of the weights on a batch of the first half."""
         self.supernet.draw(temperature, generator, differentiable=False)
-        value = self.objective(self.network, inputs, targets)
+        value = self.objective(self.network, inputs, targets, self.answer(inputs))
         self.weights.zero_grad()
         value.backward()
         for weight in self.supernet.weights():  # blocks that did not run decay too, as in dense execution
@@ -113,10 +115,20 @@ class Steps:
         self.weights.step()
         return value
 
+    def step_of(self, architecture: Architecture, inputs: Tensor, targets: Any) -> None:
+        """One step of the weights that one architecture has; the others stay as they are."""
+        wanted = self.answer(inputs)
+        with self.supernet.fixed(architecture):
+            value = self.objective(self.supernet, inputs, targets, wanted)
+            self.weights.zero_grad()
+            value.backward()
+        average_gradients(self.supernet.weights())
+        self.weights.step()
+
     def logits_step(self, inputs: Tensor, targets: Any, temperature: float, generator: torch.Generator) -> Tensor:
         """One step of the logits on a batch of the second half."""
         self.supernet.draw(temperature, generator)
-        task = self.objective(self.network, inputs, targets)
+        task = self.objective(self.network, inputs, targets, self.answer(inputs))
         value = task + self.config.cost_weight * self.cost_loss()
         if value.requires_grad:  # with one fragment, inside the band, nothing reaches the logits
             (gradient,) = torch.autograd.grad(value, [self.supernet.logits], allow_unused=True)
@@ -125,18 +137,24 @@ class Steps:
             self.logits.step()
         return task
 
-    def objective(self, network: nn.Module, inputs: Tensor, targets: Any) -> Tensor:
-        """The loss of a network on a batch, against the targets and the teacher."""
-        config, wanted = self.config, None
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            outputs = run_model(network, inputs)
-            if self.teacher is not None and config.teacher_weight:
-                with torch.no_grad():
-                    wanted = self.teacher(inputs)
+    @torch.no_grad()
+    def answer(self, inputs: Tensor) -> Any:
+        """What the teacher says of the inputs; None where it is not asked."""
+        if self.teacher is None or not self.config.teacher_weight:
+            return None
+        with self._precision(inputs):
+            return self.teacher(inputs)
+
+    def objective(self, network: nn.Module, inputs: Tensor, targets: Any, wanted: Any) -> Tensor:
+        """The loss of a network on a batch, against the targets and what the teacher says."""
+        with self._precision(inputs):
             return task_loss(
-                outputs, targets, loss=self.loss, wanted=wanted, teacher_weight=config.teacher_weight,
-                temperature=config.distillation_temperature,
+                run_model(network, inputs), targets, loss=self.loss, wanted=wanted,
+                teacher_weight=self.config.teacher_weight, temperature=self.config.distillation_temperature,
             )  # fmt: skip
+
+    def _precision(self, inputs: Tensor) -> AbstractContextManager[Any]:
+        return torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def cost_loss(self) -> Tensor:
         """± log of the expected cost outside the tolerance band of the budget, 0 inside; summed over the bounds.

@@ -48,7 +48,7 @@ def test_named_methods_are_what_they_say():
     paper = one("tas-paper").job(BASE, 0).search
     assert (paper.start, paper.depth_samples, paper.band) == ("scratch", "all", "paper")
     assert (paper.temperature_start, paper.temperature_end, paper.teacher_weight) == (10.0, 0.1, 0.0)
-    assert (paper.logits_start, paper.trials, paper.interpolation) == ("random", 0, "average")
+    assert (paper.logits_start, paper.architectures, paper.interpolation) == ("random", 0, "average")
     assert one("tas-paper").job(BASE, 0).residuals == "free"
     assert paper.epochs == BASE.train.epochs // 2  # ours has none, it has nothing else
     assert one("tas-paper:search.epochs=7").job(BASE, 0).search.epochs == 7

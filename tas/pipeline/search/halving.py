@@ -1,0 +1,218 @@
+"""Successive halving: architectures take turns in training one set of weights, and round by round the worse half goes.
+
+What a dropped block or a narrow stream costs is known only once the weights have adapted. Weights of an architecture's
+own would adapt for some thousand steps; shared ones, which nest in each other, adapt for all of them at once.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, product
+
+import torch
+
+from tas.architecture import Architecture
+from tas.budget import Budget
+from tas.data import Batch
+from tas.data.augment import epoch_seed, seed_everything
+from tas.decode import decode
+from tas.distributed import num_processes, process_index, summed
+from tas.errors import BudgetError, TrainingError
+from tas.graph import Graph
+from tas.pipeline.search.saliency import Judged, batch_statistics
+from tas.pipeline.search.steps import Steps
+from tas.progress import Bar
+from tas.space import SearchSpace
+
+WORST = 1e30  # where the loss is not finite
+USED = 0.9  # of what the scores' own choice uses of a bound, at least: less is no rival
+DRAWS = 10  # corners looked at, at most, for every place in the field
+
+
+@dataclass(frozen=True)
+class Corner:
+    """A part of the space: some depths, and widths without their largest candidates.
+
+    Attributes:
+        depths: blocks kept, by depth name.
+        closed: how many of the largest candidates of every width are closed; one always stays.
+    """
+
+    depths: Mapping[str, int]
+    closed: int = 0
+
+    def around(self, space: SearchSpace) -> Iterator[Corner]:
+        """Corners one step away: one candidate more or fewer closed, one stage shorter or longer."""
+        if self.closed + 1 < _levels(space):
+            yield Corner(self.depths, self.closed + 1)
+        for name, sizes in space.depths.items():
+            place = sizes.index(self.depths[name])
+            for other in (place - 1, place + 1):
+                if 0 <= other < len(sizes):
+                    yield Corner({**self.depths, name: sizes[other]}, self.closed)
+        if self.closed:
+            yield Corner(self.depths, self.closed - 1)
+
+    def best(
+        self, scores: Mapping[str, Sequence[float]], graph: Graph, space: SearchSpace, budget: Budget
+    ) -> Architecture | None:
+        """What the scores ask for in this corner; None where nothing fits the budget."""
+        widths = {name: sizes[: max(1, len(sizes) - self.closed)] for name, sizes in space.widths.items()}
+        only = SearchSpace(widths, {name: (kept,) for name, kept in self.depths.items()})
+        merits = {name: scores[name][: len(sizes)] for name, sizes in widths.items()}
+        try:
+            return decode({**merits, **{name: [0.0] for name in self.depths}}, graph, only, budget)
+        except BudgetError:
+            return None
+
+
+def _levels(space: SearchSpace) -> int:
+    return max(map(len, space.widths.values()), default=1)
+
+
+@dataclass
+class Field:
+    """The architectures that may enter: of every corner of the space, the one that the scores ask for.
+
+    Attributes:
+        scores: one number per candidate, by width and depth name.
+        graph: of the model.
+        space: the candidates.
+        budget: that everything here holds; reachable.
+        corners: by architecture, the corner it was found in.
+    """
+
+    scores: Mapping[str, Sequence[float]]
+    graph: Graph
+    space: SearchSpace
+    budget: Budget
+    corners: dict[Architecture, Corner] = field(default_factory=dict)
+
+    def first(self, most: int, seed: int) -> list[Architecture]:
+        """The scores' own choice over the whole space, then others: all, or drawn where there are too many corners."""
+        start = decode(self.scores, self.graph, self.space, self.budget)
+        self.corners[start] = Corner(start.depths)
+        depths, levels, draw = self.space.depths, _levels(self.space), random.Random(seed)
+        if math.prod(map(len, depths.values())) * levels <= DRAWS * most:
+            choices = [(kept, closed) for kept in product(*depths.values()) for closed in range(levels)]
+            draw.shuffle(choices)
+        else:
+            choices = [(tuple(map(draw.choice, depths.values())), draw.randrange(levels)) for _ in range(DRAWS * most)]
+        for kept, closed in choices:
+            if len(self.corners) < most:
+                self._enter(Corner(dict(zip(depths, kept, strict=True)), closed))
+        return list(self.corners)
+
+    def around(self, architecture: Architecture) -> list[Architecture]:
+        """Those of the corners one step away that were not there yet."""
+        corners = self.corners[architecture].around(self.space)
+        return [found for corner in corners if (found := self._enter(corner)) is not None]
+
+    def _enter(self, corner: Corner) -> Architecture | None:
+        found = corner.best(self.scores, self.graph, self.space, self.budget)
+        start = next(iter(self.corners))
+        if found is None or found in self.corners or self._share(found) < USED * self._share(start):
+            return None
+        self.corners[found] = corner
+        return found
+
+    def _share(self, architecture: Architecture) -> float:
+        limits = self.budget.limits(self.graph)
+        return max(self.graph.cost(name).exact(architecture) / limit for name, limit in limits.items())
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round of successive halving found.
+
+    Attributes:
+        steps: of the weights, so far.
+        images: that the losses were measured on.
+        losses: of all architectures that were still there, on the same images.
+    """
+
+    steps: int
+    images: int
+    losses: dict[Architecture, float]
+
+    @property
+    def best(self) -> Architecture:
+        """The one with the lowest loss; the first of equals."""
+        return min(self.losses, key=lambda architecture: self.losses[architecture])
+
+
+def halve(
+    entrants: Sequence[Architecture],
+    field: Field,
+    steps: Steps,
+    *,
+    tuning: Callable[[], Iterator[Batch]],
+    judged: Callable[[int], list[Judged]],
+    known: Sequence[Sequence[float]],
+    bar: Bar,
+) -> Iterator[Round]:
+    """Train by turns and drop the worse half, until the better of two is known.
+
+    Whenever half has gone, the corners around the best that were not there yet come in: where there are more corners
+    than places, the field moves to where the good ones are.
+
+    Args:
+        entrants: compete from the first round on; one alone needs no round.
+        field: who may enter later.
+        steps: the supernet, its optimizer and the objective; its config says how long.
+        tuning: gives the batches that the weights learn on, the same every time.
+        judged: gives held-out batches of so many images, the same every time.
+        known: losses of the rounds that an interrupted search has done; the supernet's weights are those after them.
+        bar: told of every step.
+
+    Yields:
+        Every round, the known ones too.
+
+    Raises:
+        TrainingError: no loss is finite.
+    """
+    config, supernet = steps.config, steps.supernet
+    left, start, rounds = list(entrants), 0, config.halving_rounds(len(entrants))
+    batches = islice(tuning(), rounds[len(known) - 1][0] if known else 0, None)
+    for number, (end, images) in enumerate(rounds):
+        if number < len(known):
+            losses = list(known[number])
+        else:
+            seed_everything(epoch_seed(config.seed, number, 3))
+            supernet.train()
+            turns = _turns(left, end - start, random.Random(f"{config.seed} {number}"))
+            for step, architecture in enumerate(turns, start):
+                steps.set_learning_rate(step / config.halving_steps)
+                steps.step_of(architecture, *next(batches))
+                bar.advance()
+            losses = _losses(left, steps, judged(images))
+        found = dict(zip(left, losses, strict=True))
+        order = sorted(left, key=lambda architecture: found[architecture])
+        if found[order[0]] >= WORST:
+            raise TrainingError("no loss is finite after a round of the search; lower search.learning_rate")
+        left = order[: (len(order) + 1) // 2]
+        yield Round(end, images, found)
+        left, start = left + (field.around(left[0]) if number + 2 < len(rounds) else []), end
+
+
+def _turns(architectures: Sequence[Architecture], count: int, draw: random.Random) -> Iterator[Architecture]:
+    """So many, each as often as any other, in random order."""
+    for place in range(count):
+        if place % len(architectures) == 0:
+            order = draw.sample(architectures, len(architectures))
+        yield order[place % len(architectures)]
+
+
+@torch.no_grad()
+def _losses(architectures: Sequence[Architecture], steps: Steps, batches: Sequence[Judged]) -> list[float]:
+    """One per architecture; batch norms use the statistics of the batch. Several processes share the architectures."""
+    losses, count = [0.0] * len(architectures), sum(len(batch[0]) for batch in batches)
+    with batch_statistics(steps.supernet):
+        for place in range(process_index(), len(architectures), num_processes()):
+            with steps.supernet.fixed(architectures[place]):
+                total = sum(float(steps.objective(steps.supernet, *batch)) * len(batch[0]) for batch in batches)
+            losses[place] = total / count if math.isfinite(total) else WORST
+    return summed(losses)
