@@ -32,7 +32,8 @@ def searched(model: TinyNet, graph: tas.Graph, folder: Path, teacher: TinyNet) -
     """Saliency, two epochs, the second of which is interrupted and done again, and successive halving."""
     config = tas.SearchConfig(
         epochs=2, start="trained", logits_start="saliency", architectures=6, halving_steps=6,
-        halving_images=32, held_out_images=32, batch_size=16, logits_learning_rate=0.05, teacher_weight=0.5, sync_batch_norm=True,
+        halving_images=32, held_out_images=32, batch_size=16, logits_learning_rate=0.05, teacher_weight=0.5,
+        sync_batch_norm=True,
     )  # fmt: skip
 
     def interrupt(row: dict[str, Any]) -> None:

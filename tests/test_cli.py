@@ -20,7 +20,8 @@ import tas
 from tas.cli import COMMANDS, EXAMPLES, main
 
 SCRATCH = [
-    "--search.start", "scratch", "--search.logits_start", "random", "--search.architectures", "0", "--search.epochs", "1",
+    "--search.start", "scratch", "--search.logits_start", "random", "--search.architectures", "0",
+    "--search.epochs", "1",
 ]  # fmt: skip
 TOYS = f"{Path(__file__).parent / 'toys.py'}:build"
 QUICK = ["--search.epochs", "1", "--search.batch_size", "8", "--train.epochs", "1", "--train.batch_size", "8"]
@@ -536,18 +537,7 @@ def test_export_writes_a_run_as_one_file_and_says_how_it_compares(images, weight
 def three(images, tmp_path_factory) -> Path:
     """Two budgets from one search of a model that is trained first."""
     folder = tmp_path_factory.mktemp("several") / "two"
-    words = [
-        "--budget",
-        "70%,40%",
-        "--search.epochs",
-        "0",
-        "--search.architectures",
-        "2",
-        "--search.halving_steps",
-        "2",
-        *QUICK[2:],
-        *QUICK_TEACHER,
-    ]
+    words = ["--budget", "70%,40%", "--search.epochs", "0", "--search.architectures", "2", *QUICK[2:], *QUICK_TEACHER]
     assert run("compress", TOYS, "--data", f"folder:{images}", "--output", folder, *words) == 0
     return folder
 

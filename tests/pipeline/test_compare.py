@@ -20,16 +20,9 @@ FILES = {"config.yaml", "compare.json", "compare.md", "compare.html", "teacher.j
 
 def tiny_config(**options) -> CompareConfig:
     train = replace(short_train(), epochs=2, batch_size=16)
+    search = replace(short_search(), epochs=2, batch_size=16, held_out_images=16, precision="no")
     job = CompressConfig(
-        search=replace(
-            short_search(),
-            epochs=2,
-            batch_size=16,
-            architectures=4,
-            halving_steps=4,
-            held_out_images=16,
-            precision="no",
-        ),
+        search=replace(search, architectures=4, halving_steps=4),
         train=train,
         teacher=train,
     )

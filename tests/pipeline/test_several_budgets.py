@@ -19,14 +19,8 @@ BUDGETS = ["70%", "40%"]
 
 
 def config(**options) -> tas.CompressConfig:
-    search = {
-        "batch_size": 16,
-        "architectures": 8,
-        "halving_steps": 6,
-        "held_out_images": 16,
-        "halving_images": 16,
-        **options,
-    }
+    search = {"architectures": 8, "halving_steps": 6, "halving_images": 16, "batch_size": 16, "held_out_images": 16}
+    search |= options
     train = replace(short_train(), epochs=2, batch_size=16)
     return tas.CompressConfig(search=replace(short_search(), **search), train=train, teacher=train)
 

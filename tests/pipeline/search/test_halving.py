@@ -149,30 +149,18 @@ def test_the_worse_half_goes_and_the_best_wins(prepared):
 
 def test_who_comes_later_takes_part_and_can_win(prepared):
     _, graph, space, _ = prepared
-    everyone = field_of(graph, space).first(99, seed=0)
     field = field_of(graph, space)
-    entrants = field.first(4, seed=0)
-    center = field.corners[entrants[2]]
-    late = next(
-        one for one in field_of(graph, space).first(99, 0) if one not in entrants and one in _near(field, center)
-    )
-    losses = {one: 5.0 for one in everyone} | {entrants[2]: 2.0, late: 1.0}
+    everyone = field.first(99, seed=0)
+    start, late = everyone[0], everyone[-1]
+    near = next(one for one in everyone if field.corners[one] in field.corners[late].around(space))
+    del field.corners[late]
+    entrants = [start, near, *[one for one in everyone if one not in (start, near, late)]][:7]
+    losses = dict.fromkeys(everyone, 5.0) | {near: 2.0, late: 1.0}
     rounds = run(entrants, field, Told(short(), losses))
     assert late not in rounds[0].losses
-    assert rounds[-1].best == (late if len(rounds) > 2 else entrants[2])
-    eight = field_of(graph, space)
-    entrants = [one for one in eight.first(99, seed=0) if one != late][:7]
-    eight.corners = {one: corner for one, corner in eight.corners.items() if one in entrants}
-    winner = next(one for one in entrants if eight.corners[one] in center.around(space) or eight.corners[one] == center)
-    losses |= {entrants[2]: 5.0, winner: 2.0}
-    rounds = run(entrants, eight, Told(short(), losses))
+    assert rounds[0].best == near
     assert late in rounds[1].losses
     assert rounds[-1].best == late
-
-
-def _near(field, center):
-    found = (corner.best(field.scores, field.graph, field.space, field.budget) for corner in center.around(field.space))
-    return {one for one in found if one is not None}
 
 
 def test_one_alone_needs_no_round_and_losses_that_are_not_finite_are_an_error(prepared):
