@@ -227,17 +227,13 @@ def _halved(
     entrants = field.first(config.architectures, config.seed)
     known = [rows[number]["losses"] for number in range(finished)]
     best, started = entrants[0], time.perf_counter()
-    with (
-        progress_bar("halving", config.halving_steps, rows[finished - 1]["steps"] if finished else 0) as bar,
-        synchronized_batch_norm(config.sync_batch_norm),
-    ):
+    with progress_bar("halving", config.halving_steps, rows[finished - 1]["steps"] if finished else 0) as bar:
         judged = partial(_judged, steps, source, device)
         rounds = halve(entrants, field, steps, tuning=tuning, judged=judged, known=known, bar=bar)
         for number, found in enumerate(rounds):
             best = found.best
             if number < finished:
                 continue
-            average_statistics(steps.supernet)
             record.add(
                 "search", part="halving", round=number, steps=found.steps, images=found.images,
                 seconds=_since(started), loss=found.losses[best], losses=list(found.losses.values()),

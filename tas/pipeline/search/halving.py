@@ -22,6 +22,8 @@ from tas.decode import decode
 from tas.distributed import num_processes, process_index, summed
 from tas.errors import BudgetError, TrainingError
 from tas.graph import Graph
+from tas.nn.statistics import average_statistics
+from tas.nn.sync_batch_norm import synchronized_batch_norm
 from tas.pipeline.search.saliency import Judged, batch_statistics
 from tas.pipeline.search.steps import Steps
 from tas.progress import Bar
@@ -184,10 +186,12 @@ def halve(
             seed_everything(epoch_seed(config.seed, number, 3))
             supernet.train()
             turns = _turns(left, end - start, random.Random(f"{config.seed} {number}"))
-            for step, architecture in enumerate(turns, start):
-                steps.set_learning_rate(step / config.halving_steps)
-                steps.step_of(architecture, *next(batches))
-                bar.advance()
+            with synchronized_batch_norm(config.sync_batch_norm):
+                for step, architecture in enumerate(turns, start):
+                    steps.set_learning_rate(step / config.halving_steps)
+                    steps.step_of(architecture, *next(batches))
+                    bar.advance()
+            average_statistics(supernet)
             losses = _losses(left, steps, judged(images))
         found = dict(zip(left, losses, strict=True))
         order = sorted(left, key=lambda architecture: found[architecture])
