@@ -195,7 +195,7 @@ def _judged(steps: Steps, source: Source, device: str, images: int) -> list[Judg
     for inputs, targets in source.train_batches(config.batch_size, seed=config.seed, half=1, device=device):
         batches.append((inputs[:left], targets[:left], steps.answer(inputs[:left])))
         left -= len(inputs)
-        if left <= 0:
+        if left <= 1:  # batch norms have no statistics of a single image
             break
     return batches
 
