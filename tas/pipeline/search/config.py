@@ -22,7 +22,7 @@ class SearchConfig:
 
     Attributes:
         epochs: passes over the halves of the training set in which weights and logits step in turn; with 0, saliency
-            and trials alone decide.
+            and successive halving alone decide.
         batch_size: samples of each half a step.
         start: scratch resets the weights first, as the paper does; trained keeps those of the model.
         fragments: candidates drawn per width, I.
