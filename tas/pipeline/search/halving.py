@@ -132,7 +132,7 @@ class Round:
 
     Attributes:
         steps: of the weights, so far.
-        images: that the losses were measured on.
+        images: that the losses were measured on; of a round that was known, those asked for.
         losses: of all architectures that were still there, on the same images.
     """
 
@@ -192,7 +192,8 @@ def halve(
                     steps.step_of(architecture, *next(batches))
                     bar.advance()
             average_statistics(supernet)
-            losses = _losses(left, steps, judged(images))
+            held_out = judged(images)
+            losses, images = _losses(left, steps, held_out), sum(len(batch[0]) for batch in held_out)
         found = dict(zip(left, losses, strict=True))
         order = sorted(left, key=lambda architecture: found[architecture])
         if found[order[0]] >= WORST:
