@@ -15,7 +15,7 @@ from tas.space import SpaceConfig
 def short_search() -> SearchConfig:
     """Search settings for a trained start: measured saliency, then successive halving. LOG.md says what was tried."""
     return SearchConfig(
-        epochs=0, batch_size=64, start="trained", logits_start="saliency", architectures=48, halving_steps=300,
+        epochs=0, batch_size=64, start="trained", logits_start="saliency", architectures=48,
         learning_rate=0.035, held_out_images=384,
         depth_samples="drawn", interpolation="none", logits_learning_rate="auto", logits_weight_decay=0.0,
         temperature_start=5.0, temperature_end=0.5, teacher_weight=0.9,

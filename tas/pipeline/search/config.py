@@ -80,7 +80,7 @@ class SearchConfig:
     teacher_weight: float = 0.0
     distillation_temperature: float = 4.0
     architectures: int = 0
-    halving_steps: int = 600
+    halving_steps: int = 300
     halving_images: int = 128
     held_out_images: int = 512
     precision: Literal["no", "bf16"] = "no"

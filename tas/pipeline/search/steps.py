@@ -116,7 +116,7 @@ class Steps:
         return value
 
     def step_of(self, architecture: Architecture, inputs: Tensor, targets: Any) -> None:
-        """One step of the weights that one architecture has; the others stay as they are."""
+        """One step of one architecture's weights; channels that it lacks are moved by momentum and decay alone."""
         wanted = self.answer(inputs)
         with self.supernet.fixed(architecture):
             value = self.objective(self.supernet, inputs, targets, wanted)
