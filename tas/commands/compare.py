@@ -72,11 +72,12 @@ def compare(
         download: fetch cifar10 or cifar100 if missing
         image_size: resize images to this many pixels a side
         methods: tas, tas-width, tas-depth, tas-paper, uniform, random, evolution, l1, l2, fpgm, taylor, bn_scale, sfp,
-            between spaces; each may have options, tas:search.fragments=1,space.round_to=8; in YAML a list of these, or
-            a mapping of labels to {method, options}
-        transfers: none, init, kd, dkd, dist, hints, attention, init+kd and so on, between spaces
-        seeds: of the searches and trainings, between spaces
-        budgets: upper bounds of the small model, between spaces, such as 50% or params=30%; in YAML also mappings
+            between spaces or commas; each may have options, tas:search.fragments=1,space.round_to=8; in YAML a list of
+            these, or a mapping of labels to {method, options}
+        transfers: none, init, kd, dkd, dist, hints, attention, init+kd and so on, between spaces or commas
+        seeds: of the searches and trainings, between spaces or commas
+        budgets: upper bounds of the small model, such as 50% or params=30%, between spaces or commas; in YAML also
+            mappings
         equal_epochs: methods that search for fewer epochs than tas train for as many more
         search: how tas searches
         train: how every small model is trained

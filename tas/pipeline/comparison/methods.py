@@ -117,7 +117,7 @@ def read_methods(methods: Methods) -> tuple[Method, ...]:
     """Understand the rows of a comparison.
 
     Args:
-        methods: text with names between spaces or semicolons, each with options where wanted
+        methods: text with names between spaces, commas or semicolons, each with options where wanted
             (`tas tas:search.fragments=1,search.band=code l1`), a list of such names, or a mapping of labels to such a
             name or to `{method, options}`.
 
@@ -129,7 +129,7 @@ def read_methods(methods: Methods) -> tuple[Method, ...]:
     if isinstance(methods, Mapping):
         found = [_labelled(str(label), value) for label, value in methods.items()]
     else:
-        items = _split(methods, r"[\s;]") if isinstance(methods, str) else methods
+        items = _named(methods) if isinstance(methods, str) else methods
         found = [method for item in items for method in _one(item)]
     if not found:
         raise ConfigError(f"methods is empty; name one or more of {', '.join((*SEARCHED, *RIVALS))}")
@@ -138,6 +138,18 @@ def read_methods(methods: Methods) -> tuple[Method, ...]:
         if labels.count(label) > 1:
             raise ConfigError(f"method {label} is there twice; leave one out, or give each a label of its own")
     return tuple(found)
+
+
+def _named(text: str) -> list[str]:
+    """Every method of a text with its options; a comma stands between methods, or between the options of one."""
+    found: list[str] = []
+    for word in _split(text, r"[\s;]"):
+        for place, part in enumerate(_split(word, ",")):
+            if place and re.match(r"[\w.]+=", part):
+                found[-1] += f",{part}"
+            else:
+                found.append(part)
+    return found
 
 
 def _one(item: Any) -> list[Method]:

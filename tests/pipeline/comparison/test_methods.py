@@ -20,7 +20,7 @@ def test_text_lists_and_mappings_say_the_same():
     options = {"search.fragments": "1", "search.band": "code"}
     wanted = (Method("tas:search.fragments=1,search.band=code", "tas", options), Method("l1", "l1"))
     text = "tas:search.fragments=1,search.band=code"
-    for given in (f"{text} l1", f"{text};l1", f" {text} ;\n l1 ", [text, "l1"], list(wanted)):
+    for given in (f"{text} l1", f"{text};l1", f"{text},l1", f" {text} ;\n l1 ", [text, "l1"], list(wanted)):
         assert read_methods(given) == wanted
     mapping = {
         "mine": {"method": "tas", "options": {"search": {"fragments": 1}}},
@@ -32,6 +32,11 @@ def test_text_lists_and_mappings_say_the_same():
     assert found[0].job(BASE, 0).search.fragments == 1
     assert read_methods([{"mine": mapping["mine"]}, "l1"])[0] == found[0]
     assert read_methods("{mine: {method: tas, options: {search.fragments: 1}}}")[0].options == {"search.fragments": 1}
+
+
+def test_commas_separate_methods_and_their_options():
+    names = [method.label for method in read_methods("l1,tas:search.fragments=1,space.round_to=8,tas:init=inherit, l2")]
+    assert names == ["l1", "tas:search.fragments=1,space.round_to=8", "tas:init=inherit", "l2"]
 
 
 def test_commas_in_brackets_do_not_separate():
