@@ -109,13 +109,15 @@ def sides(
     """One weight and one architecture step of a search; two training steps of the full model.
 
     Logits are uniform, the most expensive moment; no teacher; fixed random images; the same optimiser. Both sides are
-    channels last, as searches and trainings of ours are. Without interpolation, as `compress` searches a trained model
-    by default; average is the paper's.
+    channels last, and have batch norms, as searches and trainings of ours do. Without interpolation, as `compress`
+    searches a trained model by default; average is the paper's.
     """
     import torch
     from torch.nn.functional import cross_entropy
 
     import tas
+    from tas.nn.batch_norm import BatchNormMode
+    from tas.nn.few_channels import batch_norm
     from tas.pipeline.search.steps import Steps
     from tas.task import compiled
 
@@ -138,14 +140,16 @@ def sides(
     draw = torch.Generator(device).manual_seed(0)
 
     def searching() -> None:
-        steps.weight_step(images, labels, 5.0, draw)
-        steps.logits_step(images, labels, 5.0, draw)
+        with BatchNormMode(batch_norm):
+            steps.weight_step(images, labels, 5.0, draw)
+            steps.logits_step(images, labels, 5.0, draw)
 
     def training() -> None:
-        for _ in range(2):
-            optimizer.zero_grad()
-            cross_entropy(network(images), labels).backward()
-            optimizer.step()
+        with BatchNormMode(batch_norm):
+            for _ in range(2):
+                optimizer.zero_grad()
+                cross_entropy(network(images), labels).backward()
+                optimizer.step()
 
     return searching, training
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from tas.distributed import num_processes
+from tas.nn.batch_norm import BatchNormMode
 
 _IS_SYNCHRONIZED: ContextVar[bool] = ContextVar("is_synchronized", default=False)
 
@@ -31,7 +31,7 @@ def synchronized_batch_norm(is_wanted: bool) -> Iterator[None]:
         return
     token = _IS_SYNCHRONIZED.set(True)
     try:
-        with _SynchronizedBatchNorm():
+        with BatchNormMode(_batch_norm):
             yield
     finally:
         _IS_SYNCHRONIZED.reset(token)
@@ -40,14 +40,6 @@ def synchronized_batch_norm(is_wanted: bool) -> Iterator[None]:
 def is_synchronized() -> bool:
     """Whether batch norms must use the statistics of all processes now, and therefore call `F.batch_norm`."""
     return _IS_SYNCHRONIZED.get()
-
-
-class _SynchronizedBatchNorm(TorchFunctionMode):
-    def __torch_function__(
-        self, func: Callable, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        function = _batch_norm if func is F.batch_norm else func
-        return function(*args, **(kwargs or {}))
 
 
 def _batch_norm(
