@@ -18,6 +18,10 @@ from toys import tiny_source
 import tas
 from tas.cli import COMMANDS, EXAMPLES, main
 from tas.data import TensorSource
+from tas.pipeline.comparison.methods import read_methods, read_transfer, words_of
+from tas.pipeline.comparison.plan import DEFAULT_METHODS, DEFAULT_TRANSFERS
+from tas.pipeline.compress import CompressConfig
+from tas.pipeline.rivals import RivalConfig
 
 HOME = Path(__file__).parents[1]
 PAGES = {str(path.relative_to(HOME)): path.read_text() for path in (HOME / "README.md", *HOME.glob("docs/*.md"))}
@@ -56,6 +60,11 @@ def parse(words: list[str], monkeypatch) -> None:
     called = record_calls(words[0], monkeypatch)
     assert main(words) == 0, words
     assert len(called) == 1
+    if words[0] == "compare":  # its parser takes any text for these
+        for method in read_methods(called[0].get("methods", DEFAULT_METHODS)):
+            assert method.job(CompressConfig(), 0) if method.is_searched else method.rival(RivalConfig(), 0)
+        for transfer in words_of(called[0].get("transfers", DEFAULT_TRANSFERS)):
+            read_transfer(transfer)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -69,6 +78,7 @@ def test_every_command_line_parses(page, tmp_path, monkeypatch):
 def test_the_examples_of_the_help_parse(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in EXAMPLES[name]:
+        assert not set(line) & set(";|&$<>"), f"{line}: a shell reads that as something else"
         parse(line.split()[1:], monkeypatch)
 
 
