@@ -116,8 +116,6 @@ def sides(
     from torch.nn.functional import cross_entropy
 
     import tas
-    from tas.nn.batch_norm import BatchNormMode
-    from tas.nn.few_channels import batch_norm
     from tas.pipeline.search.steps import Steps
     from tas.task import compiled
 
@@ -140,16 +138,14 @@ def sides(
     draw = torch.Generator(device).manual_seed(0)
 
     def searching() -> None:
-        with BatchNormMode(batch_norm):
-            steps.weight_step(images, labels, 5.0, draw)
-            steps.logits_step(images, labels, 5.0, draw)
+        steps.weight_step(images, labels, 5.0, draw)
+        steps.logits_step(images, labels, 5.0, draw)
 
     def training() -> None:
-        with BatchNormMode(batch_norm):
-            for _ in range(2):
-                optimizer.zero_grad()
-                cross_entropy(network(images), labels).backward()
-                optimizer.step()
+        for _ in range(2):
+            optimizer.zero_grad()
+            cross_entropy(network(images), labels).backward()
+            optimizer.step()
 
     return searching, training
 

@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from tas.nn.batch_norm import BatchNormMode
+from tas.nn.sync_batch_norm import is_synchronized
 
 VECTOR, CACHE_LINE = 8, 16  # floats in a register, and in what threads cannot write at the same time
 MOST_CHANNELS = 32  # from there on torch's own is as fast (LOG.md, 2026-11-27)
 LEAST_ELEMENTS = 2**18  # below, calling several functions costs more than it saves
+
+
+@contextmanager
+def batch_norms_in_rows(*models: nn.Module) -> Iterator[None]:
+    """In the block, batch norms of these models call `batch_norm` of this file wherever they would call torch's."""
+    entered: list[tuple[nn.Module, BatchNormMode]] = []
+
+    def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if module.training and inputs and _parts(inputs[0]) > 1:
+            entered.append((module, BatchNormMode(batch_norm)))
+            entered[-1][1].__enter__()
+
+    def leave(module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
+        if entered and entered[-1][0] is module:
+            entered.pop()[1].__exit__(None, None, None)
+
+    norms = [norm for model in models for norm in model.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    handles = [norm.register_forward_pre_hook(enter) for norm in norms]
+    handles += [norm.register_forward_hook(leave, always_call=True) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def batch_norm(
@@ -43,6 +72,7 @@ def _parts(inputs: Tensor) -> int:
     """How many neighbouring pixels to take together; 1 where torch's own is as fast."""
     is_meant = (
         not torch.compiler.is_compiling()
+        and not is_synchronized()
         and inputs.device.type == "cpu"
         and inputs.dim() == 4
         and inputs.shape[1] < MOST_CHANNELS

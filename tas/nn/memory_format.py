@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from tas.nn.batch_norm import BatchNormMode
-from tas.nn.few_channels import batch_norm
+from tas.nn.few_channels import batch_norms_in_rows
 
 
 @contextmanager
@@ -26,10 +25,9 @@ def channels_last(*models: nn.Module | None, precision: str) -> Iterator[None]:
         precision: of the arithmetic: no is float32.
     """
     chosen = [parameter for model in models if model is not None for parameter in _images(model, precision)]
-    is_on_cpu = any(parameter.device.type == "cpu" for parameter in chosen)
     _lay_out(chosen, torch.channels_last)
     try:
-        with BatchNormMode(batch_norm) if is_on_cpu else nullcontext():
+        with batch_norms_in_rows(*(model for model in models if model is not None)):
             yield
     finally:
         _lay_out(chosen, torch.contiguous_format)

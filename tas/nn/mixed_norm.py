@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
+from tas.nn.few_channels import batch_norm
+
 
 class MixedNorm(torch.autograd.Function):
     """Normalise by the statistics of the batch, then mix channels.
@@ -39,7 +41,7 @@ class MixedNorm(torch.autograd.Function):
         """
         channels, count = inputs.shape[1], inputs.numel() // inputs.shape[1]
         exact = inputs.new_zeros((2, channels), dtype=torch.promote_types(inputs.dtype, torch.float32))
-        normal = F.batch_norm(inputs, exact[0], exact[1], None, None, True, 1.0, eps)
+        normal = batch_norm(inputs, exact[0], exact[1], None, None, True, 1.0, eps)
         if mean is not None and variance is not None:
             mean.lerp_(exact[0].to(mean.dtype), momentum)
             variance.lerp_(exact[1].to(variance.dtype), momentum)

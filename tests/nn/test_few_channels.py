@@ -1,6 +1,7 @@
 """Batch norm in rows of several pixels equals torch's own, where it is used at all."""
 
 from contextlib import nullcontext
+from copy import deepcopy
 
 import pytest
 import torch
@@ -127,6 +128,20 @@ def test_small_inputs_and_given_statistics_are_left_to_torch(monkeypatch):
     torch.testing.assert_close(outputs, F.batch_norm(images, *statistics))
     monkeypatch.setattr(few_channels, "LEAST_ELEMENTS", images.numel() + 1)
     assert not _is_in_rows(batch_norm(images, None, None, None, None, True))
+
+
+def test_errors_and_copies_leave_nothing_behind():
+    model = nn.Sequential(nn.BatchNorm2d(5), nn.Conv2d(5, 4, 3)).double()
+    with pytest.raises(RuntimeError), channels_last(model, precision="no"):
+        model[0](_images(6).detach())  # a norm of five channels
+    with channels_last(model, precision="no"):
+        copy = deepcopy(model)
+        with pytest.raises(RuntimeError):
+            model[0](_images(6).detach())
+        assert not _is_in_rows(F.batch_norm(_images(5), None, None, training=True))
+        assert _is_in_rows(copy[0](_images(5)))
+    for norm in (model[0], copy[0].eval()):
+        assert not _is_in_rows(norm(_images(5)))
 
 
 def test_a_network_in_training_uses_it_and_has_the_same_gradients():

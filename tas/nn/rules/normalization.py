@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tas.graph import Layer, whole_width
+from tas.nn import few_channels
 from tas.nn.mixed_norm import MixedNorm
 from tas.nn.mixing import CompactAxis, CompactWidth, DenseAxis, DenseWidth
 from tas.nn.rules.base import Call, Constant, Kind, layout_of
@@ -82,7 +83,7 @@ class OpenBatchNorm(Opened):
     def _normalise(self, inputs: Tensor, mean: Any, variance: Any, scale: Any, shift: Any) -> Tensor:
         momentum = self._momentum()
         uses_batch = self.training or mean is None
-        return F.batch_norm(inputs, mean, variance, scale, shift, uses_batch, momentum, self.module.eps)
+        return few_channels.batch_norm(inputs, mean, variance, scale, shift, uses_batch, momentum, self.module.eps)
 
     def _finish(self, outputs: Tensor) -> Tensor:
         """What a subclass with modules of its own (timm's norm with activation) does after the norm."""
