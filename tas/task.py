@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -22,6 +23,17 @@ Transfer = Literal["none", "kd", "hints", "attention", "dkd", "dist"]
 TRANSFER_WEIGHTS: dict[str, float] = {"hints": 100.0, "attention": 500.0, "dkd": 2.0, "dist": 1.0}
 FEATURE_TRANSFERS = ("hints", "attention")
 COMPILER = ("torch._dynamo", "torch._inductor", "triton")  # modules of what torch.compile raises
+
+
+def warn_of_slow_precision(precision: str, device_type: str) -> None:
+    """Say so where a processor has no instructions for half precision: convolutions then take twenty times as long."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if precision != "no" and device_type == "cpu" and capability in ("NO AVX", "AVX2"):
+        warnings.warn(
+            f"this processor ({capability}) has no instructions for {precision}: convolutions take some twenty times "
+            f"as long as in float32. Set precision to no",
+            stacklevel=3,
+        )
 
 
 def compiled(model: nn.Module, wanted: bool) -> nn.Module:

@@ -1,5 +1,7 @@
 """The loss of a batch by what is learned from the teacher, and what is checked before anything long begins."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from toys import TinyNet, tiny_source
 
 from tas.errors import ConfigError
 from tas.nn.transfer import decoupled_loss, distillation_loss, imitation_loss, relation_loss
-from tas.task import TRANSFER_WEIGHTS, require_fit_for_data, task_loss
+from tas.task import TRANSFER_WEIGHTS, require_fit_for_data, task_loss, warn_of_slow_precision
 
 LABELS = torch.tensor([0, 1, 2, 3])
 OUTPUTS, WANTED = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
@@ -83,3 +85,17 @@ def test_layers_are_checked_before_training():
     require_fit_for_data(TinyNet(), tiny_source(), transfer="hints", layers=["blocks"])
     with pytest.raises(ConfigError, match="there is no layer 'block' in TinyNet"):
         require_fit_for_data(TinyNet(), tiny_source(), transfer="hints", layers=["block"])
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "device", "is_slow"),
+    [("AVX2", "bf16", "cpu", True), ("AVX2", "fp16", "cpu", True), ("AVX2", "no", "cpu", False),
+     ("AVX512", "bf16", "cpu", False), ("AVX2", "bf16", "cuda", False), ("DEFAULT", "bf16", "cpu", False)],
+)  # fmt: skip
+def test_a_processor_without_half_precision_is_named(capability, precision, device, is_slow, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_slow_precision(precision, device)
+    assert len(caught) == is_slow
+    assert all(f"({capability}) has no instructions for {precision}" in str(one.message) for one in caught)

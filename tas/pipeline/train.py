@@ -37,6 +37,7 @@ from tas.task import (
     require_trainable,
     run_model,
     task_loss,
+    warn_of_slow_precision,
 )
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -156,6 +157,7 @@ def train(
     home = accelerator().device
     source, device = sharded(as_source(data)), str(home)
     require_trainable(model)
+    warn_of_slow_precision(config.precision, home.type)
     model.to(device)
     helper = teacher.to(device).eval() if teacher is not None and config.uses_teacher else None
     comparison, layers = _feature_comparison(model, helper, source.input_shape, config)

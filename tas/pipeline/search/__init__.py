@@ -34,7 +34,7 @@ from tas.progress import progress_bar
 from tas.record import Record
 from tas.scores import Scores
 from tas.storage import restore_epoch, save_epoch
-from tas.task import Loss, require_trainable
+from tas.task import Loss, require_trainable, warn_of_slow_precision
 
 __all__ = ["LOGITS_TRAVEL", "SearchConfig", "SearchResult", "search"]
 
@@ -101,6 +101,7 @@ def search(
     budget.require_reachable(supernet.graph, supernet.space)
     require_trainable(supernet.model)
     home = accelerator().device
+    warn_of_slow_precision(config.precision, home.type)
     device, devices = str(home), [home] if home.type == "cuda" else []
     if scores is not None and scores.space != supernet.space:
         raise ConfigError("the scores are of another search space; give those of a search of this supernet's space")
