@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
+from scripts import load_script
 from torch import nn
 
 from tas import data
@@ -149,38 +149,6 @@ def test_a_missing_file_of_weights_is_named(tmp_path):
         load_weights(make_net(), tmp_path / "nowhere.pt")
 
 
-class PaddedBlock(nn.Module):
-    """Option A of He et al.: the shortcut takes every second pixel and pads channels with zeros on both sides."""
-
-    def __init__(self, inputs, outputs, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.pad = outputs // 4 if stride == 2 else 0
-
-    def forward(self, x):
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad)) if self.pad else x
-        return F.relu(out + shortcut)
-
-
-class PaddedResNet20(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(*(PaddedBlock(16, 16, 1) for _ in range(3)))
-        self.layer2 = nn.Sequential(PaddedBlock(16, 32, 2), PaddedBlock(32, 32, 1), PaddedBlock(32, 32, 1))
-        self.layer3 = nn.Sequential(PaddedBlock(32, 64, 2), PaddedBlock(64, 64, 1), PaddedBlock(64, 64, 1))
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x):
-        out = F.relu(self.bn1(self.conv1(x)))
-        return self.linear(self.layer3(self.layer2(self.layer1(out))).mean((2, 3)))
-
-
 @pytest.mark.skipif(not WEIGHTS, reason="set TAS_WEIGHTS to the folder of the public CIFAR-10 weights")
 @pytest.mark.skipif(not CIFAR10, reason="set TAS_CIFAR10 to an unpacked folder with train/ and test/")
 def test_a_strangers_resnet20_reaches_about_its_published_accuracy(tmp_path):
@@ -190,13 +158,14 @@ def test_a_strangers_resnet20_reaches_about_its_published_accuracy(tmp_path):
             for image in sorted(os.listdir(label))[:count]:
                 (tmp_path / part / label.name / image).symlink_to((label / image).resolve())
     source = data.load(f"folder:{tmp_path}", workers=0)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    model = PaddedResNet20().eval()
+    public = load_script("public_resnet20")
+    model = public.build().eval()
     load_weights(model, Path(WEIGHTS) / "cifar10_resnet20_optionA.safetensors")
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (public.MEAN, public.STD))
     correct = 0
     with torch.no_grad():
         for inputs, targets in source.test_batches(200):
             pixels = inputs * source.std + source.mean
-            logits = model((pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+            logits = model((pixels - mean) / std)
             correct += (logits.argmax(1) == targets).sum().item()
     assert correct / 600 == pytest.approx(0.9173, abs=0.035)  # three standard errors of 600 images
