@@ -185,6 +185,8 @@ def _call(name: str, words: list[str]) -> int:
     parser.add_function_arguments(function, as_group=False)
     for target in command.SEEDS:
         parser.link_arguments("seed", target)
+    if hasattr(command, "defaults_for"):
+        parser.set_defaults(command.defaults_for(words))
     try:
         for config in _configs(words):
             _require_groups(config, function)

@@ -18,6 +18,8 @@ from toys import TinyNet
 
 import tas
 from tas.cli import COMMANDS, EXAMPLES, main
+from tas.options import plain
+from tas.pipeline.compress import short_teacher, short_train
 
 SCRATCH = [
     "--search.start", "scratch", "--search.logits_start", "random", "--search.architectures", "0",
@@ -248,6 +250,15 @@ def test_a_budget_without_a_quantity_is_one_of_macs(capsys):
         with pytest.raises(SystemExit):
             run("compress", *words, "--print_config")
         assert "macs: 30%" in capsys.readouterr().out
+
+
+def test_a_derived_network_is_trained_as_in_compress_and_a_full_one_as_its_teacher(capsys):
+    for words, recipe in (([], short_teacher()), (["--run=runs/x"], short_train()), (["--run", "x"], short_train())):
+        with pytest.raises(SystemExit):
+            run("train", *words, "--train.epochs", "7", "--print_config")
+        printed = yaml.safe_load(capsys.readouterr().out)["train"]
+        wanted = {name: value for name, value in plain(recipe).items() if name != "seed"}
+        assert printed == {**wanted, "epochs": 7}
 
 
 def test_a_budget_that_cannot_be_reached_names_the_smallest_cost(capsys, tmp_path, images, weights):

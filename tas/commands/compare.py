@@ -78,7 +78,7 @@ def compare(
         seeds: of the searches and trainings, between spaces or commas
         budgets: upper bounds of the small model, such as 50% or params=30%, between spaces or commas; in YAML also
             mappings
-        equal_epochs: methods that search for fewer epochs than tas train for as many more
+        equal_epochs: beside tas, methods that search for fewer epochs train for as many more
         search: how tas searches
         train: how every small model is trained
         teacher: how the full model is trained when it comes without weights

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tas import data as data_sets
 from tas.commands.inputs import build_model, found_in, to_yaml, without_seed
 from tas.distributed import from_main
 from tas.options import plain
-from tas.pipeline.compress import short_teacher
+from tas.pipeline.compress import short_teacher, short_train
 from tas.pipeline.measure import measure as measure_model
 from tas.pipeline.store import load, save, save_full
 from tas.pipeline.train import TrainConfig
@@ -19,6 +21,13 @@ from tas.task import require_fit_for_data
 from tas.trackers import tracked
 
 SEEDS: list[str] = ["train.seed"]  # options that follow --seed
+
+
+def defaults_for(words: Sequence[str]) -> dict[str, Any]:
+    """Defaults that these words ask for: inherited weights are trained as in `compress`, gently."""
+    if not any(word == "--run" or word.startswith("--run=") for word in words):
+        return {}
+    return {f"train.{name}": value for name, value in plain(short_train()).items() if name != "seed"}
 
 
 def train(
@@ -49,7 +58,7 @@ def train(
         data_dir: where cifar10 and cifar100 lie
         download: fetch cifar10 or cifar100 if missing
         image_size: resize images to this many pixels a side
-        train: how it is trained
+        train: how it is trained; with --run the defaults are those of tas compress
         seed: of everything random
         output: folder for the weights of a full model; not used with --run
         resume: go on with the interrupted training in the output folder; with --run that happens by itself

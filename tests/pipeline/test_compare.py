@@ -92,6 +92,11 @@ def test_transfers_share_the_architecture_and_methods_the_epochs(finished):
             assert all(len(cell["epochs"]) == cell["train_epochs"] for cell in cells)
 
 
+def test_rivals_alone_train_as_long_as_the_recipe_says():
+    result = tas.compare(fresh(), hard_source(), config=tiny_config(methods="l1", transfers="init+kd", seeds=0))
+    assert [cell["train_epochs"] for cell in result.cells] == [2]
+
+
 def test_the_cost_of_a_search_is_told_in_epochs_of_the_full_model(finished):
     _, result = finished
     for cell in result.cells:

@@ -32,8 +32,8 @@ class CompareConfig:
         job: what all methods share: the recipe (`train`), the search of ours, the teacher, the space. Its seed is the
             teacher's.
         rivals: see `RivalConfig`; what all rivals share.
-        equal_epochs: a method that searches for fewer passes over the training set than `job.search` does at most (see
-            `SearchConfig.passes`) trains for as many more epochs.
+        equal_epochs: where a search of ours is among the methods, those that search for fewer passes over the training
+            set than `job.search` does at most (see `SearchConfig.passes`) train for as many more epochs.
         workers: processes that work side by side; with 1 or 0 everything runs in this one. On GPUs each worker has one
             to itself in turn.
         threads: of each worker; None is 1 in worker processes, and what torch has in this one.
@@ -69,6 +69,11 @@ class CompareConfig:
             method.rival(self.rivals, 0)
             if method.is_searched:
                 self.epochs_after(job, method, searched=job.search.epochs, ours=self.job.search.epochs)
+
+    @property
+    def searches(self) -> bool:
+        """Whether a search of ours is among the methods."""
+        return any(method.is_searched for method in self.rows)
 
     @property
     def rows(self) -> tuple[Method, ...]:
@@ -204,7 +209,8 @@ def plan(config: CompareConfig, *, train_teacher: bool) -> list[Job]:
                     "search", f"{name}-seed{seed}", seed, method, budget, needs=(teacher.file,), epochs=max(1, searched)
                 )
                 jobs.append(search)
-                epochs = config.epochs_after(job, method, searched=searched, ours=config.job.search.epochs)
+                ours = config.job.search.epochs if config.searches else 0
+                epochs = config.epochs_after(job, method, searched=searched, ours=ours)
                 cells += [
                     Job("cell", f"{name}-{transfer}-seed{seed}", seed, method, budget, transfer, (search.file,), epochs)
                     for transfer in config.transfers  # type: ignore[union-attr]

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from tas.pipeline.comparison.methods import SEARCHED
+
 HEAD = (
     "budget", "method", "transfer", "accuracy %", "MACs", "of full", "params", "search s", "in full-model epochs",
     "epochs: search + training", "accuracy of every seed",
@@ -66,6 +68,8 @@ def _epochs(config: Mapping[str, Any]) -> str:
     train = config["train"]["epochs"]
     if not config["equal_epochs"]:
         return f"Every method trains for {train} epochs, whatever its search has taken (equal_epochs is off)."
+    if not any(method["method"] in SEARCHED for method in config["methods"].values()):
+        return f"Every method trains for {train} epochs; what random, evolution and taylor read is not counted."
     return (
         f"Every method passes over the training images equally often in search and training together: TAS trains for "
         f"{train} epochs, and a method whose search reads fewer images trains longer by the difference (equal_epochs). "

@@ -15,8 +15,8 @@ from tas.space import SpaceConfig
 def short_search() -> SearchConfig:
     """Search settings for a trained start: measured saliency, then successive halving. LOG.md says what was tried."""
     return SearchConfig(
-        epochs=0, batch_size=64, start="trained", logits_start="saliency", architectures=48,
-        learning_rate=0.035, held_out_images=384,
+        epochs=0, batch_size=64, start="trained", logits_start="saliency", held_out_images=128,
+        architectures=24, halving_steps=100, halving_images=64, learning_rate=0.01,
         depth_samples="drawn", interpolation="none", logits_learning_rate="auto", logits_weight_decay=0.0,
         temperature_start=5.0, temperature_end=0.5, teacher_weight=0.9,
     )  # fmt: skip
@@ -24,7 +24,7 @@ def short_search() -> SearchConfig:
 
 def short_train() -> TrainConfig:
     """Training settings for inherited weights."""
-    return TrainConfig(epochs=30, warmup_epochs=1, batch_size=64, learning_rate=0.05)
+    return TrainConfig(epochs=30, warmup_epochs=1, batch_size=64, learning_rate=0.01)
 
 
 def short_teacher() -> TrainConfig:

@@ -39,6 +39,13 @@ def test_who_searches_less_trains_longer():
     assert unequal.epochs_after(rival.job(JOB, 0), rival, searched=0, ours=4) == 6
 
 
+def test_rivals_alone_train_as_long_as_the_recipe_says():
+    for methods, wanted in (("uniform l1", 6), ("tas l1", 10)):
+        jobs = plan(CompareConfig(methods=methods, job=JOB), train_teacher=False)
+        (epochs,) = {job.epochs for job in jobs if job.kind == "cell" and job.method.name == "l1"}
+        assert epochs == wanted
+
+
 def test_a_search_longer_than_everything_is_refused():
     with pytest.raises(ConfigError, match="searches for 10 epochs, but search and training of all methods have 10"):
         CompareConfig(methods="tas:search.epochs=10", job=JOB)
