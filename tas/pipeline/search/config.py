@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tas.errors import ConfigError
 from tas.options import check_options
@@ -12,8 +12,16 @@ from tas.space import SearchSpace
 
 # Adam moves a logit by about its learning rate a step; 12 takes it from even odds to certainty, with room to turn back
 LOGITS_TRAVEL = 12.0
-FIRST_ROUND = 0.3  # of the halving steps: until then the weights know little but the full network
+FIRST_CUT = 4  # one in so many architectures is trained at all; the weights of the full network choose them
 MOST_IMAGES = 8  # times as many as in the first round judge those of a later one, at most
+
+
+class Planned(NamedTuple):
+    """A round of successive halving: after how many steps it ends, the images that judge, and how many stay."""
+
+    steps: int
+    images: int
+    stay: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +55,8 @@ class SearchConfig:
         distillation_temperature: of those labels.
         architectures: how many take part in successive halving, which chooses one of them: of every depth and largest
             width the one that the logits ask for; 0 or 1 takes the most probable one instead.
-        halving_steps: of the weights that they share, by turns, on the first half.
+        halving_steps: of the weights that they share, by turns, on the first half; the worst three quarters go before
+            any step.
         halving_images: of the second half, which the first round is judged on; every further round has twice as many,
             up to eight times.
         held_out_images: of the second half, on which saliency is measured.
@@ -146,23 +155,27 @@ class SearchConfig:
         steps = measured = 0
         if self.architectures > 1 and space.is_open:
             steps, left = self.halving_steps, self.architectures
-            for _, judged in self.halving_rounds(left):
-                measured += judged * left
-                left = (left + 1) // 2
+            for one in self.halving_rounds(left):
+                measured += one.images * left
+                left = one.stay
         if self.logits_start == "saliency":
             measured += self.held_out_images * sum(
                 len(sizes) - 1 for sizes in (*space.widths.values(), *space.depths.values())
             )
         return self.epochs + (steps * self.batch_size + measured / 3) / images
 
-    def halving_rounds(self, entrants: int) -> list[tuple[int, int]]:
-        """Rounds of successive halving: after how many steps each ends, and how many images it is judged on."""
-        count = math.ceil(math.log2(max(1, entrants)))
-        ends = [FIRST_ROUND + (1 - FIRST_ROUND) * place / (count - 1) for place in range(count)] if count > 1 else [1.0]
-        return [
-            (round(self.halving_steps * end), self.halving_images * min(2**place, MOST_IMAGES))
-            for place, end in enumerate(ends[:count])
-        ]
+    def halving_rounds(self, entrants: int) -> list[Planned]:
+        """Rounds of successive halving: the first without a step, in which most go, then half in each."""
+        if entrants < 2:
+            return []
+        left = max(2, math.ceil(entrants / FIRST_CUT))
+        rounds = [Planned(0, self.halving_images, left)] if left < entrants else []
+        count = math.ceil(math.log2(left))
+        for place in range(count):
+            left = (left + 1) // 2
+            images = self.halving_images * min(2 ** len(rounds), MOST_IMAGES)
+            rounds.append(Planned(round(self.halving_steps * (place + 1) / count), images, left))
+        return rounds
 
     def temperature(self, progress: float) -> float:
         """τ when this share of the search is over."""

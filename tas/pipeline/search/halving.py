@@ -178,8 +178,8 @@ def halve(
     """
     config, supernet = steps.config, steps.supernet
     left, start, rounds = list(entrants), 0, config.halving_rounds(len(entrants))
-    batches = islice(tuning(), rounds[len(known) - 1][0] if known else 0, None)
-    for number, (end, images) in enumerate(rounds):
+    batches = islice(tuning(), rounds[len(known) - 1].steps if known else 0, None)
+    for number, (end, images, stay) in enumerate(rounds):
         if number < len(known):
             losses = list(known[number])
         else:
@@ -198,7 +198,7 @@ def halve(
         order = sorted(left, key=lambda architecture: found[architecture])
         if found[order[0]] >= WORST:
             raise TrainingError("no loss is finite after a round of the search; lower search.learning_rate")
-        left = order[: (len(order) + 1) // 2]
+        left = order[: (len(order) + 1) // 2 if number else stay]
         yield Round(end, images, found)
         left, start = left + (field.around(left[0]) if number + 2 < len(rounds) else []), end
 
