@@ -1,4 +1,4 @@
-"""Successive halving: architectures take turns in training one set of weights, and round by round the worse half goes.
+"""Successive halving: architectures take turns in training one set of weights, and round by round the worse ones go.
 
 What a dropped block or a narrow stream costs is known only once the weights have adapted. Weights of an architecture's
 own would adapt for some thousand steps; shared ones, which nest in each other, adapt for all of them at once.
@@ -156,9 +156,9 @@ def halve(
     known: Sequence[Sequence[float]],
     bar: Bar,
 ) -> Iterator[Round]:
-    """Train by turns and drop the worse half, until the better of two is known.
+    """Drop most as they are, then train by turns and drop the worse half, until the better of two is known.
 
-    Whenever half has gone, the corners around the best that were not there yet come in: where there are more corners
+    Whenever some have gone, the corners around the best that were not there yet come in: where there are more corners
     than places, the field moves to where the good ones are.
 
     Args:
