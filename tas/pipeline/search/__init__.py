@@ -72,7 +72,7 @@ def search(
     alone is cut (saliency). For some epochs the supernet's weights learn on one half of the training set and its logits
     on the other, in turn, as in the paper. The most probable architecture under the budget is the result, or one of
     those that compete in successive halving: architectures of other depths and widths take turns in training the
-    weights that they share, and round by round the worse half goes. Of several processes all must call it, and all get
+    weights that they share, and round by round the worse ones go. Of several processes all must call it, and all get
     the same result.
 
     Args:
