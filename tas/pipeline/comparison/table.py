@@ -69,7 +69,10 @@ def _epochs(config: Mapping[str, Any]) -> str:
     if not config["equal_epochs"]:
         return f"Every method trains for {train} epochs, whatever its search has taken (equal_epochs is off)."
     if not any(method["method"] in SEARCHED for method in config["methods"].values()):
-        return f"Every method trains for {train} epochs; what random, evolution and taylor read is not counted."
+        return (
+            f"Every method passes over the training images {train} times, the training of sfp included; what random, "
+            f"evolution and taylor read is not counted."
+        )
     return (
         f"Every method passes over the training images equally often in search and training together: TAS trains for "
         f"{train} epochs, and a method whose search reads fewer images trains longer by the difference (equal_epochs). "
