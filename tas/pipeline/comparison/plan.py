@@ -71,11 +71,6 @@ class CompareConfig:
                 self.epochs_after(job, method, searched=job.search.epochs, ours=self.job.search.epochs)
 
     @property
-    def searches(self) -> bool:
-        """Whether a search of ours is among the methods."""
-        return any(method.is_searched for method in self.rows)
-
-    @property
     def rows(self) -> tuple[Method, ...]:
         """The methods, read."""
         return self.methods  # type: ignore[return-value]
@@ -87,11 +82,12 @@ class CompareConfig:
             job: of the method.
             method: for the message.
             searched: passes over the training set that the method has searched for.
-            ours: passes that `job.search` of the comparison takes at most.
+            ours: passes that `job.search` of the comparison takes at most; they count where a method is such a search.
 
         Raises:
             ConfigError: the search has used up what search and training of ours have together.
         """
+        ours = ours if any(one.is_searched for one in self.rows) else 0
         epochs = job.train.epochs + (ours - searched if self.equal_epochs else 0)
         if epochs < 1:
             raise ConfigError(
@@ -209,8 +205,7 @@ def plan(config: CompareConfig, *, train_teacher: bool) -> list[Job]:
                     "search", f"{name}-seed{seed}", seed, method, budget, needs=(teacher.file,), epochs=max(1, searched)
                 )
                 jobs.append(search)
-                ours = config.job.search.epochs if config.searches else 0
-                epochs = config.epochs_after(job, method, searched=searched, ours=ours)
+                epochs = config.epochs_after(job, method, searched=searched, ours=config.job.search.epochs)
                 cells += [
                     Job("cell", f"{name}-{transfer}-seed{seed}", seed, method, budget, transfer, (search.file,), epochs)
                     for transfer in config.transfers  # type: ignore[union-attr]

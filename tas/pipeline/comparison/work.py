@@ -219,8 +219,7 @@ def _cell(bench: Bench, job: Job) -> dict[str, Any]:
     inherits, transfer = read_transfer(job.transfer)
     model = bench.filled(search.parent / RANKED_WEIGHTS) if inherits else bench.model
     small = derive(model, graph, architecture, weights=own.init if inherits else "fresh", seed=job.seed)
-    searched = round(choice["epochs"])
-    ours = bench.passes(replace(bench.config.job, seed=job.seed)) if bench.config.searches else 0
+    searched, ours = round(choice["epochs"]), bench.passes(replace(bench.config.job, seed=job.seed))
     epochs = bench.config.epochs_after(own, method, searched=searched, ours=ours)
     config = with_transfer(own.train, transfer, epochs)
     record = Record(bench.checkpoint(job).with_suffix(".jsonl"))
