@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from tas.nn.supernet import Supernet
 from tas.nn.surgery import cut, mask, shared_copy
 from tas.space import SearchSpace
 
-TOLERANCE = 1e-4  # relative to the largest output, float32
+TOLERANCE = 1e-4  # relative to the largest output
 _LARGE = 100_000  # weights
 _GIANT = 10_000_000_000  # macs
 
@@ -46,6 +47,11 @@ def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: 
         return _without_all(graph, names, "the outputs of the model are not finite, so that no cut can be proven")
     if witness.failure(graph, _trials(graph, seed)) is None:
         return graph
+    exact = witness.in_double()
+    if exact is not None:  # rounding is no fault of the graph
+        witness = exact
+        if witness.failure(graph, _trials(graph, seed)) is None:
+            return graph
     for name, reason in _failing(witness, graph, names).items():
         graph = without(graph, name, reason)
     if witness.failure(graph, _trials(graph, seed)) is None:
@@ -185,6 +191,16 @@ class _Witness:
         if error is not None:
             raise ModelError(f"{type(model).__name__} fails on the example: {_first_line(error)}") from error
         return None
+
+    def in_double(self) -> _Witness | None:
+        """The same in double precision; None where the model does not run in it."""
+        try:
+            model = copy.deepcopy(self.model).double()
+            inputs = [tensor.double() if tensor.is_floating_point() else tensor for tensor in self.inputs]
+            outputs = _run(model, inputs)
+        except Exception:  # the user's own forward may ask for single precision in any way
+            return None
+        return _Witness(model, inputs) if all(bool(torch.isfinite(tensor).all()) for tensor in outputs) else None
 
     def failure(self, graph: Graph, architectures: Sequence[Architecture]) -> str | None:
         """Why a cut model differs from the masked one; None if none does."""

@@ -144,3 +144,27 @@ def test_the_model_given_is_not_changed():
     self_check(model, by_rules_alone(model), [images()])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.training
+
+
+class Delicate(nn.Module):
+    """What it returns is the difference of two large numbers, so that the order of their sums shows."""
+
+    def __init__(self, only: torch.dtype | None = None):
+        super().__init__()
+        self.only, self.free, self.conv = only, nets.conv_bn(3, 64), nn.Conv2d(64, 64, 3, padding=1)
+        self.head = nets.head(64)
+
+    def forward(self, x):
+        assert self.only is None or x.dtype == self.only
+        x = self.free(x)
+        return self.head((self.conv(x * 1.0001) - self.conv(x)) * 1e4)
+
+
+def test_what_differs_by_rounding_alone_is_not_frozen():
+    graph = trace(perturbed(Delicate()), images())
+    assert set(graph.full.widths) == {"free.0", "conv"}
+
+
+def test_what_does_not_run_in_double_is_judged_as_it_is():
+    graph = trace(perturbed(Delicate(torch.float32)), images())
+    assert "differs from the masked one" in " ".join(item.reason for item in graph.frozen)
