@@ -185,11 +185,12 @@ def _call(name: str, words: list[str]) -> int:
     parser.add_function_arguments(function, as_group=False)
     for target in command.SEEDS:
         parser.link_arguments("seed", target)
-    if hasattr(command, "defaults_for"):
-        parser.set_defaults(command.defaults_for(words))
     try:
         for config in _configs(words):
             _require_groups(config, function)
+        if hasattr(command, "defaults_for"):
+            asked = [word for word in words if word not in ("-h", "--help") and not word.startswith("--print_config")]
+            parser.set_defaults(command.defaults_for(parser.parse_args(asked)))
         parsed = parser.parse_args(words)
         if parsed.get("resume") and parsed.get("output") and not any(word.startswith("--config") for word in words):
             known = Path(parsed["output"]) / "config.yaml"

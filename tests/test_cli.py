@@ -64,8 +64,8 @@ def fails(capsys, *words) -> str:
     assert run(*words) == 1
     streams = capsys.readouterr()
     assert streams.out == ""
-    message = streams.err.strip()
-    assert len(message.splitlines()) == 1, message
+    # torch warns once a process where it finds a CUDA toolkit and no GPU
+    (message,) = [line for line in streams.err.strip().splitlines() if "No CUDA runtime is found" not in line]
     assert "Traceback" not in message
     return message
 
@@ -252,8 +252,11 @@ def test_a_budget_without_a_quantity_is_one_of_macs(capsys):
         assert "macs: 30%" in capsys.readouterr().out
 
 
-def test_a_derived_network_is_trained_as_in_compress_and_a_full_one_as_its_teacher(capsys):
-    for words, recipe in (([], short_teacher()), (["--run=runs/x"], short_train()), (["--run", "x"], short_train())):
+def test_a_derived_network_is_trained_as_in_compress_and_a_full_one_as_its_teacher(capsys, tmp_path):
+    file = tmp_path / "train.yaml"
+    file.write_text("run: runs/x\n")
+    derived = (["--run=runs/x"], ["--run", "x"], ["--config", str(file)])
+    for words, recipe in (([], short_teacher()), *((words, short_train()) for words in derived)):
         with pytest.raises(SystemExit):
             run("train", *words, "--train.epochs", "7", "--print_config")
         printed = yaml.safe_load(capsys.readouterr().out)["train"]

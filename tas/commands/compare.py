@@ -21,6 +21,7 @@ from tas.pipeline.compare import CompareConfig
 from tas.pipeline.compare import compare as compare_methods
 from tas.pipeline.comparison.plan import DEFAULT_METHODS, DEFAULT_TRANSFERS
 from tas.pipeline.comparison.results import usable_cores
+from tas.pipeline.comparison.table import failures
 from tas.pipeline.compress import CompressConfig, short_search, short_teacher, short_train
 from tas.pipeline.rivals import RivalConfig
 from tas.pipeline.search import SearchConfig
@@ -123,7 +124,7 @@ def compare(
         print(f"table, plots and numbers: {output}/compare.html, compare.md, compare.json")
     if result.failed:
         words = "; ".join(f"{one['job']}: {one['error']}" for one in result.failed)
-        raise RunError(f"{len(result.failed)} jobs failed, the others are done (try again with --resume): {words}")
+        raise RunError(f"{failures(result.failed)}, the others are done (try again with --resume): {words}")
 
 
 def _build(names: dict[str, Any], seed: int, download: bool = False) -> tuple[nn.Module, Source]:

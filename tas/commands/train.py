@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from tas.trackers import tracked
 SEEDS: list[str] = ["train.seed"]  # options that follow --seed
 
 
-def defaults_for(words: Sequence[str]) -> dict[str, Any]:
-    """Defaults that these words ask for: inherited weights are trained as in `compress`, gently."""
-    if not any(word == "--run" or word.startswith("--run=") for word in words):
+def defaults_for(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults that follow from these options: inherited weights are trained as in `compress`, gently."""
+    if not options["run"]:
         return {}
     return {f"train.{name}": value for name, value in plain(short_train()).items() if name != "seed"}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tas.pipeline.comparison.methods import SEARCHED
@@ -120,8 +120,13 @@ def headline(found: Found) -> str:
         f"{count} {word}{'' if count == 1 else 's'}"
         for count, word in zip(counts, ("method", "transfer", "budget", "seed"), strict=True)
     ]
-    failed = f"; {len(found['failed'])} jobs failed" if found["failed"] else ""
+    failed = f"; {failures(found['failed'])}" if found["failed"] else ""
     return f"{words[0]} x {words[1]} x {words[2]} x {words[3]}, {len(found['cells'])} networks trained{failed}"
+
+
+def failures(failed: Sequence[object]) -> str:
+    """How many jobs failed."""
+    return f"{len(failed)} job{'' if len(failed) == 1 else 's'} failed"
 
 
 def markdown(found: Found) -> str:
