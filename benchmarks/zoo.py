@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4  # relative to the largest output, float32
 RANDOM_ARCHITECTURES = 3
+PRELOADED = [
+    "torch.export", "torchvision", "timm", "transformers.modeling_utils", "tas.pipeline.trace", "tas.pipeline.store",
+]  # fmt: skip
 _GIANT = 10_000_000_000  # macs
 SEGMENTATION = ("fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
 SIZES = {"inception_v3": 299, "swin_v2_t": 256, "swin_v2_s": 256, "swin_v2_b": 256}  # torchvision's, where not 224
@@ -69,6 +72,12 @@ TIMM = (  # the smallest member of every family
     "tf_efficientnetv2_b0", "tiny_vit_5m_224", "tinynet_e", "tnt_s_patch16_224", "tresnet_m", "twins_pcpvt_small",
     "twins_svt_small", "visformer_tiny", "vit_small_patch16_dinov3", "vit_tiny_patch16_224", "vitamin_small_224",
     "volo_d1_224", "vovnet39a", "xception41", "xcit_nano_12_p16_224",
+)  # fmt: skip
+TRANSFORMERS = (  # types of image classifiers; those that also take text, or need packages of their own, are not here
+    "beit", "bit", "convnext", "convnextv2", "cvt", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers",
+    "efficientnet", "focalnet", "hgnet_v2", "hiera", "ijepa", "levit", "mobilenet_v1", "mobilenet_v2", "mobilevit",
+    "mobilevitv2", "poolformer", "pp_lcnet", "pvt", "pvt_v2", "regnet", "resnet", "segformer", "swiftformer", "swin",
+    "swinv2", "textnet", "vit", "vit_msn",
 )  # fmt: skip
 
 Status = Literal["passed", "refused", "FAILED"]
@@ -144,7 +153,8 @@ def all_names() -> list[str]:
     import torchvision
 
     classifiers = torchvision.models.list_models(module=torchvision.models)
-    return [*(f"torchvision:{name}" for name in (*classifiers, *SEGMENTATION)), *(f"timm:{name}" for name in TIMM)]
+    lists = {"torchvision": (*classifiers, *SEGMENTATION), "timm": TIMM, "transformers": TRANSFORMERS}
+    return [f"{package}:{name}" for package, names in lists.items() for name in names]
 
 
 def load_model(name: str) -> nn.Module:
@@ -203,7 +213,13 @@ def _build(row: Row, size: int | None) -> tuple[nn.Module, Row]:
     torch.manual_seed(0)
     model = load_model(row.name).eval()
     package, _, short = row.name.partition(":")
-    own = model.pretrained_cfg["input_size"][-1] if package == "timm" else SIZES.get(short, 224)  # type: ignore
+    if package == "timm":
+        own = model.pretrained_cfg["input_size"][-1]  # type: ignore
+    elif package == "transformers":
+        own = getattr(model.config, "image_size", 224)  # type: ignore
+        own = own if isinstance(own, int) else own[-1]
+    else:
+        own = SIZES.get(short, 224)
     return model, replace(row, size=size if size and _runs_at(model, size) else own)
 
 
@@ -389,7 +405,7 @@ def apart(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
         ProcessError: the function raised an exception, took too long, or the process died.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.export", "torchvision", "timm", "tas.pipeline.trace", "tas.pipeline.store"])
+    context.set_forkserver_preload(PRELOADED)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(sender, function, arguments), daemon=True)
     process.start()
@@ -526,7 +542,7 @@ def markdown(rows: Sequence[Row], command: str) -> str:
     """The page that is kept: the same tables, and what they were made with."""
     versions = {
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "torchvision", "timm")},
+        **{name: version(name) for name in ("torch", "torchvision", "timm", "transformers")},
     }
     made = ", ".join(f"{name} {number}" for name, number in versions.items())
     threads = os.environ.get("OMP_NUM_THREADS")

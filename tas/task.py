@@ -91,7 +91,7 @@ def task_loss(
     """The loss of one batch: against the targets, and where a teacher answered, against its answer.
 
     Args:
-        outputs: of the network that learns.
+        outputs: of the network that learns; without a loss, logits or a mapping with `logits`.
         targets: of the data.
         loss: (outputs, targets) to a scalar; None is cross-entropy.
         wanted: outputs of the teacher; None for none.
@@ -105,6 +105,7 @@ def task_loss(
         ConfigError: dkd or dist for another task than classification.
     """
     if loss is None:
+        outputs, wanted = logits_of(outputs), logits_of(wanted)
         require_logits(outputs, targets)
         targets = targets.long()
     if loss is None and wanted is not None and transfer == "kd":
@@ -115,6 +116,7 @@ def task_loss(
     if transfer == "kd":
         return (1 - teacher_weight) * value + teacher_weight * _imitation(outputs, wanted)
     _require_classification(outputs, targets, transfer)
+    outputs, wanted = logits_of(outputs), logits_of(wanted)
     weight = TRANSFER_WEIGHTS[transfer] if transfer_weight is None else transfer_weight
     if transfer == "dkd":
         return value + decoupled_loss(outputs, wanted, targets.long(), temperature=temperature, other_weight=weight)
@@ -123,7 +125,7 @@ def task_loss(
 
 def _require_classification(outputs: Any, targets: Any, transfer: str) -> None:
     try:
-        require_logits(outputs, targets)
+        require_logits(logits_of(outputs), targets)
     except DataError as error:
         raise ConfigError(
             f"transfer {transfer} is for a classification with one label per sample; choose kd, hints or attention"
@@ -147,12 +149,19 @@ def tensors_of(outputs: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in tensors_of(part)]
 
 
+def logits_of(outputs: Any) -> Any:
+    """What a classification is judged by: the outputs, or the `logits` among them, as Hugging Face models name it."""
+    found = outputs.get("logits") if isinstance(outputs, Mapping) else None
+    return found if isinstance(found, Tensor) else outputs
+
+
 def accuracy(outputs: Any, targets: Any) -> Tensor:
     """Percentage of right classes; classes on the second dimension, one label per sample or pixel.
 
     Raises:
         DataError: outputs and targets are not of this kind.
     """
+    outputs = logits_of(outputs)
     if (
         not isinstance(outputs, Tensor)
         or outputs.dim() < 2
@@ -242,6 +251,7 @@ def require_fit_for_data(
     if any(not bool(torch.isfinite(tensor).all()) for tensor in tensors_of(outputs)):
         raise ModelError("the model's outputs are not finite on training images; check its weights for NaN")
     if loss is None:
+        outputs = logits_of(outputs)
         require_logits(outputs, targets)
         if source.num_classes is not None and source.num_classes > outputs.shape[1]:
             raise DataError(

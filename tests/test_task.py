@@ -9,7 +9,7 @@ from toys import TinyNet, tiny_source
 
 from tas.errors import ConfigError
 from tas.nn.transfer import decoupled_loss, distillation_loss, imitation_loss, relation_loss
-from tas.task import TRANSFER_WEIGHTS, require_fit_for_data, task_loss, warn_of_slow_precision
+from tas.task import TRANSFER_WEIGHTS, accuracy, require_fit_for_data, task_loss, warn_of_slow_precision
 
 LABELS = torch.tensor([0, 1, 2, 3])
 OUTPUTS, WANTED = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
@@ -45,6 +45,20 @@ def test_each_transfer_adds_its_own_term():
     torch.testing.assert_close(loss_of("dkd"), PLAIN + decoupled)
     torch.testing.assert_close(loss_of("dist"), PLAIN + relation_loss(OUTPUTS, WANTED, temperature=2.0))
     assert TRANSFER_WEIGHTS == {"hints": 100.0, "attention": 500.0, "dkd": 2.0, "dist": 1.0}
+
+
+@pytest.mark.parametrize("transfer", ["none", "kd", "dkd", "dist"])
+@pytest.mark.parametrize("loss", [None, lambda outputs, targets: F.cross_entropy(outputs["logits"], targets)])
+def test_the_logits_among_several_outputs_are_what_is_taught(transfer, loss):
+    options = {"loss": loss, "teacher_weight": 0.3, "temperature": 2.0, "transfer": transfer}
+    outputs, wanted = ({"hidden_states": OUTPUTS, "logits": logits} for logits in (OUTPUTS, WANTED))
+    found = task_loss(outputs, LABELS, wanted=wanted, **options)
+    if loss is None or transfer != "kd":
+        torch.testing.assert_close(found, loss_of(transfer))
+    else:  # a loss of one's own may be of all outputs: all are imitated
+        parts = (imitation_loss(OUTPUTS, OUTPUTS) + imitation_loss(OUTPUTS, WANTED)) / 2
+        torch.testing.assert_close(found, 0.7 * PLAIN + 0.3 * parts)
+    assert torch.equal(accuracy(outputs, LABELS), accuracy(OUTPUTS, LABELS))
 
 
 def test_the_weight_can_be_given():

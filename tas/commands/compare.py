@@ -65,9 +65,9 @@ def compare(
     """Compare methods: each searched and trained with several seeds, under one recipe and one budget or several.
 
     Args:
-        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION
+        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, transformers:NAME, FILE.py:FUNCTION or MODULE:FUNCTION
         weights: trained weights of the full model (safetensors or a state dict); without them it is trained first
-        pretrained: use the released weights of torchvision or timm
+        pretrained: use the released weights of torchvision, timm or transformers
         data: digits, cifar10, cifar100 or folder:PATH
         data_dir: where cifar10 and cifar100 lie
         download: fetch cifar10 or cifar100 if missing

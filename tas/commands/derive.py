@@ -36,7 +36,7 @@ def derive(
     Args:
         model: the model that was searched
         weights: its trained weights, to inherit from
-        pretrained: use the released weights of torchvision or timm
+        pretrained: use the released weights of torchvision, timm or transformers
         run: folder with graph.json and architecture.json, from tas search
         init: inherit the most important channels, average neighbouring ones (interpolate), or start fresh
         data: data set to recalibrate the norms on; without it they keep their old statistics until trained

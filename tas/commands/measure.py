@@ -42,9 +42,9 @@ def measure(
     """Measure accuracy, multiply-adds, parameters and latency; with --run of the full and the small model.
 
     Args:
-        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION
+        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, transformers:NAME, FILE.py:FUNCTION or MODULE:FUNCTION
         weights: trained weights of the full model; those that the run has trained need not be named
-        pretrained: use the released weights of torchvision or timm
+        pretrained: use the released weights of torchvision, timm or transformers
         run: folder of a small model; its summary.json is written, for tas report
         data: digits, cifar10, cifar100 or folder:PATH
         data_dir: where cifar10 and cifar100 lie

@@ -67,9 +67,9 @@ def search(
     """Search the architecture under a budget; writes graph.json, scores.json, architecture.json and record.jsonl.
 
     Args:
-        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION
+        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, transformers:NAME, FILE.py:FUNCTION or MODULE:FUNCTION
         weights: trained weights of the full model; not needed for a search from scratch
-        pretrained: use the released weights of torchvision or timm
+        pretrained: use the released weights of torchvision, timm or transformers
         data: digits, cifar10, cifar100 or folder:PATH
         data_dir: where cifar10 and cifar100 lie
         download: fetch cifar10 or cifar100 if missing

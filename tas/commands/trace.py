@@ -30,7 +30,7 @@ def trace(
     """Show what can be pruned in a model, and what cannot and why.
 
     Args:
-        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION
+        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, transformers:NAME, FILE.py:FUNCTION or MODULE:FUNCTION
         num_classes: outputs of the classifier, where the constructor takes it
         input_size: channels, height, width of one image; [3,32,32] for cifar_resnet, else [3,224,224]
         space: which sizes may be chosen

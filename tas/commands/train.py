@@ -50,9 +50,9 @@ def train(
     """Train a full model, or with --run a derived one that learns from the full model with --weights.
 
     Args:
-        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION
+        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, transformers:NAME, FILE.py:FUNCTION or MODULE:FUNCTION
         weights: where a full model starts; with --run, the trained teacher
-        pretrained: use the released weights of torchvision or timm
+        pretrained: use the released weights of torchvision, timm or transformers
         run: folder of a derived model; its model.safetensors is replaced by the trained one
         data: digits, cifar10, cifar100 or folder:PATH
         data_dir: where cifar10 and cifar100 lie

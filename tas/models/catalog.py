@@ -13,7 +13,10 @@ from tas.models.cifar_resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS, cifar_resne
 from tas.models.user_code import call_user_function
 from tas.models.weights import load_weights
 
-FORMS = "cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, path/to/file.py:function, package.module:function"
+FORMS = (
+    "cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, transformers:NAME, path/to/file.py:function, "
+    "package.module:function"
+)
 
 
 def load(
@@ -22,11 +25,15 @@ def load(
     """Build a model by name.
 
     Args:
-        name: `cifar_resnet:20`, `torchvision:NAME`, `timm:NAME`, `path/to/file.py:function` or
-            `package.module:function`; the last two are imported and called, so they must be trusted.
+        name: `cifar_resnet:20`, `torchvision:NAME`, `timm:NAME`, `transformers:NAME`, `path/to/file.py:function` or
+            `package.module:function`; the last two are imported and called, so they must be trusted. A Hugging Face
+            model for image classification is named by its repository (`microsoft/resnet-50`), a folder that
+            `save_pretrained` wrote, or a type (`resnet`), which is built as its default configuration says.
         num_classes: outputs of the classifier, >= 1, passed on where the constructor takes it; None leaves its default.
         weights: file of weights to load, see `load_weights`.
-        pretrained: start from the released weights of torchvision or timm (may download them).
+        pretrained: start from the released weights of torchvision or timm, or those in the repository or folder of
+            a Hugging Face model (may download them). timm's and Hugging Face's get a fresh classifier where
+            `num_classes` is not theirs.
 
     Returns:
         A model with fresh weights unless `weights` or `pretrained` says otherwise, in training mode.
@@ -46,6 +53,7 @@ def load(
         "cifar_resnet": _build_cifar_resnet,
         "torchvision": _build_torchvision,
         "timm": _build_timm,
+        "transformers": _build_transformers,
     }
     if kind in builders:
         model = builders[kind](rest, num_classes, pretrained)
@@ -91,6 +99,26 @@ def _build_timm(name: str, num_classes: int | None, pretrained: bool) -> nn.Modu
         return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # constructors and downloads raise what they like
         raise ModelError(_failed("timm", name, error, pretrained)) from error
+
+
+def _build_transformers(name: str, num_classes: int | None, pretrained: bool) -> nn.Module:
+    try:
+        from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassification
+    except ImportError:
+        raise ModelError(
+            f"transformers:{name} needs transformers, which is missing; pip install tas-pruning[zoo]"
+        ) from None
+    options: dict[str, Any] = {} if num_classes is None else {"num_labels": num_classes}
+    try:
+        if pretrained:
+            model = AutoModelForImageClassification.from_pretrained(name, ignore_mismatched_sizes=True, **options)
+        else:
+            is_type = name in CONFIG_MAPPING
+            config = (AutoConfig.for_model if is_type else AutoConfig.from_pretrained)(name, **options)
+            model = AutoModelForImageClassification.from_config(config)
+    except Exception as error:  # constructors and downloads raise what they like
+        raise ModelError(_failed("transformers", name, error, pretrained)) from error
+    return model.train()
 
 
 def _unknown(package: str, name: str, known: Iterable[str]) -> str:

@@ -113,3 +113,49 @@ def test_weights_are_loaded_into_the_model(tmp_path):
     torch.save(trained.state_dict(), tmp_path / "weights.pt")
     loaded = models.load("cifar_resnet:20", weights=tmp_path / "weights.pt")
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), loaded.parameters(), strict=True))
+
+
+def test_hugging_face_models_are_built_by_type_with_the_number_of_classes():
+    pytest.importorskip("transformers")
+    model = models.load("transformers:mobilenet_v1", num_classes=3)
+    assert model.training
+    assert model(torch.zeros(2, 3, 32, 32)).logits.shape == (2, 3)
+
+
+@pytest.fixture
+def saved_resnet(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=3)
+    model = transformers.ResNetForImageClassification(config)
+    model.save_pretrained(tmp_path / "resnet")
+    return tmp_path / "resnet", model
+
+
+def test_hugging_face_models_are_built_from_a_folder_with_or_without_its_weights(saved_resnet):
+    folder, model = saved_resnet
+    images = torch.randn(2, 3, 32, 32)
+    wanted = model.eval()(images).logits
+    for pretrained in (True, False):
+        found = models.load(f"transformers:{folder}", num_classes=3, pretrained=pretrained).eval()(images).logits
+        assert torch.equal(found, wanted) == pretrained
+
+
+def test_a_hugging_face_model_with_other_classes_gets_a_fresh_classifier(saved_resnet):
+    folder, model = saved_resnet
+    found = models.load(f"transformers:{folder}", num_classes=5, pretrained=True)
+    assert found(torch.zeros(2, 3, 32, 32)).logits.shape == (2, 5)
+    stem = "resnet.embedder.embedder.convolution.weight"
+    assert torch.equal(found.state_dict()[stem], model.state_dict()[stem])
+
+
+def test_a_hugging_face_model_that_is_not_there_says_so(tmp_path):
+    pytest.importorskip("transformers")
+    with pytest.raises(ModelError, match="cannot be built"):
+        models.load(f"transformers:{tmp_path}/nothing")
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModelError, match=r"transformers, which is missing; pip install tas-pruning\[zoo\]"):
+        models.load("transformers:resnet")

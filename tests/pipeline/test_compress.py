@@ -227,6 +227,24 @@ def test_a_model_may_return_more_than_one_tensor():
     assert result.pruned.accuracy >= 0
 
 
+def test_hugging_face_models_answer_as_they_are_used_to(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[2, 2], layer_type="basic", num_labels=4
+    )
+    build = transformers.AutoModelForImageClassification.from_config
+    result = tas.compress(
+        build(config), tiny_source(), budget="50%", config=tiny_config(), output=tmp_path / "run", train_teacher=True
+    )
+    images = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        again = tas.load(tmp_path / "run", build(config))(images)
+        assert torch.equal(again.logits, result.model(images).logits)
+    assert result.pruned.accuracy == evaluate(result.model, tiny_source())
+    assert tas.export(result.model, tmp_path / "model.pt2", format="torch-export", data=tiny_source()).difference < 1e-5
+
+
 def test_every_pixel_may_have_a_label():
     source = tiny_source()
     images, labels = source._train
