@@ -41,6 +41,7 @@ def compare(
     data_dir: str | None = None,
     download: bool = False,
     image_size: int | None = None,
+    normalization: str | list[list[float]] | None = None,
     methods: str | list[Any] | dict[str, Any] = DEFAULT_METHODS,
     transfers: str | list[str] = DEFAULT_TRANSFERS,
     seeds: str | int | list[int] = "0 1 2",
@@ -72,6 +73,7 @@ def compare(
         data_dir: where cifar10 and cifar100 lie
         download: fetch cifar10 or cifar100 if missing
         image_size: resize images to this many pixels a side
+        normalization: of images: imagenet, inception or [[means],[stds]]; the constants of the data set by default
         methods: tas, tas-width, tas-depth, tas-paper, uniform, random, evolution, l1, l2, fpgm, taylor, bn_scale, sfp,
             between spaces or commas; each may have options, tas:search.fragments=1,space.round_to=8; in YAML a list of
             these, or a mapping of labels to {method, options}
@@ -111,7 +113,7 @@ def compare(
         equal_epochs=equal_epochs, workers=workers, threads=1 if threads is None else threads,
     )  # fmt: skip
     names = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
-    names |= {"image_size": image_size}
+    names |= {"image_size": image_size, "normalization": normalization}
     full, source = _build(names, seed, download)
     result = compare_methods(
         full, source, config=config, output=output, resume=resume, train_teacher=weights is None and not pretrained,
@@ -130,7 +132,11 @@ def compare(
 def _build(names: dict[str, Any], seed: int, download: bool = False) -> tuple[nn.Module, Source]:
     """Model and data by name, here and in every worker."""
     source = data_sets.load(
-        names["data"], data_dir=names["data_dir"], download=download, image_size=names["image_size"]
+        names["data"],
+        data_dir=names["data_dir"],
+        download=download,
+        image_size=names["image_size"],
+        normalization=names["normalization"],
     )
     return build_model(names["model"], source.num_classes, names["weights"], names["pretrained"], seed), source
 

@@ -30,6 +30,7 @@ def compress(
     data_dir: str | None = None,
     download: bool = False,
     image_size: int | None = None,
+    normalization: str | list[list[float]] | None = None,
     budget: Budgets = Budgets(),  # noqa: B008  a frozen value
     search: SearchConfig = short_search(),  # noqa: B008
     train: TrainConfig = short_train(),  # noqa: B008
@@ -57,6 +58,7 @@ def compress(
         data_dir: where cifar10 and cifar100 lie
         download: fetch cifar10 or cifar100 if missing
         image_size: resize images to this many pixels a side
+        normalization: of images: imagenet, inception or [[means],[stds]]; the constants of the data set by default
         budget: upper bounds of the small model, 50% of the macs by default; 30%,50%,70% derives and trains a model each
             from one search, with a folder each inside the output and a page that compares them
         search: how the architecture is searched
@@ -78,11 +80,13 @@ def compress(
     if resume and output is None:
         raise ConfigError("resume needs the folder of the run; add --output FOLDER")
     output = output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
-    source = data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size)
+    source = data_sets.load(
+        data, data_dir=data_dir, download=download, image_size=image_size, normalization=normalization
+    )
     full = build_model(model, source.num_classes, weights, pretrained, seed)
     origin = {
         "model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir,
-        "image_size": image_size,
+        "image_size": image_size, "normalization": normalization,
     }  # fmt: skip
     config = CompressConfig(
         search=search, train=train, teacher=teacher, space=space, keep=split_patterns(keep),

@@ -28,6 +28,7 @@ def derive(
     data: str | None = None,
     data_dir: str | None = None,
     image_size: int | None = None,
+    normalization: str | list[list[float]] | None = None,
     seed: int = 0,
     json: bool = False,
 ) -> None:
@@ -42,6 +43,7 @@ def derive(
         data: data set to recalibrate the norms on; without it they keep their old statistics until trained
         data_dir: where cifar10 and cifar100 lie
         image_size: resize images to this many pixels a side
+        normalization: of images: imagenet, inception or [[means],[stds]]; the constants of the data set by default
         seed: of fresh weights
         json: print the costs as JSON
     """
@@ -52,7 +54,11 @@ def derive(
     ranked = rank(full, graph) if init == "inherit" else full
     small = derive_model(ranked, graph, architecture, weights=init, seed=seed)
     if data is not None:
-        small = recalibrate(small, data_sets.load(data, data_dir=data_dir, image_size=image_size), seed=seed)
+        small = recalibrate(
+            small,
+            data_sets.load(data, data_dir=data_dir, image_size=image_size, normalization=normalization),
+            seed=seed,
+        )
     save(run, small, graph, architecture)
     RunFolder(Path(run)).drop_checkpoints()  # of the training of another derived network
     cost = {"macs": graph.macs(architecture), "params": graph.params(architecture)}

@@ -33,6 +33,7 @@ def export(
     data: str | None = None,
     data_dir: str | None = None,
     image_size: int | None = None,
+    normalization: str | list[list[float]] | None = None,
     input_size: list[int] | None = None,
     json: bool = False,
 ) -> None:
@@ -51,6 +52,7 @@ def export(
         data: data set of the compared images; the one in the run's config.yaml by default
         data_dir: where cifar10 and cifar100 lie
         image_size: resize images to this many pixels a side
+        normalization: of images: imagenet, inception or [[means],[stds]]; the constants of the data set by default
         input_size: channels, height, width of random images to compare on, instead of a data set
         json: print the comparison as JSON
     """
@@ -67,7 +69,7 @@ def export(
         accuracy_tolerance=accuracy_tolerance,
         latency_batch=latency_batch,
     )
-    place = {"data_dir": data_dir, "image_size": image_size}
+    place = {"data_dir": data_dir, "image_size": image_size, "normalization": normalization}
     images = _images(known, data, {key: value for key, value in place.items() if value is not None}, input_size)
     found = export_model(small, output or Path(run) / FILES[format], format=format, config=config, **images)
     values = {**asdict(found), "path": str(found.path)}
@@ -101,5 +103,5 @@ def _images(
             raise ConfigError(
                 "the run does not say on which images to compare; give --data, or --input-size for random ones"
             )
-        place = {**{name: known.get(name) for name in ("data_dir", "image_size")}, **place}
+        place = {**{name: known.get(name) for name in ("data_dir", "image_size", "normalization")}, **place}
     return {"data": data_sets.load(data or known["data"], **place)}

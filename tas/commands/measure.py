@@ -30,6 +30,7 @@ def measure(
     data_dir: str | None = None,
     download: bool = False,
     image_size: int | None = None,
+    normalization: str | list[list[float]] | None = None,
     input_size: list[int] | None = None,
     runtime: Runtime = "pytorch",
     device: str = "cpu",
@@ -50,6 +51,7 @@ def measure(
         data_dir: where cifar10 and cifar100 lie
         download: fetch cifar10 or cifar100 if missing
         image_size: resize images to this many pixels a side
+        normalization: of images: imagenet, inception or [[means],[stds]]; the constants of the data set by default
         input_size: channels, height, width of one image, to time models without data; no summary.json is written then
         runtime: what runs the timed passes and the test; onnxruntime gets the model as an ONNX file
         device: cpu, cuda, or cuda:1 and so on
@@ -61,7 +63,7 @@ def measure(
     """
     place = device_of(device)
     source = (
-        data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size)
+        data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size, normalization=normalization)
         if input_size is None
         else None
     )

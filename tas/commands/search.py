@@ -37,7 +37,8 @@ from tas.task import dtype_of, require_fit_for_data
 from tas.trackers import tracked
 
 SEEDS: list[str] = ["search.seed"]  # options that follow --seed
-_OWN = ("model", "weights", "pretrained", "data", "data_dir", "image_size")  # may differ from those of --from
+# may differ from those of --from
+_OWN = ("model", "weights", "pretrained", "data", "data_dir", "image_size", "normalization")
 
 
 def search(
@@ -49,6 +50,7 @@ def search(
     data_dir: str | None = None,
     download: bool = False,
     image_size: int | None = None,
+    normalization: str | list[list[float]] | None = None,
     budget: Budget = Budget(),  # noqa: B008
     search: SearchConfig = short_search(),  # noqa: B008
     space: SpaceConfig = SpaceConfig(),  # noqa: B008
@@ -74,6 +76,7 @@ def search(
         data_dir: where cifar10 and cifar100 lie
         download: fetch cifar10 or cifar100 if missing
         image_size: resize images to this many pixels a side
+        normalization: of images: imagenet, inception or [[means],[stds]]; the constants of the data set by default
         budget: upper bounds of the small model, 50% of the macs by default
         search: how the architecture is searched
         space: which sizes may be chosen
@@ -91,8 +94,11 @@ def search(
         json: print the architecture and its cost as JSON
     """
     settings = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
-    settings |= {"image_size": image_size, "budget": asdict(budget), "search": without_seed(search)}
     settings |= {
+        "image_size": image_size,
+        "normalization": normalization,
+        "budget": asdict(budget),
+        "search": without_seed(search),
         "space": plain(space),
         "keep": list(split_patterns(keep)),
         "residuals": residuals,
@@ -110,7 +116,9 @@ def search(
             "a search from a trained start needs --weights or --pretrained; from scratch, add --search.start scratch "
             "--search.logits_start random --search.architectures 0 --search.epochs 600"
         )
-    source = data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size)
+    source = data_sets.load(
+        data, data_dir=data_dir, download=download, image_size=image_size, normalization=normalization
+    )
     full = build_model(model, source.num_classes, weights, pretrained, seed)
     example = torch.zeros(1, *source.input_shape, dtype=dtype_of(full))
     graph = trace_model(full, example, keep=keep, residuals=residuals)

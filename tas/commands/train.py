@@ -40,6 +40,7 @@ def train(
     data_dir: str | None = None,
     download: bool = False,
     image_size: int | None = None,
+    normalization: str | list[list[float]] | None = None,
     train: TrainConfig = short_teacher(),  # noqa: B008
     seed: int = 0,
     output: str = "runs/train",
@@ -58,6 +59,7 @@ def train(
         data_dir: where cifar10 and cifar100 lie
         download: fetch cifar10 or cifar100 if missing
         image_size: resize images to this many pixels a side
+        normalization: of images: imagenet, inception or [[means],[stds]]; the constants of the data set by default
         train: how it is trained; with --run the defaults are those of tas compress
         seed: of everything random
         output: folder for the weights of a full model; not used with --run
@@ -66,7 +68,9 @@ def train(
         json: print the accuracy as JSON
     """
     config = train
-    source = data_sets.load(data, data_dir=data_dir, download=download, image_size=image_size)
+    source = data_sets.load(
+        data, data_dir=data_dir, download=download, image_size=image_size, normalization=normalization
+    )
     full = build_model(model, source.num_classes, weights, pretrained, seed)
     require_fit_for_data(full, source)
     if run is not None:
@@ -83,7 +87,12 @@ def train(
         place, trained = Path(run) / "model.safetensors", small
     else:
         settings = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
-        settings |= {"image_size": image_size, "train": without_seed(config), "seed": seed}
+        settings |= {
+            "image_size": image_size,
+            "normalization": normalization,
+            "train": without_seed(config),
+            "seed": seed,
+        }
         folder = RunFolder.open(output, to_yaml(settings), resume=resume, results=["model.safetensors"])
         place = Path(output) / "model.safetensors"
         record = folder.record()

@@ -1,8 +1,10 @@
 """The data sets that have a name: on the command line, in configs and in records."""
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
+from tas.data.normalization import statistics_of
 from tas.data.source import Source
 from tas.errors import DataError
 
@@ -15,6 +17,7 @@ def load(
     data_dir: str | Path | None = None,
     download: bool = False,
     image_size: int | None = None,
+    normalization: str | Sequence[Sequence[float]] | None = None,
     memory_limit_mb: int = 2048,
     workers: int | None = None,
 ) -> Source:
@@ -27,6 +30,9 @@ def load(
         download: fetch CIFAR if it is not there.
         image_size: sides of the images in pixels; None is 16 for digits, 32 for CIFAR, and the images' own size (224
             when streamed) for folders.
+        normalization: what a trained network was trained with, `imagenet`, `inception` (0.5 for everything), or means
+            and standard deviations of the three channels on the scale 0..1. None: CIFAR's own constants; those of the
+            training images where they are in memory; ImageNet's where they are streamed.
         memory_limit_mb: a folder whose decoded images need more MiB is streamed from disk.
         workers: threads that decode a folder, or processes that stream it; None is one per usable core, at most 8.
 
@@ -39,19 +45,22 @@ def load(
     """
     if image_size is not None and image_size < 1:
         raise DataError(f"images cannot have sides of {image_size} pixels; pass an image_size of 1 or more")
+    statistics = statistics_of(normalization)
     if name == "digits":
         from tas.data.digits import load_digits
 
-        return load_digits(image_size=image_size)
+        return load_digits(image_size=image_size, statistics=statistics)
     if name in ("cifar10", "cifar100"):
         from tas.data.cifar import load_cifar
 
-        return load_cifar(name, data_dir=data_dir, download=download, image_size=image_size)
+        return load_cifar(name, data_dir=data_dir, download=download, image_size=image_size, statistics=statistics)
     if name.startswith("folder:") and name != "folder:":
         from tas.data.folder import load_folder
 
         path = name.removeprefix("folder:")
-        return load_folder(path, image_size=image_size, memory_limit_mb=memory_limit_mb, workers=workers)
+        return load_folder(
+            path, image_size=image_size, statistics=statistics, memory_limit_mb=memory_limit_mb, workers=workers
+        )
     raise DataError(f"there is no data set {name!r}{_hint(name)}; choose one of {', '.join(NAMES)}")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tas.data.normalization import Statistics
 from tas.data.tensors import TensorSource
 from tas.distributed import from_main
 from tas.errors import DataError
@@ -20,7 +21,12 @@ FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 
 def load_cifar(
-    name: str, *, data_dir: str | Path | None = None, download: bool = False, image_size: int | None = None
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    image_size: int | None = None,
+    statistics: Statistics | None = None,
 ) -> TensorSource:
     """Load CIFAR-10 or CIFAR-100: crops of 32 with padding 4 and flips for training.
 
@@ -29,6 +35,7 @@ def load_cifar(
         data_dir: folder that holds torchvision's `cifar-10-batches-py` or `cifar-100-python`; None is `data`.
         download: fetch the data set into `data_dir` if it is not there.
         image_size: sides to resize to; None keeps 32.
+        statistics: that images are normalised by; None is the data set's.
 
     Raises:
         DataError: the data set is not there, damaged, or cannot be fetched.
@@ -43,7 +50,7 @@ def load_cifar(
     images, test_images = (
         _resize(torch.from_numpy(part.data).permute(0, 3, 1, 2), image_size) for part in (train, test)
     )
-    mean, std = ([value / 255 for value in values] for values in STATISTICS[name])
+    mean, std = statistics or ([value / 255 for value in values] for values in STATISTICS[name])
     return TensorSource(
         images,
         torch.tensor(train.targets),

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from tas.data.normalization import Statistics
 from tas.data.split import stratified_split
 from tas.data.tensors import TensorSource
 from tas.errors import DataError
@@ -12,13 +13,16 @@ TRAIN_SHARE = 0.8
 DEFAULT_SIZE = 16  # three stages halve it twice: the images' own 8 would leave 2x2 pixels
 
 
-def load_digits(*, image_size: int | None = None, name: str = "digits") -> TensorSource:
+def load_digits(
+    *, image_size: int | None = None, statistics: Statistics | None = None, name: str = "digits"
+) -> TensorSource:
     """Load the 1,797 digits, 80 % of every class for training.
 
     Crops move a digit by up to one pixel; there are no flips, since a mirrored digit is another sign.
 
     Args:
         image_size: sides after bilinear resizing of the 8x8 originals; None is 16.
+        statistics: that images are normalised by; None is those of the training images.
         name: for records and reports.
 
     Raises:
@@ -38,4 +42,8 @@ def load_digits(*, image_size: int | None = None, name: str = "digits") -> Tenso
     images = images.round().clamp(0, 255).byte().repeat(1, 3, 1, 1)
     labels = torch.as_tensor(digits).long()
     train, test = stratified_split(labels, share=TRAIN_SHARE, seed=SPLIT_SEED)
-    return TensorSource(images[train], labels[train], images[test], labels[test], name=name, num_classes=10, padding=1)
+    mean, std = statistics or (None, None)
+    return TensorSource(
+        images[train], labels[train], images[test], labels[test], name=name, num_classes=10, padding=1, mean=mean,
+        std=std,
+    )  # fmt: skip

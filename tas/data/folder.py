@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tas.data.normalization import NAMED, Statistics
 from tas.data.source import Source
 from tas.data.streaming import StreamingSource
 from tas.data.tensors import TensorSource
@@ -29,6 +30,7 @@ def load_folder(
     path: str | Path,
     *,
     image_size: int | None = None,
+    statistics: Statistics | None = None,
     memory_limit_mb: int = 2048,
     workers: int | None = None,
     name: str | None = None,
@@ -42,6 +44,8 @@ def load_folder(
     Args:
         path: holds train/ and test/ (or val/), each with the same class folders.
         image_size: sides to resize to in memory; the crop's sides when streaming (None is 224).
+        statistics: that images are normalised by; None is those of the training images in memory, ImageNet's when
+            streaming.
         memory_limit_mb: for the decoded images, in MiB; 0 always streams.
         workers: threads that decode, or processes that stream; None is one per usable core, at most 8.
         name: for records and reports; None is `folder:PATH`.
@@ -59,6 +63,7 @@ def load_folder(
         images = _decode(train.samples, size, image_size, workers)
         test_images = None if images is None else _decode(test.samples, size, image_size, workers)
         if images is not None and test_images is not None:
+            mean, std = statistics or (None, None)
             labels, test_labels = torch.tensor(train.targets), torch.tensor(test.targets)
             return TensorSource(
                 images,
@@ -69,6 +74,8 @@ def load_folder(
                 num_classes=len(train.classes),
                 padding=min(images.shape[2:]) // 8,
                 flip=True,
+                mean=mean,
+                std=std,
             )
     return StreamingSource(
         train.samples,
@@ -77,6 +84,7 @@ def load_folder(
         num_classes=len(train.classes),
         read=read_image,
         image_size=image_size or 224,
+        statistics=statistics or NAMED["imagenet"],
         workers=workers,
     )
 

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tas.data.augment import epoch_seed
 from tas.data.batches import LoaderBatches
+from tas.data.normalization import NAMED, Statistics
 from tas.data.source import Batches
 from tas.data.split import stratified_split
 from tas.data.tensors import check_half
@@ -16,10 +17,6 @@ from tas.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
-
-# Mean and standard deviation of ImageNet's training images, the constants every torchvision model is trained with.
-IMAGENET_MEAN = [0.485, 0.456, 0.406]
-IMAGENET_STD = [0.229, 0.224, 0.225]
 
 
 class StreamingSource:
@@ -35,6 +32,7 @@ class StreamingSource:
         num_classes: number of classes.
         read: turns a file into an RGB image.
         image_size: sides of the crops, in pixels.
+        statistics: that images are normalised by.
         workers: worker processes; 0 reads in this one.
 
     Source:
@@ -50,6 +48,7 @@ class StreamingSource:
         num_classes: int,
         read: "Callable[[str], Image.Image]",
         image_size: int = 224,
+        statistics: Statistics = NAMED["imagenet"],
         workers: int = 0,
     ):
         self.name = name
@@ -57,7 +56,7 @@ class StreamingSource:
         self.input_shape: tuple[int, ...] = (3, image_size, image_size)
         self._train, self._test = train, test
         self._read, self._workers = read, workers
-        self._train_transform, self._test_transform = _transforms(image_size)
+        self._train_transform, self._test_transform = _transforms(image_size, statistics)
         self._halves = stratified_split(torch.tensor([label for _, label in train]))
 
     def train_batches(
@@ -111,10 +110,10 @@ class _Files(Dataset):
             return self.transform(image), label
 
 
-def _transforms(size: int) -> tuple[Callable, Callable]:
+def _transforms(size: int, statistics: Statistics) -> tuple[Callable, Callable]:
     from torchvision.transforms import v2
 
-    tail = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    tail = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*statistics)]
     jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2)
     train = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), jitter, *tail])
     test = v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size), *tail])

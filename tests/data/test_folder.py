@@ -95,6 +95,17 @@ def test_streamed_test_batches_are_centre_crops_normalised_as_imagenet_in_order(
     assert targets.tolist() == [0, 0, 0, 1, 1, 1]
 
 
+@pytest.mark.parametrize("limit", [0, 100])
+def test_streamed_and_held_images_are_normalised_by_the_constants_that_are_asked_for(folder, limit):
+    batches = [
+        next(iter(load(folder, memory_limit_mb=limit, image_size=12, normalization=rows).test_batches(6)))[0]
+        for rows in ([[0.0] * 3, [1.0] * 3], [[0.1, 0.2, 0.3], [0.5, 0.25, 0.2]])
+    ]
+    mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([0.5, 0.25, 0.2]).view(3, 1, 1)
+    assert 0 <= batches[0].min() < batches[0].max() <= 1
+    torch.testing.assert_close(batches[1], (batches[0] - mean) / std)
+
+
 def test_streamed_training_batches_depend_on_seed_and_epoch_alone(folder):
     source = load(folder, memory_limit_mb=0, image_size=8)
     torch.manual_seed(1)

@@ -112,3 +112,20 @@ def test_cifar100_has_its_own_statistics(monkeypatch):
     source = data.load("cifar100")
     assert source.num_classes == 100
     torch.testing.assert_close(source.mean.flatten() * 255, torch.tensor([129.3, 124.1, 112.4]))
+
+
+def test_images_are_normalised_by_the_constants_that_are_asked_for(tmp_path):
+    own, raw = data.load("digits"), next(iter(data.load("digits").test_batches(5)))[0]
+    pixels = raw * own.std + own.mean
+    rows = [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]
+    named = {"imagenet": [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], "inception": [[0.5] * 3, [0.5] * 3]}
+    for normalization, constants in [*named.items(), (rows, rows)]:
+        found, _ = next(iter(data.load("digits", normalization=normalization).test_batches(5)))
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in constants)
+        torch.testing.assert_close(found, (pixels - mean) / std)
+
+
+@pytest.mark.parametrize("normalization", ["own", [[0.5] * 3], [[0.5] * 2, [0.5] * 2], [[0.5] * 3, [0.5, 0.0, 0.5]]])
+def test_a_normalization_that_makes_no_sense_names_the_choices(normalization):
+    with pytest.raises(DataError, match="it can be imagenet, inception, or three means"):
+        data.load("digits", normalization=normalization)
