@@ -20,7 +20,7 @@ __all__ = [
     "Width", "channels_of", "count_of", "positions_of", "whole_width",
 ]  # fmt: skip
 
-FORMAT = 4  # 1 had no attributes and no norms over channels, 2 no shortcuts, 3 no latency
+FORMAT = 5  # 1 had no attributes and no norms over channels, 2 no shortcuts, 3 no latency, 4 no blocks with tuples
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,12 @@ class Depth:
     Attributes:
         name: path of the container; of the first block that can be dropped where a container holds several runs.
         blocks: module paths in order.
+        returns: items of the tuple that a block returns, whose first is handed on; 0 where it returns that alone.
     """
 
     name: str
     blocks: tuple[str, ...]
+    returns: int = 0
 
 
 @dataclass(frozen=True)
@@ -278,7 +280,7 @@ class Graph:
                 raise ArchitectureError("this graph was written by a newer tas; upgrade, or trace the model again")
             return cls(
                 tuple(Width(v["name"], v["size"], tuple(v["layers"])) for v in value["widths"]),
-                tuple(Depth(v["name"], tuple(v["blocks"])) for v in value["depths"]),
+                tuple(Depth(v["name"], tuple(v["blocks"]), v.get("returns", 0)) for v in value["depths"]),
                 tuple(_layer(v) for v in value["layers"]),
                 tuple(Frozen(**v) for v in value["frozen"]),
                 tuple(tuple(shape) for shape in value["input_shapes"]),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,27 @@ def find_depths(model: nn.Module, captured: Captured) -> tuple[Depth, ...]:
             depths.append(Depth(name, tuple(run)))
     order = {path: place for place, (path, _) in enumerate(model.named_modules())}
     return tuple(sorted(depths, key=lambda depth: order[depth.blocks[0]]))
+
+
+def with_returns(model: nn.Module, depths: Sequence[Depth], inputs: Sequence[Tensor]) -> tuple[Depth, ...]:
+    """The depths with what their blocks return, seen in one run: the tensor, or a tuple that begins with it."""
+    seen: dict[str, int] = {}
+
+    def look(path: str, module: nn.Module, arguments: Any, outputs: Any) -> None:
+        seen[path] = len(outputs) if isinstance(outputs, tuple) else 0
+
+    paths = [depth.blocks[1] for depth in depths]  # the first block always stays
+    hooks = [model.get_submodule(path).register_forward_hook(partial(look, path)) for path in paths]
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    except Exception:  # the user's own forward may fail in any way; the self check tells of it
+        return tuple(depths)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # where the blocks of a depth do not agree, the self check finds what that does
+    return tuple(replace(depth, returns=seen.get(depth.blocks[1], 0)) for depth in depths)
 
 
 def _holds_any(blocks: list[str], others: list[str]) -> bool:
@@ -193,11 +215,14 @@ class DepthState:
         self.vector, self.drawn, self.weights = None, None, {self.candidates[index]: None}
         self.deepest = self.candidates[index]
 
-    def pass_block(self, block: nn.Module, position: int, inputs: Tensor, arguments: tuple, options: dict) -> Tensor:
-        """Run block `position` (from 0) if it is needed; the last one hands on the mixture."""
+    def is_needed(self, position: int) -> bool:
+        """Whether block `position` (from 0) runs."""
+        return position < self.deepest
+
+    def hand_on(self, outputs: Tensor, position: int) -> Tensor:
+        """What follows block `position` gets: its outputs, behind the last block the mixture."""
         if position == 0:
             self._sum = None
-        outputs = block(inputs, *arguments, **options) if position < self.deepest else inputs
         weight = self._weight(position + 1)
         if weight is not None:
             aligned = outputs if self.exit is None else self.exit.align(outputs, position + 1, self.how)
@@ -223,11 +248,17 @@ def free_exits(graph: Graph, widths: Mapping[str, Size], depths: Mapping[str, De
 class OpenBlock(Opened):
     """A block that may be skipped."""
 
-    def __init__(self, module: nn.Module, state: DepthState, position: int):
+    def __init__(self, module: nn.Module, state: DepthState, position: int, returns: int = 0):
         super().__init__(module)
-        self.position = position
+        self.position, self.returns = position, returns
         self._state = state
 
-    def forward(self, inputs: Tensor, *arguments, **options) -> Tensor:
-        """What the block gives, its input unchanged, or at the end of the run the mixture."""
-        return self._state.pass_block(self.module, self.position, inputs, arguments, options)
+    def forward(self, inputs: Tensor, *arguments, **options) -> Any:
+        """What the block gives, its input unchanged, or at the end of the run the mixture; in a tuple if it does so."""
+        others: tuple | None = (None,) * (self.returns - 1) if self.returns else None
+        outputs: Any = inputs
+        if self._state.is_needed(self.position):
+            outputs = self.module(inputs, *arguments, **options)
+            outputs, others = (outputs[0], outputs[1:]) if isinstance(outputs, tuple) else (outputs, None)
+        outputs = self._state.hand_on(outputs, self.position)
+        return outputs if others is None else (outputs, *others)

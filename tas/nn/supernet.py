@@ -289,7 +289,7 @@ def _opened(
     for depth in graph.depths:
         for position, path in enumerate(depth.blocks):
             block = model.get_submodule(path)
-            open_block = OpenBlock(others.get(block, block), depths[depth.name], position)
+            open_block = OpenBlock(others.get(block, block), depths[depth.name], position, depth.returns)
             open_block.training = block.training
             others[block] = open_block
     return replaced(model, others)

@@ -20,11 +20,19 @@ from tas.nn.rules.shortcut import MaskedShortcut, projection
 
 
 class Dropped(nn.Identity):
-    """What stands where a block was; blocks may take more than one argument."""
+    """What stands where a block was; blocks may take more than one argument, and return more than one value.
+
+    Args:
+        returns: see `Depth.returns`.
+    """
+
+    def __init__(self, returns: int = 0):
+        super().__init__()
+        self.returns = returns
 
     def forward(self, inputs: Any, *others: Any, **options: Any) -> Any:
-        """The first argument."""
-        return inputs
+        """The first argument; in a tuple with nothing else, where the block returned one."""
+        return (inputs, *[None] * (self.returns - 1)) if self.returns else inputs
 
 
 def require_fit(model: nn.Module, graph: Graph) -> None:
@@ -200,9 +208,10 @@ def _permutation(channels: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def _skip(model: nn.Module, graph: Graph, architecture: Architecture) -> None:
+    returns = {block: depth.returns for depth in graph.depths for block in depth.blocks}
     for block in graph.skipped(architecture):
         parent, _, name = block.rpartition(".")
-        setattr(model.get_submodule(parent), name, Dropped())
+        setattr(model.get_submodule(parent), name, Dropped(returns[block]))
 
 
 def _is_skipped(path: str, graph: Graph, architecture: Architecture) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tas.errors import ConfigError, ModelError
 from tas.graph import Graph
-from tas.nn.blocks import find_depths
+from tas.nn.blocks import find_depths, with_returns
 from tas.nn.capture import capture
 from tas.nn.grouping import build_graph
 from tas.nn.heads import tie_heads
@@ -73,7 +73,8 @@ def trace(
     inputs = [tensor.detach().cpu() for tensor in inputs]
     kept = find_kept(still, split_patterns(keep))
     captured = capture(still, inputs)
-    depths, shapes = find_depths(still, captured), tuple(tuple(tensor.shape) for tensor in inputs)
+    depths = with_returns(still, find_depths(still, captured), inputs)
+    shapes = tuple(tuple(tensor.shape) for tensor in inputs)
     if residuals == "free":
         captured = free_residuals(still, captured, inputs, depths, kept)
     graph = build_graph(still, captured, depths, shapes)

@@ -4,7 +4,10 @@ import torch
 from nets import images, perturbed
 from torch import nn
 
+from tas.architecture import Architecture
+from tas.graph import Graph
 from tas.nn.blocks import DepthState, OpenBlock
+from tas.nn.surgery import cut
 from tas.pipeline.trace import trace
 
 
@@ -109,3 +112,64 @@ def test_a_candidate_drawn_twice_counts_twice():
     state = DepthState((1, 2), 2)
     state.draw([0, 1, 0], torch.tensor([0.2, 0.5, 0.3]))
     assert run(state, [Double(), Double()]) == pytest.approx(0.5 * 2 + 0.5 * 4)
+
+
+class InTuples(nn.Module):
+    """A block whose result comes in a tuple, as those of Hugging Face's encoders do."""
+
+    def __init__(self, items: int):
+        super().__init__()
+        self.block, self.items = block(), items
+
+    def forward(self, x):
+        x = self.block(x)
+        return (x, None)[: self.items]
+
+
+class Encoder(Listed):
+    """Blocks one behind the other in tuples; a lead may give its result alone."""
+
+    def forward(self, x):
+        x = self.stem(x)
+        for child in self.blocks:
+            x = child(x)
+            x = x[0] if isinstance(x, tuple) else x
+        return self.head(x)
+
+
+@pytest.mark.parametrize("items", [1, 2])
+@pytest.mark.parametrize("lead", [True, False])
+def test_blocks_that_return_tuples_are_dropped_in_tuples(items, lead):
+    first = block() if lead else InTuples(items)
+    model = perturbed(Encoder(first, *[InTuples(items) for _ in range(3)]))
+    graph = trace(model, images())  # its self check runs both executions
+    (depth,) = graph.depths
+    assert (len(depth.blocks), depth.returns) == (4, items)
+    assert [item.reason for item in graph.frozen] == ["output of the model"]
+    again = Graph.from_json(graph.to_json())
+    for kept in (1, 2, 4):
+        architecture = Architecture(graph.full.widths, {depth.name: kept})
+        small = cut(model, again, architecture)
+        wanted = model.stem(images())
+        for place, child in enumerate(list(model.blocks)[:kept]):
+            wanted = child(wanted) if place == 0 and lead else child(wanted)[0]
+        torch.testing.assert_close(small(images()), model.head(wanted))
+
+
+def test_a_forward_that_needs_more_than_the_first_of_a_tuple_keeps_its_blocks():
+    class Tells(InTuples):
+        def forward(self, x):
+            return self.block(x), "a word"
+
+    class Needs(Encoder):
+        def forward(self, x):
+            x = self.stem(x)
+            for child in self.blocks:
+                x, word = child(x)
+                word.split()
+            return self.head(x)
+
+    graph = trace(perturbed(Needs(*[Tells(2) for _ in range(3)])), images())
+    assert graph.depths == ()
+    (found,) = [item for item in graph.frozen if item.axis == "blocks"]
+    assert "'NoneType' object has no attribute 'split'" in found.reason
