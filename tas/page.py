@@ -16,7 +16,8 @@ from tas.storage import write_text
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-COLORS = ("#3b86de", "#dd6b27", "#189a75", "#9470dc", "#b98500", "#d4568c")  # read well on light and on dark
+# apart for every kind of colour blindness, and visible on light and on dark pages
+COLORS = ("#3b86de", "#d27800", "#871eff", "#ff4b87", "#965a2d", "#b42d87")
 
 
 @dataclass(frozen=True)
