@@ -115,6 +115,7 @@ def _build_transformers(name: str, num_classes: int | None, pretrained: bool) ->
         else:
             is_type = name in CONFIG_MAPPING
             config = (AutoConfig.for_model if is_type else AutoConfig.from_pretrained)(name, **options)
+            config.architectures = config.architectures or []  # it looks there for one of several, but not for None
             model = AutoModelForImageClassification.from_config(config)
     except Exception as error:  # constructors and downloads raise what they like
         raise ModelError(_failed("transformers", name, error, pretrained)) from error

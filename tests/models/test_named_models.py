@@ -122,6 +122,11 @@ def test_hugging_face_models_are_built_by_type_with_the_number_of_classes():
     assert model(torch.zeros(2, 3, 32, 32)).logits.shape == (2, 3)
 
 
+def test_a_hugging_face_type_of_several_classifiers_is_the_plain_one():
+    transformers = pytest.importorskip("transformers")
+    assert type(models.load("transformers:deit")) is transformers.DeiTForImageClassification
+
+
 @pytest.fixture
 def saved_resnet(tmp_path):
     transformers = pytest.importorskip("transformers")
