@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from tas.errors import ModelError
 from tas.graph import Graph
 from tas.nn.freeze import without
 from tas.nn.supernet import Supernet
-from tas.nn.surgery import cut, mask, shared_copy
+from tas.nn.surgery import cut, fresh_copy, mask, shared_copy
 from tas.space import SearchSpace
 
 TOLERANCE = 1e-4  # relative to the largest output
@@ -195,7 +194,7 @@ class _Witness:
     def in_double(self) -> _Witness | None:
         """The same in double precision; None where the model does not run in it."""
         try:
-            model = copy.deepcopy(self.model).double()
+            model = fresh_copy(self.model).double()
             inputs = [tensor.double() if tensor.is_floating_point() else tensor for tensor in self.inputs]
             outputs = _run(model, inputs)
         except Exception:  # the user's own forward may ask for single precision in any way

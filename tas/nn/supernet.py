@@ -28,7 +28,7 @@ from tas.nn.rules import KINDS
 from tas.nn.rules.normalization import OpenBatchNorm
 from tas.nn.rules.opened import Opened
 from tas.nn.rules.shortcut import CompactShortcut, DenseShortcut
-from tas.nn.surgery import replaced, require_fit, set_attribute
+from tas.nn.surgery import fresh_copy, replaced, require_fit, set_attribute
 from tas.space import SearchSpace
 
 
@@ -91,7 +91,7 @@ class Supernet(nn.Module):
         self._depths = {name: DepthState(kept, full.depths[name]) for name, kept in space.depths.items()}
         self._sizes: dict[str, Size] = {**self._widths, **free_exits(graph, self._widths, self._depths)}
         self.interpolation = interpolation
-        opened = model if in_place else copy.deepcopy(model)
+        opened = model if in_place else fresh_copy(model)
         # dense execution keeps full shapes, and with them the numbers on modules
         self._attributes = [
             (opened.get_submodule(item.module), item) for item in (graph.attributes if execution == "compact" else ())

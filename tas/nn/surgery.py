@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,7 @@ def cut(model: nn.Module, graph: Graph, architecture: Architecture, *, share_the
     ]
     # what is replaced below, or dropped with its block, is not copied first: a large layer would be copied for nothing
     cut_away += model.parameters() if share_the_rest else ()
-    small, sizes = copy.deepcopy(model, {id(tensor): tensor for tensor in cut_away}), graph.sizes(architecture)
+    small, sizes = fresh_copy(model, cut_away), graph.sizes(architecture)
     _skip(small, graph, architecture)
     for layer in open_layers:
         if _is_skipped(layer.name, graph, architecture):
@@ -171,7 +171,20 @@ def mask(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Modul
 
 def shared_copy(model: nn.Module) -> nn.Module:
     """A copy with modules and buffers of its own, and the same parameters: giants are not copied."""
-    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    return fresh_copy(model, model.parameters())
+
+
+def fresh_copy(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
+    """A copy without what modules have computed from their weights and kept, and with these tensors instead of copies.
+
+    Some do so in evaluation mode (attention biases of LeViT) and forget it when they are told to train.
+    """
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    modes = {module: module.training for module in copied.modules()}
+    copied.train()
+    for module, mode in modes.items():
+        module.training = mode
+    return copied
 
 
 def reorder(model: nn.Module, graph: Graph, orders: Mapping[str, np.ndarray]) -> nn.Module:
@@ -182,7 +195,7 @@ def reorder(model: nn.Module, graph: Graph, orders: Mapping[str, np.ndarray]) ->
         graph: of it.
         orders: by name of the width or exit, the old channel at every new place.
     """
-    ranked = copy.deepcopy(model)
+    ranked = fresh_copy(model)
     for layer in graph.layers:
         for parameter in layer.parameters:
             if not any(parameter.layouts):

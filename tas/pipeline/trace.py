@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,7 +17,7 @@ from tas.nn.heads import tie_heads
 from tas.nn.keep import find_kept, keep_modules
 from tas.nn.selfcheck import self_check
 from tas.nn.shortcuts import free_residuals
-from tas.nn.surgery import shared_copy
+from tas.nn.surgery import fresh_copy, shared_copy
 from tas.options import split_patterns
 
 
@@ -65,7 +64,7 @@ def trace(
         raise ModelError(f"{type(model).__name__} has no parameters; there is nothing to prune")
     try:
         is_here = all(tensor.device.type == "cpu" for tensor in (*model.parameters(), *model.buffers()))
-        still = (shared_copy(model) if is_here else copy.deepcopy(model).cpu()).eval()
+        still = (shared_copy(model) if is_here else fresh_copy(model).cpu()).eval()
     except Exception as error:  # anything may hang on a user's module
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({error}); remove what holds computed tensors"
@@ -73,7 +72,7 @@ def trace(
     inputs = [tensor.detach().cpu() for tensor in inputs]
     kept = find_kept(still, split_patterns(keep))
     captured = capture(still, inputs)
-    depths = with_returns(still, find_depths(still, captured), inputs)
+    depths = with_returns(shared_copy(still), find_depths(still, captured), inputs)
     shapes = tuple(tuple(tensor.shape) for tensor in inputs)
     if residuals == "free":
         captured = free_residuals(still, captured, inputs, depths, kept)

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from nets import images, perturbed
+from torch import nn
 
 from tas.architecture import Architecture
 from tas.errors import ModelError
@@ -58,3 +59,42 @@ def test_a_missing_tensor_is_named():
     require_fit(nets.Residual(), graph)
     with pytest.raises(ModelError, match="stage.2.inner.0.weight should have shape .*, the model has no such tensor"):
         require_fit(nets.Residual(2), graph)
+
+
+class Remembers(nn.Module):
+    """Keeps what it has computed from its weights, in evaluation mode, as LeViT does."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.known = nn.Parameter(torch.rand(8) + 0.5), {}
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if mode:
+            self.known = {}
+        return self
+
+    def forward(self, x):
+        if self.training:
+            return x * self.scale[:, None, None].exp()
+        if "scale" not in self.known:
+            self.known["scale"] = self.scale[:, None, None].exp()
+        return x * self.known["scale"]
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attribute .* was assigned during export")
+def test_what_a_module_remembers_of_its_weights_is_not_copied():
+    model = perturbed(nn.Sequential(nets.conv_bn(3, 8), Remembers(), nets.head(8)))
+    with torch.no_grad():
+        wanted = model(images())
+    assert model[1].known
+    graph = trace(model, images())
+    assert set(graph.full.widths) == {"0.0"}
+    assert [item.reason for item in graph.frozen] == ["output of the model"]
+    small = cut(model, graph, Architecture({"0.0": 3}, {}))
+    assert not small.training
+    assert small[1].scale.shape == (3,)
+    small(images())
+    orders = {"0.0": np.array([7, 6, 5, 4, 3, 2, 1, 0])}
+    torch.testing.assert_close(reorder(model, graph, orders)(images()), wanted)
+    assert model[1].known  # what was given is not changed
