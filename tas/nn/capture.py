@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
@@ -201,8 +200,8 @@ class _LabelRun:
         for path, constant in self._constants:
             for name, elements in constant.elements() if prod(constant.shape) > 1 else ():
                 for dim, vector in axes.get(name, ()):
-                    coordinates = np.unravel_index(elements.numpy(), self._tensors[name].shape)[dim]
-                    labels = expanded(vector[torch.as_tensor(coordinates)])
+                    coordinates = torch.unravel_index(elements, self._tensors[name].shape)[dim]
+                    labels = expanded(vector[coordinates])
                     if len(varying_dims(labels)) == 1 and labels.shape == constant.shape:
                         self.numbers.append((path, labels, None))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tas.data import as_source
 from tas.errors import ConfigError, DataError
+from tas.nn.counting import count_macs
 from tas.onnx_file import in_onnx_runtime
 from tas.profile import RUNTIMES, Profile, Runtime, Timing
 from tas.task import Metric, accuracy, dtype_of, run_model
@@ -88,7 +89,7 @@ def measure_side_by_side(
         ]
     return [
         Profile(
-            macs=count_macs(model, example), params=sum(parameter.numel() for parameter in model.parameters()),
+            macs=count_macs(model, example[:1]), params=sum(parameter.numel() for parameter in model.parameters()),
             accuracy=quality, **_latencies(batches, found), **setting,
         )
         for model, quality, found in zip(models, qualities, zip(*times, strict=True), strict=True)
@@ -136,25 +137,3 @@ def evaluate(model: nn.Module, data: Any, *, metric: Metric | None = None, batch
     if count == 0:
         raise DataError(f"{source.name} gives no test batch; give it more samples, or smaller batches")
     return round(total / count, 4)
-
-
-@torch.no_grad()
-def count_macs(model: nn.Module, example: Tensor) -> int:
-    """Multiply-adds of one sample, counted by torch's flop counter while the model runs."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    device = next(model.parameters()).device
-    counter = FlopCounterMode(display=False)
-    own, fused = [p for p in model.parameters() if p.requires_grad], torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)  # neither it nor a fused attention kernel is counted
-        for parameter in own:
-            parameter.requires_grad_(False)  # the counter takes one that a module is called with for an activation
-        with counter, sdpa_kernel(SDPBackend.MATH):
-            model.eval()(example[:1].to(device))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for parameter in own:
-            parameter.requires_grad_(True)
-    return counter.get_total_flops() // 2

@@ -12,6 +12,7 @@ from tas.errors import ConfigError, ModelError
 from tas.graph import Graph
 from tas.nn.blocks import find_depths, with_returns
 from tas.nn.capture import capture
+from tas.nn.counting import uncounted_macs, with_uncounted
 from tas.nn.grouping import build_graph
 from tas.nn.heads import tie_heads
 from tas.nn.keep import find_kept, keep_modules
@@ -72,6 +73,7 @@ def trace(
     inputs = [tensor.detach().cpu() for tensor in inputs]
     kept = find_kept(still, split_patterns(keep))
     captured = capture(still, inputs)
+    rest = uncounted_macs(still, captured, inputs)
     depths = with_returns(shared_copy(still), find_depths(still, captured), inputs)
     shapes = tuple(tuple(tensor.shape) for tensor in inputs)
     if residuals == "free":
@@ -80,4 +82,4 @@ def trace(
     with torch.random.fork_rng(devices=[]):
         if tie_heads(still, captured, graph, inputs):
             graph = build_graph(still, captured, depths, shapes)
-        return self_check(still, keep_modules(graph, kept), inputs)
+        return with_uncounted(self_check(still, keep_modules(graph, kept), inputs), rest)

@@ -362,3 +362,52 @@ def test_a_layer_called_in_an_unusual_way_is_frozen():
     reasons = {item.axis: item.reason for item in graph.frozen}
     assert "conv2d without a batch dimension is not supported" in reasons["second.weight[0]"]
     assert graph.macs() == counted_macs(model, images(batch=1))
+
+
+class ThreeFactors(nn.Module):
+    """A product that no rule knows, and one with fewer keys than queries."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.conv(self.stem(x).relu()).flatten(2)
+        x = torch.einsum("ncp,ncq,ndq->ndp", x, x, x)
+        heads = x.unflatten(1, (4, 2)).transpose(2, 3)
+        x = nn.functional.scaled_dot_product_attention(heads, heads[:, :2], heads[:, :2], enable_gqa=True)
+        return self.head(x.transpose(2, 3).flatten(1, 2).mean(2))
+
+
+def test_what_no_rule_counts_is_counted_as_torch_does():
+    model = ThreeFactors().eval()
+    graph = trace(model, images())
+    smallest = SearchSpace.of(graph).smallest
+    small = derive(model, graph, smallest)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert graph.macs() == counted_macs(model, images())
+        assert graph.macs(smallest) == counted_macs(small, images())
+    assert smallest.widths["stem"] < 6
+
+
+class ManyWindows(nn.Module):
+    """Attention whose bias is one table of positions for many windows, with a mask that differs between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.windows, positions = 6, 16, 49
+        self.qkv, self.out = nn.Linear(48, 144), nn.Linear(48, 5)
+        self.table = nn.Parameter(torch.randn(169, self.heads))
+        self.register_buffer("places", torch.randint(169, (positions * positions,)))
+        self.register_buffer("mask", torch.randn(self.windows, 1, positions, positions))
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, -1, 8)).permute(2, 0, 3, 1, 4)
+        bias = self.table[self.places].view(49, 49, -1).permute(2, 0, 1).unsqueeze(0) + self.mask
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2))
+
+
+def test_a_table_of_positions_is_followed_through_many_masked_windows():
+    model = ManyWindows().eval()
+    graph = trace(model, torch.randn(16, 49, 48))
+    assert graph.full.widths == {"qkv": 6}

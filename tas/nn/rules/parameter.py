@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +37,7 @@ def _bind_one(call: Call, name: str, elements: Tensor, labels: Tensor, along: li
         meets = set(varying_dims(elements)) & set(along)
         return "is combined with a tensor made in forward, which differs between channels" if meets else None
     shape = call.tensor(name).shape
-    coordinates = [torch.as_tensor(c) for c in np.unravel_index(elements.numpy(), shape)]
+    coordinates = torch.unravel_index(elements, shape)
     meeting = {k: set(varying_dims(c)) & set(along) for k, c in enumerate(coordinates)}
     meeting = {k: dims for k, dims in meeting.items() if dims}
     if not meeting:
