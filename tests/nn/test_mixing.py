@@ -67,6 +67,19 @@ def test_without_interpolation_the_mixture_is_an_affine_in_both_executions(copie
     assert nothing is None
 
 
+def test_a_mixture_made_without_gradients_does_not_hide_them_from_the_next():
+    width, weights = CompactWidth((3, 5), "none"), torch.tensor([0.3, 0.7], requires_grad=True)
+    width.draw([0, 1], weights)
+    scales = torch.arange(10.0).view(2, 5)
+    with torch.no_grad():
+        before, _ = width.affine(scales, None, weights)
+    after, _ = width.affine(scales, None, weights)
+    torch.testing.assert_close(after, before)
+    (gradient,) = torch.autograd.grad(after.sum(), weights)
+    torch.testing.assert_close(gradient, torch.tensor([3.0, 35.0]))
+    assert width.affine(scales.double(), None, scales.double())[0].dtype == torch.float64
+
+
 def test_an_axis_takes_and_puts_exactly_the_positions_that_are_kept():
     layout = (Run("a", 0, 4, 2), Run(None, 0, 1), Run("b", 0, 3))
     widths = {"a": CompactWidth((2, 4)), "b": CompactWidth((1, 3))}

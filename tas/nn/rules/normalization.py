@@ -105,8 +105,8 @@ class OpenBatchNorm(Opened):
             self.module.bias = nn.Parameter(self.shifts[candidate].detach().clone())
 
     def _per_copy(self, values: Tensor | None) -> Tensor | None:
-        """(candidates, channels of all copies) to (candidates, copies, channels)."""
-        return None if values is None else values.unflatten(1, (self._copies, -1))
+        """(candidates, channels of all copies) to (candidates, copies, channels) where there are several."""
+        return values if values is None or self._copies == 1 else values.unflatten(1, (self._copies, -1))
 
     def _mixed(self, inputs: Tensor, mean: Any, variance: Any, *, fused: bool) -> Tensor:
         """The norm, affine, interpolation and sum of all fragments."""
@@ -114,10 +114,9 @@ class OpenBatchNorm(Opened):
         held = self._per_copy(self.scales), self._per_copy(self.shifts)
         if self.width.how == "none":  # channels do not mix: the sum is an affine of the norm's own
             like = inputs.new_empty(0, dtype=torch.promote_types(inputs.dtype, torch.float32))
-            affine = [
-                None if value is None else value.expand(self._copies, -1).flatten()
-                for value in self.width.affine(*held, like)
-            ]
+            affine = self.width.affine(*held, like)
+            if self._copies > 1:
+                affine = [None if value is None else value.expand(self._copies, -1).flatten() for value in affine]
             return self._normalise(inputs, mean, variance, *affine)
         matrix, shift = self.width.mixture(*held, inputs)
         matrix = matrix.expand(self._copies, *matrix.shape[-2:]).flatten(0, 1)[:, :, None, None]
@@ -161,7 +160,7 @@ class CompactBatchNorm(OpenBatchNorm):
         elif width.weights is None:
             index, size = width.chosen[0], width.active
             held_affine = self._per_copy(self.scales), self._per_copy(self.shifts)
-            affine = [None if value is None else value[index, :, :size].flatten() for value in held_affine]
+            affine = [None if value is None else value[index, ..., :size].flatten() for value in held_affine]
             mixed = self._normalise(inputs, mean, variance, *affine)
         else:
             mixed = self._mixed(inputs, mean, variance, fused=True)

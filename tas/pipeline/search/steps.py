@@ -88,8 +88,9 @@ class Steps:
         self.limits = budget.limits(graph)
         self.tables = {name: CostTable(graph.cost(name), space.widths, space.depths) for name in self.limits}
         self.full = {name: graph.cost(name).exact(graph.full) for name in self.limits}
+        self.trained = supernet.weights()
         self.weights = torch.optim.SGD(
-            supernet.weights(), config.learning_rate, config.momentum, weight_decay=config.weight_decay,
+            self.trained, config.learning_rate, config.momentum, weight_decay=config.weight_decay,
             nesterov=config.momentum > 0,
         )  # fmt: skip
         rate = config.logits_learning_rate
@@ -109,9 +110,9 @@ class Steps:
         value = self.objective(self.network, inputs, targets, self.answer(inputs))
         self.weights.zero_grad()
         value.backward()
-        for weight in self.supernet.weights():  # blocks that did not run decay too, as in dense execution
+        for weight in self.trained:  # blocks that did not run decay too, as in dense execution
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        average_gradients(self.supernet.weights())
+        average_gradients(self.trained)
         self.weights.step()
         return value
 
@@ -122,7 +123,7 @@ class Steps:
             value = self.objective(self.supernet, inputs, targets, wanted)
             self.weights.zero_grad()
             value.backward()
-        average_gradients(self.supernet.weights())
+        average_gradients(self.trained)
         self.weights.step()
 
     def logits_step(self, inputs: Tensor, targets: Any, temperature: float, generator: torch.Generator) -> Tensor:
