@@ -226,8 +226,7 @@ class DepthState:
         weight = self._weight(position + 1)
         if weight is not None:
             aligned = outputs if self.exit is None else self.exit.align(outputs, position + 1, self.how)
-            part = weight * aligned
-            self._sum = part if self._sum is None else self._sum + part
+            self._sum = weight * aligned if self._sum is None else torch.addcmul(self._sum, aligned, weight)
         if position + 1 == self.num_blocks and self._sum is not None:
             outputs, self._sum = self._sum, None
         return outputs
