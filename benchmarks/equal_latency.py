@@ -62,8 +62,8 @@ def compared(options: argparse.Namespace, model: torch.nn.Module, source: Source
     row: dict[str, Any] = {"seed": seed, "full": {"latency_ms": times[0][0], "spread_ms": times[0][1]}}
     for (name, network), (median, spread) in zip(small.items(), times[1:], strict=True):
         train = tas.TrainConfig(
-            epochs=options.epochs, warmup_epochs=0, batch_size=128, learning_rate=0.05, precision=options.precision,
-            seed=seed,
+            epochs=options.epochs, warmup_epochs=1, batch_size=128, learning_rate=options.learning_rate,
+            precision=options.precision, seed=seed,
         )  # fmt: skip
         accuracy = evaluate(tas.train(network, source, teacher=model, config=train), source)
         row[name] = {
@@ -93,7 +93,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing, per model")
     parser.add_argument("--cache", default="")
     parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--learning-rate", type=float, default=0.01)
+    parser.add_argument("--precision", default="no")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
