@@ -58,25 +58,14 @@ def load_folder(
     workers = min(8, _usable_cores()) if workers is None else workers
     train, test = _list_part(root, ("train",)), _list_part(root, TEST_FOLDERS)
     _check_classes(root, train.classes, test.classes)
-    size = _common_memory_size(train.samples, test.samples, image_size, memory_limit_mb)
-    if size is not None:
-        images = _decode(train.samples, size, image_size, workers)
-        test_images = None if images is None else _decode(test.samples, size, image_size, workers)
-        if images is not None and test_images is not None:
-            mean, std = statistics or (None, None)
-            labels, test_labels = torch.tensor(train.targets), torch.tensor(test.targets)
-            return TensorSource(
-                images,
-                labels,
-                test_images,
-                test_labels,
-                name=name,
-                num_classes=len(train.classes),
-                padding=min(images.shape[2:]) // 8,
-                flip=True,
-                mean=mean,
-                std=std,
-            )
+    held = _held_images(train.samples, test.samples, image_size, memory_limit_mb, workers)
+    if held is not None:
+        images, test_images = held
+        mean, std = statistics or (None, None)
+        return TensorSource(
+            images, torch.tensor(train.targets), test_images, torch.tensor(test.targets), name=name,
+            num_classes=len(train.classes), padding=min(images.shape[2:]) // 8, flip=True, mean=mean, std=std,
+        )  # fmt: skip
     return StreamingSource(
         train.samples,
         test.samples,
@@ -136,14 +125,17 @@ def _check_classes(root: Path, train: list[str], test: list[str]) -> None:
     )
 
 
-def _common_memory_size(
-    train: Samples, test: Samples, image_size: int | None, memory_limit_mb: int
-) -> tuple[int, int] | None:
-    """Return (width, height) of the first image if a set of such images fits in memory."""
-    width, height = read_image(train[0][0]).size
+def _held_images(
+    train: Samples, test: Samples, image_size: int | None, memory_limit_mb: int, workers: int
+) -> tuple[Tensor, Tensor] | None:
+    """All images of both parts, uint8; None where they are too many, or not of one size."""
+    width, height = size = read_image(train[0][0]).size
     pixels = image_size**2 if image_size else width * height
-    needed = (len(train) + len(test)) * 3 * pixels
-    return (width, height) if needed <= memory_limit_mb * 2**20 else None
+    if (len(train) + len(test)) * 3 * pixels > memory_limit_mb * 2**20:
+        return None
+    images = _decode(train, size, image_size, workers)
+    test_images = None if images is None else _decode(test, size, image_size, workers)
+    return None if images is None or test_images is None else (images, test_images)
 
 
 def _decode(samples: Samples, size: tuple[int, int], image_size: int | None, workers: int) -> Tensor | None:
