@@ -60,8 +60,11 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
     name = type(model).__name__
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # about its own workings
+        warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
         try:
-            return torch.export.export(model, tuple(example))
+            program = torch.export.export(model, tuple(example))
+            _drop_what_nobody_reads(program)
+            return program
         except Exception as refusal:  # export has no error root of its own
             try:
                 model(*(tensor.clone() for tensor in example))
@@ -75,6 +78,20 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
                 f"torch.export cannot capture {name}: {type(refusal).__name__}: {_first_line(refusal)}. Rewrite the "
                 f"part of forward that depends on values of tensors"
             ) from refusal
+
+
+def _drop_what_nobody_reads(program: torch.export.ExportedProgram) -> None:
+    """Remove results that a forward computes for nothing, or to look at (a norm it keeps): they bind no channels.
+
+    What reads a parameter stays: it is a layer, and is cut with the others.
+    """
+    inputs = set(program.graph_signature.user_inputs)
+
+    def must_stay(node: fx.Node) -> bool:
+        stored = (source for source in node.all_input_nodes if source.op == "placeholder" and source.name not in inputs)
+        return node.is_impure() or next(stored, None) is not None
+
+    program.graph.eliminate_dead_code(must_stay)
 
 
 def _first_line(error: Exception) -> str:

@@ -62,8 +62,21 @@ def interpolation_matrix(
 
 
 @lru_cache(maxsize=4096)
+@torch.inference_mode(False)
 def _matrix(sources: int, targets: int, how: Interpolation, device: torch.device, dtype: torch.dtype) -> Tensor:
     return interpolation_matrix(sources, targets, targets, sources, how=how, device=device, dtype=dtype)
+
+
+@lru_cache(maxsize=1024)
+@torch.inference_mode(False)
+def _openings(
+    candidates: tuple[int, ...], chosen: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Which candidates are drawn, (fragments, candidates), and which channels each has, (candidates, most drawn)."""
+    places = torch.arange(len(candidates), device=device)
+    drawn = (torch.tensor(chosen, device=device)[:, None] == places).to(dtype)
+    channels = torch.arange(max(candidates[index] for index in chosen), device=device)
+    return drawn, (channels < torch.tensor(candidates, device=device)[:, None]).to(dtype)
 
 
 class Size(Protocol):
@@ -157,15 +170,11 @@ class CompactWidth:
         With the zeros of those not drawn: one product and one sum take less time than the slices and paddings of two.
         """
         assert self.weights is not None
-        held, needs_grad = self._shares, self.weights.requires_grad and torch.is_grad_enabled()
-        is_usable = held is not None and (held.dtype, held.device) == (like.dtype, like.device)
-        if held is None or not is_usable or (needs_grad and not held.requires_grad):
-            weights = self.weights.to(like)
-            sizes = torch.tensor(self.candidates, device=like.device)[:, None]
-            is_open = torch.arange(self.active, device=like.device) < sizes
-            chosen = torch.tensor(self.chosen, device=like.device)
-            held = self._shares = weights.new_zeros(len(sizes)).index_put((chosen,), weights)[:, None] * is_open
-        return held
+        if self._shares is None or (self._shares.dtype, self._shares.device) != (like.dtype, like.device):
+            drawn, is_open = _openings(self.candidates, self.chosen, like.device, like.dtype)
+            with torch.inference_mode(False):  # with gradients: what is kept may serve a pass that needs them
+                self._shares = (self.weights.to(like) @ drawn)[:, None] * is_open
+        return self._shares
 
 
 class DenseWidth:

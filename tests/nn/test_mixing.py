@@ -67,11 +67,12 @@ def test_without_interpolation_the_mixture_is_an_affine_in_both_executions(copie
     assert nothing is None
 
 
-def test_a_mixture_made_without_gradients_does_not_hide_them_from_the_next():
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_a_mixture_made_without_gradients_does_not_hide_them_from_the_next(without):
     width, weights = CompactWidth((3, 5), "none"), torch.tensor([0.3, 0.7], requires_grad=True)
     width.draw([0, 1], weights)
     scales = torch.arange(10.0).view(2, 5)
-    with torch.no_grad():
+    with without():
         before, _ = width.affine(scales, None, weights)
     after, _ = width.affine(scales, None, weights)
     torch.testing.assert_close(after, before)

@@ -411,3 +411,28 @@ def test_a_table_of_positions_is_followed_through_many_masked_windows():
     model = ManyWindows().eval()
     graph = trace(model, torch.randn(16, 49, 48))
     assert graph.full.widths == {"qkv": 6}
+
+
+class Watched(nn.Module):
+    """A forward that looks at its values, and runs a layer for nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.unread, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        self.seen = x.detach().norm(dim=1)
+        self.unread(x).sum(1)
+        return self.head(x.mean((2, 3)))
+
+
+def test_what_nobody_reads_binds_no_channels():
+    model = Watched().eval()
+    graph = trace(model, images())
+    assert graph.full.widths["conv"] == 8
+    assert graph.macs() == counted_macs(model, images())
+    smallest = SearchSpace.of(graph).smallest
+    small = derive(model, graph, smallest)
+    assert small.unread.in_channels == smallest.widths["conv"] < 8
+    assert graph.macs(smallest) == counted_macs(small, images())
