@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -48,7 +48,8 @@ def uniform(graph: Graph, space: SearchSpace, budget: Budget) -> Architecture:
     """The architecture of the largest single ratio that fits: hand-crafted, the same share of every width.
 
     Every width takes its largest candidate of at most ratio x channels, or its smallest where none is so small; all
-    blocks stay.
+    blocks stay. What candidates leave of the budget goes to single widths, the last layers first: each takes its next
+    candidate where that fits.
 
     Raises:
         BudgetError: no ratio fits.
@@ -67,7 +68,8 @@ def above_threshold(
     """The architecture of the lowest single threshold that fits: channels of less importance go, in whatever width.
 
     Every width takes its largest candidate of at most as many channels as reach the threshold, or its smallest; all
-    blocks stay.
+    blocks stay. What candidates leave of the budget goes to the channels that a lower threshold would keep next, of
+    whatever width still can.
 
     Args:
         importance: by width name, (channels,), comparable between widths.
@@ -92,12 +94,12 @@ def _first_that_fits(
     space: SearchSpace,
     budget: Budget,
 ) -> Architecture:
-    """The architecture of the first level that fits; levels start at the most generous and end at the smallest sizes.
+    """The architecture of the first level that fits, grown towards the levels before it until the budget is used.
 
-    What a level wants is rounded down to candidates.
+    Levels start at the most generous and end at the smallest sizes; what a level wants is rounded down to candidates.
     """
     require_widths_suffice(graph, space, budget, "this method")
-    only = widths_alone(space)
+    only, wanted = widths_alone(space), cache(wanted)
 
     def at(level: float) -> Architecture:
         """What one level asks for, rounded down to candidates."""
@@ -109,8 +111,21 @@ def _first_that_fits(
         return Architecture(widths, only.largest.depths)
 
     first = bisect_left(levels, True, key=lambda level: budget.holds(graph, at(level)))
-    # no levels: no widths; none fits: in streams of free residuals, projections may make even the smallest too dear
-    return at(levels[first]) if first < len(levels) else cheapest(graph, only, next(iter(budget.limits(graph))))
+    if first == len(levels):
+        # no levels: no widths; none fits: in streams of free residuals, projections may make even the smallest too dear
+        return cheapest(graph, only, next(iter(budget.limits(graph))))
+    found = at(levels[first])
+    growths = [
+        (bisect_left(levels, True, key=lambda level: wanted(level)[name] < size), place, name, size)
+        for place, (name, candidates) in enumerate(only.widths.items())
+        for size in candidates
+        if size > found.widths[name]
+    ]
+    for _, _, name, size in sorted(growths, key=lambda growth: (-growth[0], -growth[1], growth[3])):
+        grown = replace(found, widths={**found.widths, name: size})
+        if size == min(other for other in only.widths[name] if other > found.widths[name]):  # none was too dear before
+            found = grown if budget.holds(graph, grown) else found
+    return found
 
 
 @dataclass(frozen=True)

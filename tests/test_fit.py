@@ -29,16 +29,37 @@ def rounded_down(wanted: dict[str, float], space: tas.SearchSpace) -> dict[str, 
     }
 
 
-def test_uniform_keeps_five_of_eight_where_six_would_cost_too_much(tiny):
-    found = uniform(tiny, tas.SearchSpace.of(tiny), tas.Budget(macs="50%"))
-    assert set(found.widths.values()) == {5}
-    assert found.depths == {"blocks": 3}
-    six = tas.Architecture(dict.fromkeys(found.widths, 6), found.depths)
-    assert tiny.macs(found) <= 0.5 * tiny.macs() < tiny.macs(six)
+def grown(found: tas.Architecture, space: tas.SearchSpace) -> list[tas.Architecture]:
+    """Every architecture in which one width has its next candidate."""
+    return [
+        tas.Architecture(
+            {**found.widths, name: next(size for size in sizes if size > found.widths[name])}, found.depths
+        )
+        for name, sizes in space.widths.items()
+        if found.widths[name] < sizes[-1]
+    ]
+
+
+def assert_is_used_from(base: tas.Architecture, found: tas.Architecture, graph, space, bound):
+    """The budget is used: what is found holds all of the base, and no width could be a candidate larger."""
+    assert bound.holds(graph, found)
+    assert found.depths == base.depths
+    assert all(found.widths[name] >= size for name, size in base.widths.items())
+    assert not any(bound.holds(graph, other) for other in grown(found, space))
+
+
+def test_uniform_keeps_five_of_eight_and_six_in_the_last_layers(tiny):
+    space, bound = tas.SearchSpace.of(tiny), tas.Budget(macs="50%")
+    found = uniform(tiny, space, bound)
+    five = tas.Architecture(dict.fromkeys(found.widths, 5), {"blocks": 3})
+    six = tas.Architecture(dict.fromkeys(found.widths, 6), {"blocks": 3})
+    assert tiny.macs(five) <= 0.5 * tiny.macs() < tiny.macs(six)
+    assert_is_used_from(five, found, tiny, space, bound)
+    assert list(found.widths.values()) == sorted(found.widths.values())
 
 
 @pytest.mark.parametrize("budget", [{"macs": "35%"}, {"macs": "50%"}, {"params": "60%"}, {"macs": 0.7, "params": 0.5}])
-def test_uniform_is_the_largest_of_all_single_ratios_that_fit(resnet, budget):
+def test_uniform_starts_from_the_largest_of_all_single_ratios_that_fit(resnet, budget):
     space, bound = tas.SearchSpace.of(resnet, round_to=2), tas.Budget.of(budget)
     found = uniform(resnet, space, bound)
     fitting = []
@@ -47,7 +68,7 @@ def test_uniform_is_the_largest_of_all_single_ratios_that_fit(resnet, budget):
         architecture = tas.Architecture(widths, resnet.full.depths)
         if bound.holds(resnet, architecture):
             fitting.append(architecture)
-    assert found == fitting[-1]
+    assert_is_used_from(fitting[-1], found, resnet, space, bound)
     assert found in space
 
 
@@ -61,14 +82,26 @@ def test_a_threshold_removes_what_is_least_important_until_the_budget_holds(resn
         architecture = tas.Architecture(rounded_down(wanted, space), resnet.full.depths)
         if bound.holds(resnet, architecture):
             break
-    assert found == architecture
+    assert_is_used_from(architecture, found, resnet, space, bound)
     assert found in space
+
+
+def test_what_a_threshold_leaves_goes_to_the_most_important_channels_that_were_cut(tiny):
+    names = list(tiny.full.widths)
+    importance = {name: np.linspace(2, 1, 8) - 0.01 * place for place, name in enumerate(names)}
+    found = above_threshold(importance, tiny, tas.SearchSpace.of(tiny), tas.Budget(macs="50%"))
+    assert list(found.widths.values()) == sorted(found.widths.values(), reverse=True)
+    backwards = {name: np.linspace(2, 1, 8) + 0.01 * place for place, name in enumerate(names)}
+    found = above_threshold(backwards, tiny, tas.SearchSpace.of(tiny), tas.Budget(macs="50%"))
+    assert list(found.widths.values()) == sorted(found.widths.values())
 
 
 def test_equal_importance_everywhere_still_fits(resnet):
     importance = {name: np.ones(size) for name, size in resnet.full.widths.items()}
     space, bound = tas.SearchSpace.of(resnet), tas.Budget(macs="50%")
-    assert above_threshold(importance, resnet, space, bound) == widths_alone(space).smallest
+    assert_is_used_from(
+        widths_alone(space).smallest, above_threshold(importance, resnet, space, bound), resnet, space, bound
+    )
 
 
 def test_a_budget_that_needs_fewer_blocks_is_refused_with_the_reason(tiny):
