@@ -157,27 +157,24 @@ class Fitter:
         return max(self.graph.cost(name).exact(architecture) / limit for name, limit in self.limits.items())
 
     def fitted(self, picks: Sequence[int], seed: int) -> Architecture:
-        """Move random single sizes by one candidate: down until the budget holds, then up until it is used.
+        """Move random single sizes by one candidate: down until the budget holds, then up as long as it does.
 
         Args:
             picks: index of a candidate, for every width and depth in the order of `sizes`.
             seed: of which sizes move; the same picks and seed give the same architecture.
 
         Returns:
-            What fits and uses 90 % of the budget, or less where twenty attempts do not reach that.
+            What fits, while nothing does that is one candidate larger. It uses 90 % of the budget, or less where twenty
+            attempts do not reach that.
         """
-        draw, best = random.Random(seed), self._shrunk(picks, random.Random(seed))
+        draw = random.Random(seed)
+        best = self._filled(self._shrunk(picks, draw), draw)
         for _ in range(ROUNDS):
-            while self._load(best) < USED:
-                grown = next((other for other in self._grown(best, draw) if self._load(other) <= 1), None)
-                if grown is None:
-                    break
-                best = grown
             # the next depth may cost more than is left: try it, and pay for it elsewhere
             larger = next(self._grown(best, draw), None) if self._load(best) < USED else None
             if larger is None:
                 break
-            best = max(best, self._shrunk(larger, draw), key=self._load)
+            best = max(best, self._filled(self._shrunk(larger, draw), draw), key=self._load)
         return self.architecture(best)
 
     def architecture(self, picks: Sequence[int]) -> Architecture:
@@ -201,6 +198,13 @@ class Fitter:
                 return [sizes.index(chosen[name]) for name, sizes in self.sizes.items()]
             held[draw.choice(places)] -= 1
         return held
+
+    def _filled(self, picks: Sequence[int], draw: random.Random) -> list[int]:
+        """Random sizes made larger by one candidate until none fits."""
+        held: list[int] | None = list(picks)
+        while held is not None:
+            best, held = held, next((other for other in self._grown(held, draw) if self._load(other) <= 1), None)
+        return best
 
     def _grown(self, picks: Sequence[int], draw: random.Random) -> Iterator[list[int]]:
         """Every growth of one size by one candidate, in random order."""

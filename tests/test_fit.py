@@ -128,6 +128,7 @@ def test_any_choice_is_moved_to_the_budget_and_uses_it(resnet, budget):
         assert found in space
         assert bound.holds(resnet, found)
         assert fitter.load(found) >= USED
+        assert not any(bound.holds(resnet, other) for other in grown(found, space))
         assert found == fitter.fitted(picks, seed)
 
 
