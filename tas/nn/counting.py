@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tas.graph import Graph, Layer
 from tas.nn.capture import Captured
 
 
-@torch.no_grad()
 def count_macs(model: nn.Module, example: Tensor | Sequence[Tensor]) -> int:
     """Multiply-adds of one sample, counted by torch's flop counter.
 
@@ -21,34 +22,59 @@ def count_macs(model: nn.Module, example: Tensor | Sequence[Tensor]) -> int:
         model: put into evaluation mode.
         example: what `forward` takes, batch first.
     """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
     inputs = [example] if isinstance(example, Tensor) else example
     device = next(model.parameters()).device
-    counter = FlopCounterMode(display=False)
-    own, fused = [p for p in model.parameters() if p.requires_grad], torch.backends.mha.get_fastpath_enabled()
+    trained = [p for p in model.parameters() if p.requires_grad]
     try:
-        torch.backends.mha.set_fastpath_enabled(False)  # neither it nor a fused attention kernel is counted
-        for parameter in own:
+        for parameter in trained:
             parameter.requires_grad_(False)  # the counter takes one that a module is called with for an activation
-        with counter, sdpa_kernel(SDPBackend.MATH):
-            model.eval()(*(tensor.to(device) for tensor in inputs))
+        return _flops(model.eval(), [tensor.to(device) for tensor in inputs]) // 2 // len(inputs[0])
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for parameter in own:
+        for parameter in trained:
             parameter.requires_grad_(True)
-    return counter.get_total_flops() // 2 // len(inputs[0])
 
 
 def uncounted_macs(model: nn.Module, captured: Captured, example: Sequence[Tensor]) -> int:
-    """Multiply-adds of one sample that torch counts and no layer has: of operations without a rule, say."""
+    """Multiply-adds of one sample that torch counts and no layer has: of operations without a rule, say.
+
+    Args:
+        model: in evaluation mode.
+        captured: what it was captured as.
+        example: what `forward` takes, batch first.
+    """
     products = [product for draft in captured.drafts.values() for product in draft.products]
     known = sum(coefficient * prod(len(labels) for labels in sizes) for coefficient, sizes in products)
+    for count in (_count_by_shapes, count_macs):
+        try:
+            return max(0, count(model, example) - known)
+        except Exception:  # a forward may make tensors on a device of its own, and torch's counter may fail on it
+            continue
+    return 0
+
+
+def _count_by_shapes(model: nn.Module, example: Sequence[Tensor]) -> int:
+    """The same without computing anything: on tensors that have shapes alone."""
+    tensors = {name: tensor.detach().to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+    def run(*inputs: Tensor) -> None:
+        functional_call(model, tensors, inputs)
+
+    return _flops(run, [tensor.to("meta") for tensor in example]) // 2 // len(example[0])
+
+
+@torch.no_grad()
+def _flops(run: Callable[..., Any], inputs: Sequence[Tensor]) -> int:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter, fused = FlopCounterMode(display=False), torch.backends.mha.get_fastpath_enabled()
     try:
-        return max(0, count_macs(model, example) - known)
-    except Exception:  # torch's counter may fail on what a user's forward does
-        return 0
+        torch.backends.mha.set_fastpath_enabled(False)  # neither it nor a fused attention kernel is counted
+        with counter, sdpa_kernel(SDPBackend.MATH):
+            run(*inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return counter.get_total_flops()
 
 
 def with_uncounted(graph: Graph, macs: int) -> Graph:
