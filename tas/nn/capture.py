@@ -86,12 +86,8 @@ def _drop_what_nobody_reads(program: torch.export.ExportedProgram) -> None:
     What reads a parameter stays: it is a layer, and is cut with the others.
     """
     inputs = set(program.graph_signature.user_inputs)
-
-    def must_stay(node: fx.Node) -> bool:
-        stored = (source for source in node.all_input_nodes if source.op == "placeholder" and source.name not in inputs)
-        return node.is_impure() or next(stored, None) is not None
-
-    program.graph.eliminate_dead_code(must_stay)
+    stored = {node for node in program.graph.nodes if node.op == "placeholder" and node.name not in inputs}
+    program.graph.eliminate_dead_code(lambda node: node.is_impure() or not stored.isdisjoint(node.all_input_nodes))
 
 
 def _first_line(error: Exception) -> str:
