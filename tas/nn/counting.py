@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from tas.graph import Graph, Layer
 from tas.nn.capture import Captured
+from tas.nn.surgery import fresh_copy
 
 
 def count_macs(model: nn.Module, example: Tensor | Sequence[Tensor]) -> int:
@@ -54,12 +54,8 @@ def uncounted_macs(model: nn.Module, captured: Captured, example: Sequence[Tenso
 
 def _count_by_shapes(model: nn.Module, example: Sequence[Tensor]) -> int:
     """The same without computing anything: on tensors that have shapes alone."""
-    tensors = {name: tensor.detach().to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-
-    def run(*inputs: Tensor) -> None:
-        functional_call(model, tensors, inputs)
-
-    return _flops(run, [tensor.to("meta") for tensor in example]) // 2 // len(example[0])
+    shapes = fresh_copy(model).requires_grad_(False).to("meta")
+    return _flops(shapes, [tensor.to("meta") for tensor in example]) // 2 // len(example[0])
 
 
 @torch.no_grad()
