@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,13 @@ class RunFolder:
     @classmethod
     @from_main
     def open(
-        cls, path: str | Path | None, config: str, *, resume: bool, results: Sequence[str] = (SUMMARY, REPORT)
+        cls,
+        path: str | Path | None,
+        config: str,
+        *,
+        resume: bool,
+        results: Sequence[str] = (SUMMARY, REPORT),
+        extends: Callable[[str, str], bool] = eq,
     ) -> RunFolder:
         """Take a folder for a run.
 
@@ -39,6 +46,8 @@ class RunFolder:
             config: YAML text of everything the result depends on.
             resume: go on with an interrupted run of the same config.
             results: the files that a finished run has; without any, every run of the same config can go on.
+            extends: of the config in the folder and the given one: whether the given one can go on with what was done
+                under the other, and takes its place.
 
         Raises:
             RunError: the folder is in use, there is nothing to resume, or the config differs.
@@ -55,11 +64,13 @@ class RunFolder:
             if results and is_finished(folder, results):
                 cls(folder).drop_checkpoints()  # it may have been killed just before
                 raise RunError(f"{folder} holds a finished run (it has {results[0]}); there is nothing to resume")
-            if read_text(known) != config:
+            if not extends(before := read_text(known), config):
                 raise RunError(
                     f"{known} differs from the options given; resume with the same options (--config {known}) or "
                     f"choose another folder"
                 )
+            if before != config:
+                write_text(known, config)
         elif folder.exists() and not all(map(is_temporary, _entries(folder))):
             raise RunError(f"{folder} is in use; choose another folder, or resume the run that is there (--resume)")
         else:

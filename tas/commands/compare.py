@@ -94,7 +94,7 @@ def compare(
         threads: of each worker, 1 by default
         seed: of the full model, where it is trained first
         output: folder of the results, runs/compare-DATE-TIME by default
-        resume: do what is missing in the output folder
+        resume: do what is missing in the output folder; methods, transfers, seeds and budgets may be added
         json: print what was found as JSON
     """
     if num_processes() > 1:

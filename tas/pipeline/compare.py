@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from tas.data import as_source
-from tas.errors import ConfigError
+from tas.errors import ConfigError, RunError
 from tas.fit import require_widths_suffice
-from tas.pipeline.comparison.methods import read_transfer, with_transfer
+from tas.pipeline.comparison.methods import SEARCHED, read_transfer, with_transfer
 from tas.pipeline.comparison.page import write_comparison
 from tas.pipeline.comparison.plan import CompareConfig, Job, plan
 from tas.pipeline.comparison.pool import Outcome, do_here, do_in_processes
@@ -33,6 +33,7 @@ from tas.run import RunFolder
 from tas.storage import is_temporary, write_text
 from tas.task import Loss, Metric, require_fit_for_data
 
+GRID = ("methods", "transfers", "seeds", "budgets")  # entries of the config that may grow
 TABLE, PAGE, NUMBERS = "compare.md", "compare.html", "compare.json"
 
 
@@ -81,7 +82,7 @@ def compare(
         data: a `tas.data` source, or a pair of loaders (training, test).
         config: see `CompareConfig`.
         output: folder for the results; None keeps nothing.
-        resume: go on with the comparison in that folder.
+        resume: go on with the comparison in that folder. Methods, transfers, seeds and budgets may be added.
         train_teacher: train the full model first, by `config.job.teacher`.
         loss: (outputs, targets) to a scalar, for tasks other than classification.
         metric: (outputs, targets) to a number, the larger the better.
@@ -107,7 +108,7 @@ def compare(
     bench = Bench(model, as_source(data), config, Path(), train_teacher, loss, metric)
     _require_possible(bench)
     with tempfile.TemporaryDirectory() as temporary:
-        run = RunFolder.open(output, _settings(config, origin), resume=resume, results=())
+        run = RunFolder.open(output, _settings(config, origin), resume=resume, results=(), extends=_extends)
         folder = run.path or Path(temporary)
         bench.folder = folder
         _drop_halves(folder)
@@ -160,6 +161,37 @@ def _settings(config: CompareConfig, origin: Mapping[str, Any] | None) -> str:
     import yaml
 
     return yaml.safe_dump({**(origin or {}), **config.to_dict()}, sort_keys=False)
+
+
+def _extends(known: str, given: str) -> bool:
+    """Whether a comparison asks for all jobs of the one in the folder under the same settings, and maybe for more.
+
+    Raises:
+        RunError: what was done would have trained for another number of epochs beside what is new.
+    """
+    import yaml
+
+    try:
+        old, new = yaml.safe_load(known), yaml.safe_load(given)
+        before = old["methods"]
+        if {name: new["methods"].get(name) for name in before} != before:
+            return False
+        if any(value not in new[name] for name in ("transfers", "seeds", "budgets") for value in old[name]):
+            return False
+        if {**old, **{name: new[name] for name in GRID}} != new:
+            return False
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):  # somebody has changed it
+        return False
+    if new["equal_epochs"] and _has_search(before) != _has_search(new["methods"]):
+        raise RunError(
+            "the methods in the folder have trained for fewer epochs than beside a search of ours (equal_epochs); "
+            "choose another folder"
+        )
+    return True
+
+
+def _has_search(methods: Mapping[str, Mapping[str, Any]]) -> bool:
+    return any(method["method"] in SEARCHED for method in methods.values())
 
 
 def _drop_halves(folder: Path) -> None:

@@ -171,6 +171,40 @@ def test_another_comparison_in_the_folder_is_refused(finished):
         tas.compare(fresh(), hard_source(), config=tiny_config(budgets="40%"), output=folder, resume=True)
 
 
+def test_resuming_may_add_methods_transfers_seeds_and_budgets(tmp_path, monkeypatch):
+    folder, done, real = tmp_path / "run", [], work.do
+    small = tiny_config(methods="l1", seeds=(0,), transfers="none")
+    tas.compare(fresh(), hard_source(), config=small, output=folder)
+    monkeypatch.setattr(pool, "do", lambda bench, job: (done.append(job.name), real(bench, job)))
+    config = tiny_config(methods="uniform l1", seeds=(0, 1), transfers="none init+kd", budgets="50% 60%")
+    result = tas.compare(fresh(), hard_source(), config=config, output=folder, resume=True)
+    assert (result.failed, len(result.cells)) == ([], 2 * 2 * 2 * 2)
+    assert "l1-50pctmacs-none-seed0" not in done
+    assert len(done) == len(set(done)) == 1 + 7 + 15  # a clock, searches, cells
+    assert result.summary["config"]["seeds"] == [0, 1]
+    tas.compare(fresh(), hard_source(), config=config, output=folder, resume=True)
+    assert len(done) == 1 + 7 + 15
+    anew = tas.compare(fresh(), hard_source(), config=config)
+    assert numbers(anew) == numbers(result)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"methods": "l2"}, "differs from the options given"),
+     ({"methods": {"l1": {"method": "l1", "options": {"space.round_to": 4}}}}, "differs from the options given"),
+     ({"seeds": (1,)}, "differs from the options given"),
+     ({"equal_epochs": False}, "differs from the options given"),
+     ({"methods": "l1 tas"}, "have trained for fewer epochs than beside a search of ours")],
+)  # fmt: skip
+def test_resuming_may_change_nothing_that_was_done(tmp_path, options, message):
+    folder, config = tmp_path / "run", {"methods": "l1", "seeds": (0,), "transfers": "none"}
+    tas.compare(fresh(), hard_source(), config=tiny_config(**config), output=folder)
+    before = (folder / "config.yaml").read_text()
+    with pytest.raises(tas.RunError, match=message):
+        tas.compare(fresh(), hard_source(), config=tiny_config(**{**config, **options}), output=folder, resume=True)
+    assert (folder / "config.yaml").read_text() == before
+
+
 def test_a_failed_cell_is_told_and_tried_again_by_resuming(tmp_path, monkeypatch):
     config = tiny_config(methods="tas", seeds=(0,), transfers="none kd")
     real = work.train

@@ -195,8 +195,7 @@ def _search(bench: Bench, job: Job) -> dict[str, Any]:
     costs = {name: graph.cost(name).exact(architecture) for name in limits}
     if not job.budget.holds(graph, architecture):
         raise RunError(f"method {method.label} chose an architecture that costs {costs}, over the budget of {limits}")
-    if any(read_transfer(transfer)[0] for transfer in bench.config.transfers):  # type: ignore[union-attr]
-        save_full(folder / RANKED_WEIGHTS, model)
+    save_full(folder / RANKED_WEIGHTS, model)
     write_text(folder / ARCHITECTURE, architecture.to_json())
     return {
         "method": method.label, "seed": job.seed, "budget": job.budget.amounts, "limits": limits, "costs": costs,
