@@ -600,6 +600,23 @@ def test_a_finished_run_is_decoded_for_another_budget_without_data_and_goes_on_a
     assert "3 runs side by side" in (tmp_path / "page" / "report.html").read_text()
 
 
+def test_training_a_run_takes_the_full_model_that_it_has_trained(three, images, tmp_path, capsys):
+    options = ["train", "--model", TOYS, "--data", f"folder:{images}", *QUICK[4:], "--run"]
+    states = {}
+    for name, more in (("own", []), ("given", ["--weights", three / "teacher.safetensors"]), ("none", [])):
+        shutil.copytree(three, tmp_path / name)
+        if name == "none":
+            (tmp_path / name / "teacher.safetensors").unlink()
+        capsys.readouterr()
+        assert run(*options, tmp_path / name / "macs-40pct", *more) == 0
+        assert ("learns from the labels alone; --weights names a teacher" in capsys.readouterr().err) == (
+            name == "none"
+        )
+        states[name] = load_file(tmp_path / name / "macs-40pct" / "model.safetensors")
+    assert all(torch.equal(value, states["own"][name]) for name, value in states["given"].items())
+    assert any(not torch.equal(value, states["own"][name]) for name, value in states["none"].items())
+
+
 def test_measuring_a_run_takes_the_full_model_that_it_has_trained(three, images, tmp_path, capsys):
     one, data = tmp_path / "one" / "macs-40pct", ["--model", TOYS, "--data", f"folder:{images}"]
     shutil.copytree(three, one.parent)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json as json_module
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tas import data as data_sets
-from tas.commands.inputs import build_model, found_in, to_yaml, without_seed
-from tas.distributed import from_main
+from tas.commands.inputs import build_model, found_in, to_yaml, trained_weights_in, without_seed
+from tas.distributed import from_main, is_main_process
 from tas.options import plain
 from tas.pipeline.compress import short_teacher, short_train
 from tas.pipeline.measure import measure as measure_model
@@ -48,11 +49,11 @@ def train(
     tracker: str | None = None,
     json: bool = False,
 ) -> None:
-    """Train a full model, or with --run a derived one that learns from the full model with --weights.
+    """Train a full model, or with --run a derived one that learns from the full model.
 
     Args:
         model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, transformers:NAME, FILE.py:FUNCTION or MODULE:FUNCTION
-        weights: where a full model starts; with --run, the trained teacher
+        weights: where a full model starts; with --run, the trained teacher, by default the one that the run has trained
         pretrained: use the released weights of torchvision, timm or transformers
         run: folder of a derived model; its model.safetensors is replaced by the trained one
         data: digits, cifar10, cifar100 or folder:PATH
@@ -71,12 +72,17 @@ def train(
     source = data_sets.load(
         data, data_dir=data_dir, download=download, image_size=image_size, normalization=normalization
     )
+    if run is not None and not pretrained:
+        weights = weights or trained_weights_in(run)
     full = build_model(model, source.num_classes, weights, pretrained, seed)
     require_fit_for_data(full, source)
     if run is not None:
         graph, architecture = found_in(run)
         folder = RunFolder(Path(run))
         teacher = full if weights or pretrained else None
+        if teacher is None and config.uses_teacher and is_main_process():
+            print(f"tas train: {run} holds no trained full model, so its model learns from the labels alone; "
+                  f"--weights names a teacher", file=sys.stderr)  # fmt: skip
         small, record = load(run, full), folder.record()
         with tracked(record, tracker, folder=run, settings=plain(config)):
             small = train_model(
