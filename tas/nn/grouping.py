@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def build_graph(
     reasons = _frozen_roots(captured, roots)
     places, widths = _widths(captured, roots, reasons)
     exits = _exits(captured, roots, places, widths)
-    layouts = {axis: _layout(roots[labels], places) for axis, labels in captured.labels.axes.items()}
+    layouts = _layouts(captured, roots, places)
     gates = {block: (depth.name, place) for depth in depths for place, block in enumerate(depth.blocks) if place}
     shortcuts = _shortcuts(captured, roots, places, widths, gates)
     layers = tuple(
@@ -187,9 +188,15 @@ def _widths(
 ) -> tuple[dict[int, Place], dict[str, int]]:
     """Group classes that occur in the same axes, equally often, into widths."""
     signatures: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    known: set[bytes] = set()
     for index, labels in enumerate(captured.labels.axes.values()):
-        for root, times in zip(*np.unique(roots[labels], return_counts=True), strict=True):
-            signatures[int(root)].append((index, int(times)))
+        vector = roots[labels]
+        if (key := vector.tobytes()) in known:  # an axis like another tells its classes apart no better
+            continue
+        known.add(key)
+        classes, times = np.unique(vector, return_counts=True)
+        for root, count in zip(classes.tolist(), times.tolist(), strict=True):
+            signatures[root].append((index, count))
     groups: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
     for root in sorted(signatures):
         if root not in frozen:
@@ -212,32 +219,36 @@ def _widths(
     return places, widths
 
 
+def _layouts(captured: Captured, roots: np.ndarray, places: dict[int, Place]) -> dict[tuple[str, int], Layout | None]:
+    """Every axis described; many are alike."""
+    known: dict[bytes, Layout | None] = {}
+    layouts = {}
+    for axis, labels in captured.labels.axes.items():
+        vector = roots[labels]
+        key = vector.tobytes()
+        if key not in known:
+            known[key] = _layout(vector, places)
+        layouts[axis] = known[key]
+    return layouts
+
+
 def _layout(roots: np.ndarray, places: dict[int, Place]) -> Layout | None:
     """Describe an axis in as few runs as possible; None where nothing on it is ever cut."""
     found = [places.get(root) for root in roots.tolist()]
     if not any(found):
         return None
-    groups: list[Run] = []  # one per channel, repeats counted
-    for place in found:
-        width, channel = place or (None, 0)
-        last = groups[-1] if groups else None
-        if last is not None and last.width == width and (width is None or last.start == channel):
-            grown = (last.count + 1, 1) if width is None else (1, last.repeat + 1)
-            groups[-1] = Run(width, last.start, *grown)
-        else:
-            groups.append(Run(width, channel, 1))
-    runs: list[Run] = []
-    for group in groups:
-        last = runs[-1] if runs else None
-        if (
-            last is not None
-            and group.width is not None
-            and (last.width, last.repeat, last.start + last.count) == (group.width, group.repeat, group.start)
-        ):
-            runs[-1] = Run(last.width, last.start, last.count + 1, last.repeat)
-        else:
-            runs.append(group)
+    groups = [(place, sum(1 for _ in same)) for place, same in groupby(found)]  # one per channel, repeats counted
+    runs = []
+    for (times, _, _), members in groupby(enumerate(groups), _stretch):
+        first, *others = (place for _, (place, _) in members)
+        runs.append(Run(None, 0, times) if first is None else Run(*first, 1 + len(others), times))
     return tuple(runs)
+
+
+def _stretch(item: tuple[int, tuple[Place | None, int]]) -> tuple[int, str | None, int]:
+    """The same for neighbours that follow each other in one width, and repeat equally often."""
+    index, (place, times) = item
+    return (times, None, index) if place is None else (times, place[0], place[1] - index)
 
 
 def _layer_order(model: nn.Module, captured: Captured) -> list[str]:
