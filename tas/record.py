@@ -27,8 +27,8 @@ def versions() -> dict[str, str]:
 class Record:
     """Rows of a run, kept in memory and, where a path is given, in a file of JSON lines.
 
-    A row is a flat mapping with a `stage` and mostly an `epoch`. An interrupted run may have written an epoch it has to
-    do again; `epochs` then gives the later row.
+    A row is a flat mapping with a `stage` and mostly an `epoch`, or a `part` and a `round`. An interrupted run may have
+    written one that it has to do again; the later row counts.
     """
 
     def __init__(self, path: Path | None = None):
@@ -75,9 +75,10 @@ class Record:
         return [latest[epoch] for epoch in sorted(latest)]
 
     def seconds(self, stage: str) -> float:
-        """Time a stage took, interruptions not counted: its epochs, and rows of it that belong to none."""
+        """Time a stage took, interruptions not counted: its epochs, and its parts and rounds, each once."""
         others = [row for row in self.rows if row["stage"] == stage and "epoch" not in row]
-        return sum(row.get("seconds", 0.0) for row in [*self.epochs(stage), *others])
+        latest = {(row.get("part"), row.get("round")): row for row in others}
+        return sum(row.get("seconds", 0.0) for row in [*self.epochs(stage), *latest.values()])
 
 
 def _drop_half_line(path: Path) -> None:

@@ -34,6 +34,14 @@ def test_an_epoch_done_again_counts_once_with_its_later_row():
     assert record.seconds("search") == 0.0
 
 
+def test_a_part_or_round_that_was_done_again_counts_once():
+    record = Record()
+    record.add("search", part="saliency", seconds=1.0)
+    for number, seconds in ((0, 2.0), (1, 4.0), (1, 8.0)):
+        record.add("search", part="halving", round=number, seconds=seconds)
+    assert record.seconds("search") == 1.0 + 2.0 + 8.0
+
+
 @pytest.mark.parametrize("tail", ['{"stage": "tr', '{"stage": "train", "epoch": 1}', "\x00\x00"])
 def test_a_line_cut_short_by_a_kill_is_dropped_and_the_run_goes_on_for_good(tmp_path, tail):
     path = tmp_path / "record.jsonl"
