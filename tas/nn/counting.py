@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tas.graph import Graph, Layer
 from tas.nn.capture import Captured
-from tas.nn.surgery import fresh_copy
+from tas.nn.surgery import shared_copy
 
 
 def count_macs(model: nn.Module, example: Tensor | Sequence[Tensor]) -> int:
@@ -54,7 +54,7 @@ def uncounted_macs(model: nn.Module, captured: Captured, example: Sequence[Tenso
 
 def _count_by_shapes(model: nn.Module, example: Sequence[Tensor]) -> int:
     """The same without computing anything: on tensors that have shapes alone."""
-    shapes = fresh_copy(model).requires_grad_(False).to("meta")
+    shapes = shared_copy(model).to("meta").requires_grad_(False)  # on meta the copy has parameters of its own
     return _flops(shapes, [tensor.to("meta") for tensor in example]) // 2 // len(example[0])
 
 
