@@ -69,6 +69,7 @@ EXAMPLES = {
         "--budgets 50%,30% --workers 4 --output runs/versus",
         "tas compare --config runs/versus/config.yaml --output runs/again",
         "tas compare --resume --output runs/versus",
+        "tas compare --resume --output runs/versus --seeds 0,1,2,3,4",
     ],
 }
 
