@@ -107,8 +107,8 @@ def _round_rows(run: RunFiles) -> str:
     lines = [
         "## Successive halving",
         "",
-        "Architectures that took turns in training the weights they share; most went before any step, then the worse "
-        "half after every round. "
+        "Architectures that took turns in training the weights they share; most went after the first round, then the "
+        "worse half after every round. "
         "Losses are those on held-out images, of more images in later rounds.",
         "",
         "| round | steps | images | architectures | median loss | best loss | macs of the best | its blocks |",

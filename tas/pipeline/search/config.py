@@ -12,7 +12,8 @@ from tas.space import SearchSpace
 
 # Adam moves a logit by about its learning rate a step; 12 takes it from even odds to certainty, with room to turn back
 LOGITS_TRAVEL = 12.0
-FIRST_CUT = 4  # one in so many architectures is trained at all; the weights of the full network choose them
+FIRST_CUT = 4  # one in so many architectures outlives the first round
+FIRST_STEPS = 0.3  # share of the steps in the first round: without any, small networks know nothing, and chance decides
 MOST_IMAGES = 8  # times as many as in the first round judge those of a later one, at most
 
 
@@ -55,8 +56,8 @@ class SearchConfig:
         distillation_temperature: of those labels.
         architectures: how many take part in successive halving, which chooses one of them: of every depth and largest
             width the one that the logits ask for; 0 or 1 takes the most probable one instead.
-        halving_steps: of the weights that they share, by turns, on the first half; the worst three quarters go before
-            any step.
+        halving_steps: of the weights that they share, by turns, on the first half; the worst three quarters go after
+            three tenths of them, and the others begin again with the weights of the start.
         halving_images: of the second half, which the first round is judged on; every further round has twice as many,
             up to eight times.
         held_out_images: of the second half, on which saliency is measured.
@@ -165,16 +166,17 @@ class SearchConfig:
         return self.epochs + (steps * self.batch_size + measured / 3) / images
 
     def halving_rounds(self, entrants: int) -> list[Planned]:
-        """Rounds of successive halving: the first without a step, in which most go, then half in each."""
+        """Rounds of successive halving: a first long one, after which most go, then half in each."""
         if entrants < 2:
             return []
         left = max(2, math.ceil(entrants / FIRST_CUT))
-        rounds = [Planned(0, self.halving_images, left)] if left < entrants else []
+        first = round(FIRST_STEPS * self.halving_steps) if left < entrants else 0
+        rounds = [Planned(first, self.halving_images, left)] if left < entrants else []
         count = math.ceil(math.log2(left))
         for place in range(count):
             left = (left + 1) // 2
             images = self.halving_images * min(2 ** len(rounds), MOST_IMAGES)
-            rounds.append(Planned(round(self.halving_steps * (place + 1) / count), images, left))
+            rounds.append(Planned(first + round((self.halving_steps - first) * (place + 1) / count), images, left))
         return rounds
 
     def temperature(self, progress: float) -> float:

@@ -156,10 +156,11 @@ def halve(
     known: Sequence[Sequence[float]],
     bar: Bar,
 ) -> Iterator[Round]:
-    """Drop most as they are, then train by turns and drop the worse half, until the better of two is known.
+    """Train by turns and drop most, then, from the first weights on, the worse half, until the better of two is known.
 
-    Whenever some have gone, the corners around the best that were not there yet come in: where there are more corners
-    than places, the field moves to where the good ones are.
+    Weights that all had a part in, bad networks most of all, tell who is bad; the rest do better without them. Whenever
+    some have gone, the corners around the best that were not there yet come in: where there are more corners than
+    places, the field moves to where the good ones are.
 
     Args:
         entrants: compete from the first round on; one alone needs no round.
@@ -179,6 +180,7 @@ def halve(
     config, supernet = steps.config, steps.supernet
     left, start, rounds = list(entrants), 0, config.halving_rounds(len(entrants))
     batches = islice(tuning(), rounds[len(known) - 1].steps if known else 0, None)
+    untouched = None if known else {name: value.clone() for name, value in supernet.state_dict().items()}
     for number, (end, images, stay) in enumerate(rounds):
         if number < len(known):
             losses = list(known[number])
@@ -199,6 +201,10 @@ def halve(
         if found[order[0]] >= WORST:
             raise TrainingError("no loss is finite after a round of the search; lower search.learning_rate")
         left = order[: (len(order) + 1) // 2 if number else stay]
+        if untouched is not None and len(rounds) > 1:
+            supernet.load_state_dict(untouched)
+            steps.weights.state.clear()
+        untouched = None
         yield Round(end, images, found)
         left, start = left + (field.around(left[0]) if number + 2 < len(rounds) else []), end
 
