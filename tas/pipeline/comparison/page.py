@@ -103,7 +103,7 @@ def scatter(found: Found, transfer: str) -> Figure:
         values.append(found["full"]["accuracy"])
         figure.add_hline(found["full"]["accuracy"], line={"dash": "dot", "width": 1.5})
     costs = [cost / 1e6 for row in found["rows"] for cost in row["macs_by_seed"].values()]
-    room = max(0.1 * max(costs), 0.1 * (max(costs) - min(costs)))  # what differs by a percent is drawn as the same
+    room = 0.1 * max(costs)  # costs that differ by a percent stay together
     figure.update_xaxes(range=[max(0.0, min(costs) - room), max(costs) + room])
     return figure.update_yaxes(range=padded_range(values))
 
