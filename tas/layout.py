@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,29 @@ class Run:
 
 
 Layout = tuple[Run, ...]
+Place = tuple[str, int]  # (width name, channel)
+
+
+def runs_of(places: Sequence[Place | None]) -> Layout | None:
+    """Describe an axis in as few runs as possible; None where nothing on it is ever cut.
+
+    Args:
+        places: what lies at every position of the axis.
+    """
+    if not any(places):
+        return None
+    groups = [(place, sum(1 for _ in same)) for place, same in groupby(places)]  # one per channel, repeats counted
+    runs = []
+    for (times, _, _), members in groupby(enumerate(groups), _stretch):
+        first, *others = (place for _, (place, _) in members)
+        runs.append(Run(None, 0, times) if first is None else Run(*first, 1 + len(others), times))
+    return tuple(runs)
+
+
+def _stretch(item: tuple[int, tuple[Place | None, int]]) -> tuple[int, str | None, int]:
+    """The same for neighbours that follow each other in one width, and repeat equally often."""
+    index, (place, times) = item
+    return (times, None, index) if place is None else (times, place[0], place[1] - index)
 
 
 def count_of(layout: Layout) -> Count:

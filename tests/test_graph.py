@@ -10,6 +10,7 @@ from tas.architecture import Architecture
 from tas.cost import Count
 from tas.errors import ArchitectureError
 from tas.graph import FORMAT, Depth, Frozen, Graph, Layer, Parameter, Run, Width, channels_of, count_of, positions_of
+from tas.layout import runs_of
 
 text = st.text(min_size=1, max_size=6)
 runs = st.builds(Run, st.one_of(st.none(), text), st.integers(0, 9), st.integers(1, 9), st.integers(1, 4))
@@ -49,6 +50,19 @@ def test_a_graph_survives_json(graph):
 
 # channels 0-2 of a, each twice; one fixed position; all four of b; channels 0-2 of a once more
 LAYOUT = (Run("a", 0, 3, 2), Run(None, 0, 1), Run("b", 0, 4), Run("a", 0, 3))
+
+
+@pytest.mark.parametrize(
+    ("places", "found"),
+    [
+        ([None, None], None),
+        ([("a", 0), ("a", 1), None, None], (Run("a", 0, 2), Run(None, 0, 2))),
+        ([("a", 0), ("a", 0), ("a", 1), ("a", 1), ("a", 2)], (Run("a", 0, 2, 2), Run("a", 2, 1))),
+        ([("a", 0), ("b", 1), ("b", 0), ("a", 1)], (Run("a", 0, 1), Run("b", 1, 1), Run("b", 0, 1), Run("a", 1, 1))),
+    ],
+)
+def test_an_axis_is_described_in_as_few_runs_as_possible(places, found):
+    assert runs_of(places) == found
 
 
 def test_positions_are_those_of_channels_below_the_size():

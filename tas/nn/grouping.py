@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -19,17 +18,15 @@ from tas.graph import (
     Layer,
     Layout,
     Parameter,
-    Run,
     Shortcut,
     Width,
     count_of,
     whole_width,
 )  # fmt: skip
+from tas.layout import Place, runs_of
 from tas.nn.capture import Captured, unseen_layers
 from tas.nn.labels import TIED, Stage, along, condense, varying_dims
 from tas.nn.rules import KINDS, Draft
-
-Place = tuple[str, int]  # (width name, channel)
 
 
 def build_graph(
@@ -233,22 +230,7 @@ def _layouts(captured: Captured, roots: np.ndarray, places: dict[int, Place]) ->
 
 
 def _layout(roots: np.ndarray, places: dict[int, Place]) -> Layout | None:
-    """Describe an axis in as few runs as possible; None where nothing on it is ever cut."""
-    found = [places.get(root) for root in roots.tolist()]
-    if not any(found):
-        return None
-    groups = [(place, sum(1 for _ in same)) for place, same in groupby(found)]  # one per channel, repeats counted
-    runs = []
-    for (times, _, _), members in groupby(enumerate(groups), _stretch):
-        first, *others = (place for _, (place, _) in members)
-        runs.append(Run(None, 0, times) if first is None else Run(*first, 1 + len(others), times))
-    return tuple(runs)
-
-
-def _stretch(item: tuple[int, tuple[Place | None, int]]) -> tuple[int, str | None, int]:
-    """The same for neighbours that follow each other in one width, and repeat equally often."""
-    index, (place, times) = item
-    return (times, None, index) if place is None else (times, place[0], place[1] - index)
+    return runs_of([places.get(root) for root in roots.tolist()])
 
 
 def _layer_order(model: nn.Module, captured: Captured) -> list[str]:
