@@ -185,15 +185,7 @@ def halve(
         if number < len(known):
             losses = list(known[number])
         else:
-            seed_everything(epoch_seed(config.seed, number, 3))
-            supernet.train()
-            turns = _turns(left, end - start, random.Random(f"{config.seed} {number}"))
-            with synchronized_batch_norm(config.sync_batch_norm):
-                for step, architecture in enumerate(turns, start):
-                    steps.set_learning_rate(step / config.halving_steps)
-                    steps.step_of(architecture, *next(batches))
-                    bar.advance()
-            average_statistics(supernet)
+            _train_by_turns(left, steps, batches, range(start, end), number, bar)
             held_out = judged(images)
             losses, images = _losses(left, steps, held_out), sum(len(batch[0]) for batch in held_out)
         found = dict(zip(left, losses, strict=True))
@@ -207,6 +199,22 @@ def halve(
         untouched = None
         yield Round(end, images, found)
         left, start = left + (field.around(left[0]) if number + 2 < len(rounds) else []), end
+
+
+def _train_by_turns(
+    architectures: Sequence[Architecture], steps: Steps, batches: Iterator[Batch], places: range, number: int, bar: Bar
+) -> None:
+    """Train the shared weights for one round: these steps of the search, and at its end statistics for batch norms."""
+    config, supernet = steps.config, steps.supernet
+    seed_everything(epoch_seed(config.seed, number, 3))
+    supernet.train()
+    turns = _turns(architectures, len(places), random.Random(f"{config.seed} {number}"))
+    with synchronized_batch_norm(config.sync_batch_norm):
+        for step, architecture in zip(places, turns, strict=True):
+            steps.set_learning_rate(step / config.halving_steps)
+            steps.step_of(architecture, *next(batches))
+            bar.advance()
+    average_statistics(supernet)
 
 
 def _turns(architectures: Sequence[Architecture], count: int, draw: random.Random) -> Iterator[Architecture]:
