@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
+from numbers import Real
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -37,6 +38,8 @@ def check_options(
             raise ConfigError(f"{stage} {name} is {value!r}; it can be {' or '.join(map(str, get_args(kind)))}")
         if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
             raise ConfigError(f"{stage} {name} is {value!r}; it must be a whole number")
+        if kind is float and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise ConfigError(f"{stage} {name} is {value!r}; it must be a number")
     for names, limit, holds in (
         (above_zero, "be above 0", lambda value: 0 < value < math.inf),
         (not_negative, "not be negative", lambda value: 0 <= value < math.inf),

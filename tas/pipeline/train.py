@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from tas.data import Batches, as_source
+from tas.data import Batch, as_source
 from tas.data.augment import epoch_seed, own_randomness, seed_everything
 from tas.data.sharding import sharded
 from tas.distributed import accelerator, average_gradients, copy_from_main, summed
@@ -48,8 +49,8 @@ class TrainConfig:
     """How a network is trained. The defaults are the paper's final training on CIFAR (Dong and Yang, 2019).
 
     Attributes:
-        epochs: passes over the training set.
-        warmup_epochs: epochs in which the learning rate rises linearly; then a cosine to 0.
+        epochs: passes over the training set; of the last, a part where this is no whole number.
+        warmup_epochs: epochs in which the learning rate rises linearly, at most half of all; then a cosine to 0.
         batch_size: samples a step.
         learning_rate: of SGD, at its highest.
         momentum: Nesterov's.
@@ -69,8 +70,8 @@ class TrainConfig:
         seed: of shuffling, augmentation and dropout.
     """
 
-    epochs: int = 300
-    warmup_epochs: int = 5
+    epochs: float = 300
+    warmup_epochs: float = 5
     batch_size: int = 256
     learning_rate: float = 0.1
     momentum: float = 0.9
@@ -100,6 +101,9 @@ class TrainConfig:
         if self.compile and (self.sync_batch_norm or self.transfer in FEATURE_TRANSFERS):
             what = "sync_batch_norm" if self.sync_batch_norm else f"transfer {self.transfer}"
             raise ConfigError(f"train compile does not go with {what}; set compile to false, or choose another")
+        for name in ("epochs", "warmup_epochs"):  # 30.0 and 30 are one option in files and messages
+            value = getattr(self, name)
+            object.__setattr__(self, name, int(value) if value == int(value) else float(value))
         object.__setattr__(self, "layers", split_patterns(self.layers))
         if self.layers and self.transfer not in FEATURE_TRANSFERS:
             raise ConfigError(
@@ -174,12 +178,13 @@ def train(
         trainer = _Trainer(model, helper, comparison, take, config, loss, steps)
         options = json.dumps(asdict(config))
         first = restore_epoch(checkpoint, options, trainer.parts)
-        with progress_bar(stage, config.epochs * steps, first * steps) as bar:
-            for epoch in range(first, config.epochs):
+        total = trainer.total
+        with progress_bar(stage, total, min(first * steps, total)) as bar:
+            for epoch in range(first, math.ceil(total / steps)):
                 started = time.perf_counter()
                 seed_everything(epoch_seed(config.seed, epoch, None))
                 batches = source.train_batches(config.batch_size, seed=config.seed, epoch=epoch, device=device)
-                means = trainer.epoch(batches, epoch, bar, _Meter(stage))
+                means = trainer.epoch(islice(batches, total - epoch * steps), epoch, bar, _Meter(stage))
                 record.add(stage, epoch=epoch, seconds=round(time.perf_counter() - started, 3), **means)
                 if checkpoint:
                     save_epoch(checkpoint, epoch + 1, options, trainer.parts)
@@ -216,6 +221,8 @@ class _Trainer:
         self.network = compiled(model, config.compile)
         self.helper = compiled(helper, config.compile) if helper is not None else None
         self.config, self.loss, self.steps = config, loss, steps
+        self.total = max(1, round(config.epochs * steps))
+        self.warmup = min(round(config.warmup_epochs * steps), self.total // 2)
         self.weight = config.transfer_weight or TRANSFER_WEIGHTS.get(config.transfer, 0.0)
         learning = [*model.parameters(), *(comparison.parameters() if comparison is not None else ())]
         self.learning = [parameter for parameter in learning if parameter.requires_grad]
@@ -234,23 +241,21 @@ class _Trainer:
         parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
         return parts | ({"comparison": self.comparison} if self.comparison is not None else {})
 
-    def epoch(self, batches: Batches, epoch: int, bar: Bar, meter: _Meter) -> dict[str, float]:
-        """One pass; gives what the meter has counted."""
+    def epoch(self, batches: Iterable[Batch], epoch: int, bar: Bar, meter: _Meter) -> dict[str, float]:
+        """One pass, or the part of it in `batches`; gives what the meter has counted."""
         self.model.train()
         for step, (inputs, targets) in enumerate(batches):
             self._set_learning_rate(epoch * self.steps + step)
             value, outputs = self._step(inputs, targets)
             meter.add(value, outputs, targets)
-            bar.advance(f"epoch {epoch + 1}/{self.config.epochs}  {meter}" if step % 10 == 0 else "")
+            bar.advance(f"epoch {epoch + 1}/{self.config.epochs:g}  {meter}" if step % 10 == 0 else "")
         average_statistics(self.model)
         return meter.means()
 
     def _set_learning_rate(self, step: int) -> None:
-        config = self.config
-        warmup = min(config.warmup_epochs, config.epochs // 2) * self.steps
-        factor = learning_rate_factor(step, warmup=warmup, total=config.epochs * self.steps)
+        factor = learning_rate_factor(step, warmup=self.warmup, total=self.total)
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor
+            group["lr"] = self.config.learning_rate * factor
 
     def _step(self, inputs: Tensor, targets: Any) -> tuple[Tensor, Any]:
         """Loss and outputs, before the weights move."""

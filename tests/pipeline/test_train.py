@@ -48,24 +48,26 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not():
     assert not same(runs[0], runs[2])
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(tmp_path):
+@pytest.mark.parametrize("epochs", [4, 2.5])
+def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, epochs):
     class Interrupts(tas.Record):
         def add(self, stage, **values):
             super().add(stage, **values)
             if values["epoch"] == 2:
                 raise KeyboardInterrupt
 
-    whole = tas.train(fresh(), tiny_source(), config=quick())
-    file = tmp_path / "train.pt"
+    config, file = quick(epochs=epochs), tmp_path / "train.pt"
+    whole = tas.train(fresh(), tiny_source(), config=config)
     with pytest.raises(KeyboardInterrupt):
-        tas.train(fresh(), tiny_source(), config=quick(), record=Interrupts(), checkpoint=file)
-    assert same(tas.train(fresh(seed=9), tiny_source(), config=quick(), checkpoint=file), whole)
+        tas.train(fresh(), tiny_source(), config=config, record=Interrupts(), checkpoint=file)
+    assert same(tas.train(fresh(seed=9), tiny_source(), config=config, checkpoint=file), whole)
 
 
-def test_a_finished_checkpoint_trains_no_further(tmp_path):
-    file, record = tmp_path / "train.pt", tas.Record()
-    whole = tas.train(fresh(), tiny_source(), config=quick(), checkpoint=file)
-    again = tas.train(fresh(seed=9), tiny_source(), config=quick(), checkpoint=file, record=record)
+@pytest.mark.parametrize("epochs", [4, 1.5])
+def test_a_finished_checkpoint_trains_no_further(tmp_path, epochs):
+    config, file, record = quick(epochs=epochs), tmp_path / "train.pt", tas.Record()
+    whole = tas.train(fresh(), tiny_source(), config=config, checkpoint=file)
+    again = tas.train(fresh(seed=9), tiny_source(), config=config, checkpoint=file, record=record)
     assert same(whole, again)
     assert record.rows == []
 
@@ -245,6 +247,29 @@ def test_the_learning_rate_warms_up_and_then_follows_a_cosine():
     assert values[109] == pytest.approx(0.5 * (1 + math.cos(math.pi * 99 / 100)))
 
 
+def test_a_part_of_an_epoch_is_a_part_of_its_steps(monkeypatch):
+    source, rates = tiny_source(), []
+    steps = len(source.train_batches(16))
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda self, *given: (rates.append(self.param_groups[0]["lr"]), step(self, *given))
+    )
+    record = tas.Record()
+    tas.train(fresh(), source, config=quick(epochs=1.5, warmup_epochs=0.5), record=record)
+    half = round(0.5 * steps)
+    assert len(rates) == round(1.5 * steps)
+    assert [row["epoch"] for row in record.epochs("train")] == [0, 1]
+    total = len(rates)
+    assert rates == pytest.approx([
+        0.1 * learning_rate_factor(place, warmup=half, total=total) for place in range(total)
+    ])  # fmt: skip
+
+
+def test_whole_epochs_are_the_same_option_however_written():
+    assert quick(epochs=2.0, warmup_epochs=1.0) == quick(epochs=2, warmup_epochs=1)
+    assert repr(quick(epochs=2.0).epochs) == "2"
+
+
 def test_the_record_has_a_row_per_epoch():
     record = tas.Record()
     tas.train(fresh(), tiny_source(), config=quick(), record=record, stage="teacher")
@@ -327,7 +352,8 @@ def test_frozen_parameters_stay_and_a_wholly_frozen_model_is_refused():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"precision": "int4"}, "'int4'; it can be no or bf16 or fp16"), ({"epochs": 1.5}, "a whole number"),
+    [({"precision": "int4"}, "'int4'; it can be no or bf16 or fp16"), ({"batch_size": 1.5}, "a whole number"),
+     ({"epochs": "three"}, "epochs is 'three'; it must be a number"),
      ({"momentum": -1.0}, r"lie in \[0, 1\]"), ({"weight_decay": -1.0}, "not be negative"),
      ({"learning_rate": math.inf}, "above 0"), ({"seed": 2**70}, "seed is 1180591620717411303424; it must lie"),
      ({"compile": True, "transfer": "hints"}, "compile does not go with transfer hints"),

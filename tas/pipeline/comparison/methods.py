@@ -77,7 +77,7 @@ class Method:
         own = {name: value for name, value in self.options.items() if not name.startswith("rivals.")}
         owner, ours = f"method {self.label}", dict(SEARCHED.get(self.name, {}))
         if self.name == "tas-paper" and base.search.epochs == 0:
-            ours["search.epochs"] = max(1, base.train.epochs // 2)  # it knows nothing but its epochs
+            ours["search.epochs"] = max(1, int(base.train.epochs) // 2)  # it knows nothing but its epochs
         job = with_options(replace(base, seed=seed), {**ours, **own}, owner)
         if job.init == "fresh":
             raise ConfigError(f"{owner}: init is fresh; where weights come from is said by the transfers, none and kd")
@@ -252,7 +252,7 @@ def canonical_transfer(name: str) -> str:
     return transfer if not inherits else "init" if transfer == "none" else f"init+{transfer}"
 
 
-def with_transfer(train: TrainConfig, name: TransferName, epochs: int) -> TrainConfig:
+def with_transfer(train: TrainConfig, name: TransferName, epochs: float) -> TrainConfig:
     """The recipe with another transfer and length; a weight set for one transfer is not taken for another."""
     return replace(
         train, transfer=name, epochs=epochs, transfer_weight=train.transfer_weight if name == train.transfer else None,

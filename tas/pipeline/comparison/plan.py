@@ -75,7 +75,7 @@ class CompareConfig:
         """The methods, read."""
         return self.methods  # type: ignore[return-value]
 
-    def epochs_after(self, job: CompressConfig, method: Method, *, searched: int, ours: int) -> int:
+    def epochs_after(self, job: CompressConfig, method: Method, *, searched: float, ours: float) -> float:
         """Epochs to train for after a search.
 
         Args:
@@ -88,11 +88,11 @@ class CompareConfig:
             ConfigError: the search has used up what search and training of ours have together.
         """
         ours = ours if any(one.is_searched for one in self.rows) else 0
-        epochs = job.train.epochs + (ours - searched if self.equal_epochs else 0)
-        if epochs < 1:
+        epochs = round(job.train.epochs + (ours - searched if self.equal_epochs else 0), 2)
+        if epochs <= 0:
             raise ConfigError(
-                f"method {method.label} searches for {searched} epochs, but search and training of all methods have "
-                f"{job.train.epochs + ours} together (equal_epochs); let it search for fewer"
+                f"method {method.label} searches for {searched:g} epochs, but search and training of all methods have "
+                f"{job.train.epochs + ours:g} together (equal_epochs); let it search for fewer"
             )
         return epochs
 
@@ -155,7 +155,7 @@ class Job:
             training and test (cell).
         name: of the file.
         needs: files of jobs that must be done before.
-        epochs: how long it is, about.
+        epochs: how long it is, about, in whole ones.
     """
 
     kind: Literal["teacher", "clock", "search", "cell"]
@@ -189,7 +189,7 @@ def plan(config: CompareConfig, *, train_teacher: bool) -> list[Job]:
     Raises:
         ConfigError: two jobs would have one file.
     """
-    teacher = Job("teacher", "teacher", config.job.seed, epochs=config.job.teacher.epochs if train_teacher else 1)
+    teacher = Job("teacher", "teacher", config.job.seed, epochs=_whole(config.job.teacher.epochs if train_teacher else 1))
     jobs, budgets, seeds = [teacher], config.budgets, config.seeds
     for seed in seeds:  # type: ignore[union-attr]
         cells = []
@@ -205,7 +205,7 @@ def plan(config: CompareConfig, *, train_teacher: bool) -> list[Job]:
                     "search", f"{name}-seed{seed}", seed, method, budget, needs=(teacher.file,), epochs=max(1, searched)
                 )
                 jobs.append(search)
-                epochs = config.epochs_after(job, method, searched=searched, ours=config.job.search.epochs)
+                epochs = _whole(config.epochs_after(job, method, searched=searched, ours=config.job.search.epochs))
                 cells += [
                     Job("cell", f"{name}-{transfer}-seed{seed}", seed, method, budget, transfer, (search.file,), epochs)
                     for transfer in config.transfers  # type: ignore[union-attr]
@@ -213,6 +213,10 @@ def plan(config: CompareConfig, *, train_teacher: bool) -> list[Job]:
         jobs += cells
     _require_own_files(jobs)
     return jobs
+
+
+def _whole(epochs: float) -> int:
+    return max(1, round(epochs))
 
 
 def _require_own_files(jobs: list[Job]) -> None:

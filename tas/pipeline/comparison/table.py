@@ -37,7 +37,7 @@ def table_rows(found: Found) -> list[list[str]]:
         rows.append([
             row["budget"], row["method"], row["transfer"], plus_minus(row["accuracy"], 2), plus_minus(row["macs"], 0),
             share, plus_minus(row["params"], 0), plus_minus(row["search_seconds"], 1),
-            plus_minus(row["search_in_epochs"], 2), f"{searched:.0f} + {trained:.0f}",
+            plus_minus(row["search_in_epochs"], 2), f"{searched:.4g} + {trained:.4g}",
             ", ".join(f"{value:.2f}" for value in row["seeds"].values()),
         ])  # fmt: skip
     return rows

@@ -75,11 +75,11 @@ class Bench:
             self._choices[key] = open_choices(self.model, self.example, job)
         return self._choices[key]
 
-    def passes(self, job: CompressConfig) -> int:
-        """Passes over the training set that a search of ours makes at most, rounded up from a twentieth on."""
+    def passes(self, job: CompressConfig) -> float:
+        """Passes over the training set that a search of ours makes at most, rounded up to a hundredth."""
         size = job.search.batch_size
         images = len(self.source.train_batches(size)) * size
-        return math.ceil(job.search.passes(images, self.choices(job)[1]) - 0.05)
+        return math.ceil(100 * job.search.passes(images, self.choices(job)[1])) / 100
 
     def teacher(self) -> nn.Module:
         """A copy of the trained full model."""
@@ -182,7 +182,7 @@ def _search(bench: Bench, job: Job) -> dict[str, Any]:
             checkpoint=bench.checkpoint(job),
         )  # fmt: skip
         architecture = found.architecture
-        seconds, epochs, details = before + time.perf_counter() - started, float(bench.passes(own)), {}
+        seconds, epochs, details = before + time.perf_counter() - started, bench.passes(own), {}
     else:
         settings = method.rival(bench.config.rivals, job.seed)
         choice = choose(
@@ -218,8 +218,8 @@ def _cell(bench: Bench, job: Job) -> dict[str, Any]:
     inherits, transfer = read_transfer(job.transfer)
     model = bench.filled(search.parent / RANKED_WEIGHTS) if inherits else bench.model
     small = derive(model, graph, architecture, weights=own.init if inherits else "fresh", seed=job.seed)
-    searched, ours = round(choice["epochs"]), bench.passes(replace(bench.config.job, seed=job.seed))
-    epochs = bench.config.epochs_after(own, method, searched=searched, ours=ours)
+    ours = bench.passes(replace(bench.config.job, seed=job.seed))
+    epochs = bench.config.epochs_after(own, method, searched=choice["epochs"], ours=ours)
     config = with_transfer(own.train, transfer, epochs)
     record = Record(bench.checkpoint(job).with_suffix(".jsonl"))
     small = train(

@@ -39,6 +39,13 @@ def test_who_searches_less_trains_longer():
     assert unequal.epochs_after(rival.job(JOB, 0), rival, searched=0, ours=4) == 6
 
 
+def test_parts_of_an_epoch_count():
+    config = CompareConfig(methods="tas l1", job=JOB)
+    searched, rival = config.rows
+    assert config.epochs_after(searched.job(JOB, 0), searched, searched=0.31, ours=0.31) == 6
+    assert config.epochs_after(rival.job(JOB, 0), rival, searched=0, ours=0.31) == 6.31
+
+
 def test_rivals_alone_train_as_long_as_the_recipe_says():
     for methods, wanted in (("uniform l1", 6), ("tas l1", 10)):
         jobs = plan(CompareConfig(methods=methods, job=JOB), train_teacher=False)
