@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
@@ -12,14 +12,18 @@ from typing import Protocol
 from tas.distributed import is_main_process
 
 SECONDS_BETWEEN_LINES = 30.0
-_IS_SILENT: ContextVar[bool] = ContextVar("is_silent", default=False)
+SECONDS_BETWEEN_REPORTS = 2.0
+_REPORT: ContextVar[Report | None] = ContextVar("report", default=None)
+
+
+Report = Callable[[float, str], None]  # share that is done, and what it is of with the latest numbers
 
 
 class Bar(Protocol):
     """Told of every step."""
 
-    def advance(self, note: str = "") -> None:
-        """One step is done; `note` shows the latest numbers, empty keeps the last."""
+    def advance(self, note: str = "", steps: int = 1) -> None:
+        """So many steps are done; `note` shows the latest numbers, empty keeps the last."""
         ...
 
 
@@ -30,10 +34,10 @@ class _Line:
         self.title, self.total, self.done, self.note = title, total, done, ""
         self.first, self.started, self.printed = done, time.monotonic(), time.monotonic()
 
-    def advance(self, note: str = "") -> None:
+    def advance(self, note: str = "", steps: int = 1) -> None:
         """See `Bar.advance`."""
-        self.done, self.note, now = self.done + 1, note or self.note, time.monotonic()
-        if now - self.printed >= SECONDS_BETWEEN_LINES:
+        self.done, self.note, now = self.done + steps, note or self.note, time.monotonic()
+        if now - self.printed >= SECONDS_BETWEEN_LINES and self.done > self.first:
             left = (now - self.started) / (self.done - self.first) * (self.total - self.done)
             text = f"{self.title}: step {self.done}/{self.total}, {left / 60:.0f} min left  {self.note}"
             print(text.rstrip(), file=sys.stderr, flush=True)
@@ -41,27 +45,42 @@ class _Line:
 
 
 class _Nothing:
-    def advance(self, note: str = "") -> None:
+    def advance(self, note: str = "", steps: int = 1) -> None:
         """See `Bar.advance`."""
 
 
+class _Relay:
+    """Part of something that shows its own progress, which is told now and then."""
+
+    def __init__(self, title: str, total: int, done: int, report: Report):
+        self.title, self.total, self.done, self.note = title, total, done, ""
+        self.report, self.reported = report, time.monotonic()
+
+    def advance(self, note: str = "", steps: int = 1) -> None:
+        """See `Bar.advance`."""
+        self.done, self.note, now = self.done + steps, note or self.note, time.monotonic()
+        if now - self.reported >= SECONDS_BETWEEN_REPORTS:
+            self.report(self.done / self.total, f"{self.title} {self.note}".rstrip())
+            self.reported = now
+
+
 @contextmanager
-def silenced() -> Iterator[None]:
-    """Show no progress for the duration of the block: it is a part of something that shows its own."""
-    token = _IS_SILENT.set(True)
+def reported(report: Report) -> Iterator[None]:
+    """Tell a function of the progress of the block instead of showing it."""
+    token = _REPORT.set(report)
     try:
         yield
     finally:
-        _IS_SILENT.reset(token)
+        _REPORT.reset(token)
 
 
 class _Rich:
     def __init__(self, progress, task):
         self.progress, self.task = progress, task
 
-    def advance(self, note: str = "") -> None:
+    def advance(self, note: str = "", steps: int = 1) -> None:
         """See `Bar.advance`."""
-        self.progress.update(self.task, advance=1, **({"note": note} if note else {}))
+        self.progress.update(self.task, advance=steps, **({"note": note} if note else {}))
 
 
 @contextmanager
@@ -73,8 +92,11 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
         total: number of steps.
         done: steps an earlier, interrupted run has finished.
     """
-    if _IS_SILENT.get() or not is_main_process():
+    if not is_main_process():
         yield _Nothing()
+        return
+    if (report := _REPORT.get()) is not None:
+        yield _Relay(title, total, done, report)
         return
     if not sys.stderr.isatty():
         yield _Line(title, total, done)

@@ -21,13 +21,13 @@ from tas.errors import ConfigError, RunError
 from tas.fit import require_widths_suffice
 from tas.pipeline.comparison.methods import SEARCHED, read_transfer, with_transfer
 from tas.pipeline.comparison.page import write_comparison
-from tas.pipeline.comparison.plan import CompareConfig, Job, plan
+from tas.pipeline.comparison.plan import CompareConfig, plan
 from tas.pipeline.comparison.pool import Outcome, do_here, do_in_processes
 from tas.pipeline.comparison.results import collect, machine, rows_of
 from tas.pipeline.comparison.table import markdown
+from tas.pipeline.comparison.watch import watched
 from tas.pipeline.comparison.work import Bench, open_bench
 from tas.pipeline.compress import require_halves
-from tas.progress import progress_bar
 from tas.record import versions
 from tas.run import RunFolder
 from tas.storage import is_temporary, write_text
@@ -116,25 +116,25 @@ def compare(
         build = rebuild or partial(_same, model, data)
         options = {"config": config, "folder": folder, "train_teacher": train_teacher, "loss": loss, "metric": metric}
         workers, threads = _crew(config, partial(open_bench, build, **options))
-        if workers > 1:
-            outcomes = do_in_processes(
-                partial(open_bench, build, **options), jobs, done, workers=workers, threads=threads
-            )
-        else:
-            outcomes = _with_threads(threads, do_here(bench, jobs, done))
-        failed = _watch(outcomes, jobs, done)
+        with watched(jobs, done) as watch:
+            if workers > 1:
+                there = partial(open_bench, build, **options)
+                outcomes = do_in_processes(there, jobs, done, watch.report, workers=workers, threads=threads)
+            else:
+                outcomes = _with_threads(threads, do_here(bench, jobs, done, watch.report))
+            watch.until_done(outcomes)
         found = {
             "title": f"{(origin or {}).get('model') or type(model).__name__} on {bench.source.name}",
             "command": command or "tas.compare(…)", "date": time.strftime("%Y-%m-%d"), "versions": versions(),
-            "machine": machine(workers, threads), "config": {**(origin or {}), **config.to_dict()}, "failed": failed,
-            **collect(folder, jobs),
+            "machine": machine(workers, threads), "config": {**(origin or {}), **config.to_dict()},
+            "failed": watch.failed, **collect(folder, jobs),
         }  # fmt: skip
         found["rows"] = rows_of(found["cells"], config)
         if run.path is not None:
             _write(run.path, found)
-            if not failed:
+            if not watch.failed:
                 run.drop_checkpoints()
-    return CompareResult(found["rows"], found["cells"], found["full"], failed, found, run.path)
+    return CompareResult(found["rows"], found["cells"], found["full"], watch.failed, found, run.path)
 
 
 def _require_possible(bench: Bench) -> None:
@@ -230,19 +230,6 @@ def _with_threads(threads: int, outcomes: Iterator[Outcome]) -> Iterator[Outcome
         yield from outcomes
     finally:
         torch.set_num_threads(before)
-
-
-def _watch(outcomes: Iterator[Outcome], jobs: list[Job], done: set[str]) -> list[dict[str, str]]:
-    """Show progress while the jobs are done, and note what fails."""
-    failed: list[dict[str, str]] = []
-    finished = sum(job.epochs for job in jobs if job.file in done)
-    with progress_bar("compare", sum(job.epochs for job in jobs), finished) as bar:
-        for job, error in outcomes:
-            if error is not None:
-                failed.append({"job": f"{job.kind} {job.name}", "error": error})
-            for _ in range(job.epochs):
-                bar.advance(f"{job.kind} {job.name}")
-    return failed
 
 
 def _write(folder: Path, found: dict[str, Any]) -> None:

@@ -234,7 +234,7 @@ def test_without_its_teacher_nothing_can_be_done_and_that_is_told(tmp_path, monk
     config = tiny_config(methods="tas", seeds=(0,), transfers="none")
     result = tas.compare(fresh(), hard_source(), config=config, output=tmp_path / "run", train_teacher=True)
     assert [one["error"] for one in result.failed] == [
-        "ZeroDivisionError: bug", "not done, for teacher teacher failed", "not done, for teacher teacher failed",
+        "ZeroDivisionError: bug", "not done, for teacher failed", "not done, for teacher failed",
         "not done, for search tas-50pctmacs-seed0 failed",
     ]  # fmt: skip
     assert (result.full, result.rows) == (None, [])

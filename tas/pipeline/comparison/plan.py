@@ -155,7 +155,7 @@ class Job:
             training and test (cell).
         name: of the file.
         needs: files of jobs that must be done before.
-        epochs: how long it is, about, in whole ones.
+        work: how long it is, about, in hundredths of an epoch.
     """
 
     kind: Literal["teacher", "clock", "search", "cell"]
@@ -165,7 +165,12 @@ class Job:
     budget: Budget | None = None
     transfer: str | None = None
     needs: tuple[str, ...] = ()
-    epochs: int = 1
+    work: int = 5
+
+    @property
+    def title(self) -> str:
+        """What it is, in words."""
+        return self.kind if self.kind == self.name else f"{self.kind} {self.name}"
 
     @property
     def file(self) -> str:
@@ -189,7 +194,7 @@ def plan(config: CompareConfig, *, train_teacher: bool) -> list[Job]:
     Raises:
         ConfigError: two jobs would have one file.
     """
-    teacher = Job("teacher", "teacher", config.job.seed, epochs=_whole(config.job.teacher.epochs if train_teacher else 1))
+    teacher = Job("teacher", "teacher", config.job.seed, work=_hundredths(config.job.teacher.epochs * train_teacher))
     jobs, budgets, seeds = [teacher], config.budgets, config.seeds
     for seed in seeds:  # type: ignore[union-attr]
         cells = []
@@ -201,13 +206,12 @@ def plan(config: CompareConfig, *, train_teacher: bool) -> list[Job]:
                 name = "-".join(
                     (file_name(method.label), file_name("-".join(f"{v}{k}" for k, v in budget.amounts.items())))
                 )
-                search = Job(
-                    "search", f"{name}-seed{seed}", seed, method, budget, needs=(teacher.file,), epochs=max(1, searched)
-                )
+                length = _hundredths(searched + 0.3 * method.is_searched)
+                search = Job("search", f"{name}-seed{seed}", seed, method, budget, needs=(teacher.file,), work=length)
                 jobs.append(search)
-                epochs = _whole(config.epochs_after(job, method, searched=searched, ours=config.job.search.epochs))
+                work = _hundredths(config.epochs_after(job, method, searched=searched, ours=config.job.search.epochs))
                 cells += [
-                    Job("cell", f"{name}-{transfer}-seed{seed}", seed, method, budget, transfer, (search.file,), epochs)
+                    Job("cell", f"{name}-{transfer}-seed{seed}", seed, method, budget, transfer, (search.file,), work)
                     for transfer in config.transfers  # type: ignore[union-attr]
                 ]
         jobs += cells
@@ -215,8 +219,8 @@ def plan(config: CompareConfig, *, train_teacher: bool) -> list[Job]:
     return jobs
 
 
-def _whole(epochs: float) -> int:
-    return max(1, round(epochs))
+def _hundredths(epochs: float) -> int:
+    return max(5, round(100 * epochs))
 
 
 def _require_own_files(jobs: list[Job]) -> None:

@@ -10,15 +10,17 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, NamedTuple
 
 from tas.errors import TasError
 from tas.pipeline.comparison.plan import Job
 from tas.pipeline.comparison.work import Bench, do
-from tas.progress import silenced
+from tas.progress import reported
 
 Outcome = tuple[Job, str | None]  # a job and its error
+Report = Callable[[Job, float, str], None]  # a job, the share of a part of it that is done, and which part
 
 
 class Queue:
@@ -50,16 +52,17 @@ class Queue:
         self.waiting = [other for other in self.waiting if other not in lost]
         found: list[Outcome] = [(job, error)]
         for other in lost:
-            found += self.end(other, f"not done, for {job.kind} {job.name} failed")
+            found += self.end(other, f"not done, for {job.title} failed")
         return found
 
 
-def do_here(bench: Bench, jobs: Sequence[Job], done: set[str]) -> Iterator[Outcome]:
+def do_here(bench: Bench, jobs: Sequence[Job], done: set[str], report: Report) -> Iterator[Outcome]:
     """Do the jobs one after the other in this process."""
     queue = Queue(jobs, done)
-    with silenced():
-        while (job := queue.take()) is not None:
-            yield from queue.end(job, _attempt(bench, job))
+    while (job := queue.take()) is not None:
+        with reported(partial(report, job)):
+            error = _attempt(bench, job)
+        yield from queue.end(job, error)
 
 
 def _attempt(bench: Bench, job: Job) -> str | None:
@@ -82,7 +85,7 @@ class _Worker:
 
 
 def do_in_processes(
-    build: Callable[[], Bench], jobs: Sequence[Job], done: set[str], *, workers: int, threads: int
+    build: Callable[[], Bench], jobs: Sequence[Job], done: set[str], report: Report, *, workers: int, threads: int
 ) -> Iterator[Outcome]:
     """Do the jobs in worker processes.
 
@@ -90,6 +93,7 @@ def do_in_processes(
         build: makes a worker's bench; it is sent to a new interpreter, so it must be picklable.
         jobs: in the order in which to do them.
         done: files of jobs that are done already.
+        report: told how far they are.
         workers: processes, at least 1.
         threads: of each.
     """
@@ -111,9 +115,13 @@ def do_in_processes(
                 return
             for connection in wait(list(busy)):
                 worker = busy[connection]  # type: ignore[index]
-                job, worker.job = worker.job, None
+                job, answer = worker.job, _answer(worker)
                 assert job is not None
-                yield from queue.end(job, _answer(worker))
+                if isinstance(answer, _Progress):
+                    report(job, answer.share, answer.note)
+                    continue
+                worker.job = None
+                yield from queue.end(job, answer)
     finally:
         for worker in crew:
             worker.process.terminate()
@@ -121,7 +129,14 @@ def do_in_processes(
             worker.process.join()
 
 
-def _answer(worker: _Worker) -> str | None:
+class _Progress(NamedTuple):
+    """What a worker says while it is at a job; its last word is the error, or None."""
+
+    share: float
+    note: str
+
+
+def _answer(worker: _Worker) -> _Progress | str | None:
     try:
         return worker.connection.recv()
     except EOFError:
@@ -161,7 +176,7 @@ def _work(connection: Any, build: Callable[[], Bench], threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     torch.set_num_threads(threads)
     bench = None
-    with silenced():
+    with reported(lambda share, note: connection.send(_Progress(share, note))):
         while True:
             try:
                 job = connection.recv()
