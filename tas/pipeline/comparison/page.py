@@ -134,6 +134,6 @@ def _accuracies(found: Found) -> list[float]:
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    deviations = [row["accuracy"]["deviation"] or 0 for row in rows]
+    deviations = [row["accuracy"]["deviation"] for row in rows]  # None, with a single seed, draws nothing
     errors = {"type": "data", "array": deviations, "thickness": 1.5, "width": 3}
     return {"y": [row["accuracy"]["mean"] for row in rows], "error_y": errors}

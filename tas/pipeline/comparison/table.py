@@ -46,13 +46,16 @@ def table_rows(found: Found) -> list[list[str]]:
 def notes(found: Found) -> list[str]:
     """What one has to know to read the numbers."""
     config, full = found["config"], found["full"]
-    seeds = ", ".join(map(str, config["seeds"]))
+    seeds = config["seeds"]
+    means = "With a single seed there is no spread"
+    if len(seeds) > 1:
+        means = f"Mean ± standard deviation (n - 1) over the seeds {', '.join(map(str, seeds))}"
     origin = "the model as given, with its weights"
     if full is not None and full["epochs"]:
         origin = f"the full model, trained for {full['epochs']} epochs first ({full['seconds']:.0f} s)"
     lines = [
-        f"Accuracy is measured on the test set once, at the end of each training; nothing is chosen by it. Mean ± "
-        f"standard deviation (n - 1) over the seeds {seeds}; a seed is one search and one training.",
+        f"Accuracy is measured on the test set once, at the end of each training; nothing is chosen by it. {means}; a "
+        f"seed is one search and one training.",
         f"The teacher of all methods is {origin}. One architecture is chosen per method, budget and seed, and shared "
         f"by its transfers; all are trained by one recipe, and every network holds its budget.",
         _epochs(config),
@@ -83,7 +86,8 @@ def _epochs(config: Mapping[str, Any]) -> str:
 
 def _cost(found: Found) -> str:
     times = found["epoch_seconds"].values()
-    measured = f"; here {min(times):.2f} to {max(times):.2f} s" if times else ""
+    bounds = [f"{time:.2f}" for time in sorted({min(times), max(times)})] if times else []
+    measured = f"; here {' to '.join(bounds)} s" if bounds else ""
     return (
         "The cost of a search is in seconds, and in training epochs of the full model: the median of 20 training steps "
         f"against the labels, times the steps of an epoch, timed once per seed in a process of the same kind{measured}."
@@ -107,26 +111,27 @@ def origin(found: Found) -> list[str]:
     return [
         f"Command: `{found['command']}`",
         f"Date: {found['date']}. Machine: {machine['system']} {machine['processor']}, {machine['cores']} cores{gpus}; "
-        f"{machine['workers']} workers with {machine['threads']} threads each.",
+        f"{_counted(machine['workers'], 'worker')} with {_counted(machine['threads'], 'thread')} each.",
         f"Versions: {', '.join(f'{name} {value}' for name, value in found['versions'].items())}.",
     ]
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def headline(found: Found) -> str:
     """One sentence: how much was compared."""
     config = found["config"]
     counts = [len(config["methods"]), len(config["transfers"]), len(config["budgets"]), len(config["seeds"])]
-    words = [
-        f"{count} {word}{'' if count == 1 else 's'}"
-        for count, word in zip(counts, ("method", "transfer", "budget", "seed"), strict=True)
-    ]
+    words = list(map(_counted, counts, ("method", "transfer", "budget", "seed")))
     failed = f"; {failures(found['failed'])}" if found["failed"] else ""
     return f"{words[0]} x {words[1]} x {words[2]} x {words[3]}, {len(found['cells'])} networks trained{failed}"
 
 
 def failures(failed: Sequence[object]) -> str:
     """How many jobs failed."""
-    return f"{len(failed)} job{'' if len(failed) == 1 else 's'} failed"
+    return f"{_counted(len(failed), 'job')} failed"
 
 
 def markdown(found: Found) -> str:
