@@ -98,6 +98,17 @@ def test_rivals_alone_train_as_long_as_the_recipe_says():
     assert [cell["train_epochs"] for cell in result.cells] == [2]
 
 
+def test_work_of_several_versions_is_told(finished, tmp_path):
+    folder, mine = finished[0], tmp_path / "mine"
+    shutil.copytree(folder, mine)
+    file = mine / "cells" / "l1-50pctmacs-none-seed0.json"
+    cell = json.loads(file.read_text())
+    file.write_text(json.dumps({**cell, "versions": {**cell["versions"], "torch": "9.9"}}))
+    again = tas.compare(fresh(), hard_source(), config=tiny_config(), output=mine, resume=True)
+    assert set(again.summary["versions"]["torch"].split(" and ")) == {"9.9", cell["versions"]["torch"]}
+    assert f"torch {again.summary['versions']['torch']}" in (mine / "compare.md").read_text()
+
+
 def test_the_cost_of_a_search_is_told_in_epochs_of_the_full_model(finished):
     _, result = finished
     for cell in result.cells:

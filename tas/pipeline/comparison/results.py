@@ -38,19 +38,28 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def collect(folder: Path, jobs: Sequence[Job]) -> dict[str, Any]:
-    """The finished jobs' numbers: of the full model, by seed the seconds of an epoch, and of every cell."""
-    done = [job for job in jobs if job.path(folder).is_file()]
-    full = next((read_json(job.path(folder)) for job in done if job.kind == "teacher"), None)
-    clocks = {str(job.seed): read_json(job.path(folder))["seconds"] for job in done if job.kind == "clock"}
+    """The finished jobs' numbers: of the full model, by seed the seconds of an epoch, and of every cell; and versions.
+
+    A folder that has grown may hold work of several versions of a package: all are named.
+    """
+    done = [(job, read_json(job.path(folder))) for job in jobs if job.path(folder).is_file()]
+    full = next((found for job, found in done if job.kind == "teacher"), None)
+    clocks = {str(job.seed): found["seconds"] for job, found in done if job.kind == "clock"}
     cells = []
-    for job in done:
+    for job, found in done:
         if job.kind == "cell":
             assert job.budget is not None
-            cell = {"name": job.name, **read_json(job.path(folder)), "budget_text": budget_text(job.budget)}
+            cell = {"name": job.name, **found, "budget_text": budget_text(job.budget)}
             clock = clocks.get(str(job.seed))
             cell["search_in_epochs"] = cell["search_seconds"] / clock if clock else None
             cells.append(cell)
-    return {"full": full, "epoch_seconds": clocks, "cells": cells}
+    return {"full": full, "epoch_seconds": clocks, "cells": cells, "versions": _together([found for _, found in done])}
+
+
+def _together(found: Sequence[dict[str, Any]]) -> dict[str, str]:
+    used = [one["versions"] for one in found if "versions" in one]  # what older versions have written has none
+    packages = dict.fromkeys(package for versions in used for package in versions)
+    return {name: " and ".join(dict.fromkeys(one[name] for one in used if name in one)) for name in packages}
 
 
 def rows_of(cells: Sequence[dict[str, Any]], config: CompareConfig) -> list[dict[str, Any]]:

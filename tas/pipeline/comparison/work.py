@@ -29,7 +29,7 @@ from tas.pipeline.measure import count_macs, evaluate
 from tas.pipeline.rivals import choose
 from tas.pipeline.store import save_full
 from tas.pipeline.train import TrainConfig, train
-from tas.record import Record
+from tas.record import Record, versions
 from tas.run import ARCHITECTURE, FULL_WEIGHTS, RECORD, read_text
 from tas.space import SearchSpace
 from tas.storage import fill, write_text
@@ -112,7 +112,7 @@ def do(bench: Bench, job: Job) -> None:
     """Do one job and leave its file."""
     torch.manual_seed(job.seed)
     work = {"teacher": _full_model, "clock": _clock, "search": _search, "cell": _cell}[job.kind]
-    found = work(bench, job)
+    found = {**work(bench, job), "versions": versions()}
     write_text(job.path(bench.folder), json.dumps(found, indent=1) + "\n")
     for file in (bench.checkpoint(job), bench.checkpoint(job).with_suffix(".jsonl")):
         file.unlink(missing_ok=True)
