@@ -250,14 +250,31 @@ class Tied(nn.Module):
 
 
 class UnknownOperation(nn.Module):
-    """A cumulative sum has no rule."""
+    """A running maximum has no rule."""
 
     def __init__(self):
         super().__init__()
         self.conv, self.last, self.head = conv_bn(3, 8), conv_bn(8, 10), head(10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.last(self.conv(x).cumsum(1)))
+        return self.head(self.last(self.conv(x).cummax(1).values))
+
+
+class Statistics(nn.Module):
+    """Per channel: deviation, running sums, the largest values, a soft maximum, the median."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = conv_bn(3, 8), conv_bn(8, 6)
+        self.head = nn.Linear(6 * 5, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = self.second(self.first(x).cumsum(2) / 8).flatten(2)
+        largest, _ = pixels.topk(3, -1)
+        spread, mean = torch.std_mean(pixels, -1)
+        middle = pixels.sort(-1).values[..., 20:40].mean(-1)
+        found = [spread - mean, largest.mean(-1), pixels.logsumexp(-1), middle, pixels.median(-1).values]
+        return self.head(torch.cat(found, 1))
 
 
 class SpatialAttention(nn.Module):
@@ -508,6 +525,7 @@ EXACT = {
     "sequential residual": sequential_residual,
     "concat": Concat,
     "squeeze-excite": SqueezeExcite,
+    "statistics": Statistics,
     "depthwise": Depthwise,
     "depthwise with multiplier": lambda: Depthwise(2),
     "flatten to linear": FlattenToLinear,

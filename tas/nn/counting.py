@@ -18,17 +18,27 @@ from tas.nn.surgery import shared_copy
 def count_macs(model: nn.Module, example: Tensor | Sequence[Tensor]) -> int:
     """Multiply-adds of one sample, counted by torch's flop counter.
 
+    Counted on shapes alone where the model runs on them: a kernel of the processor may be one operation that torch
+    does not count, as that of an LSTM is.
+
     Args:
         model: put into evaluation mode.
         example: what `forward` takes, batch first.
     """
     inputs = [example] if isinstance(example, Tensor) else example
+    try:
+        return _count_by_shapes(model.eval(), inputs)
+    except Exception:  # a forward may look at values, or make tensors on a device of its own
+        return _count_by_running(model, inputs)
+
+
+def _count_by_running(model: nn.Module, inputs: Sequence[Tensor]) -> int:
     device = next(model.parameters()).device
     trained = [p for p in model.parameters() if p.requires_grad]
     try:
         for parameter in trained:
             parameter.requires_grad_(False)  # the counter takes one that a module is called with for an activation
-        return _flops(model.eval(), [tensor.to(device) for tensor in inputs]) // 2 // len(inputs[0])
+        return _flops(model, [tensor.to(device) for tensor in inputs]) // 2 // len(inputs[0])
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
@@ -44,16 +54,14 @@ def uncounted_macs(model: nn.Module, captured: Captured, example: Sequence[Tenso
     """
     products = [product for draft in captured.drafts.values() for product in draft.products]
     known = sum(coefficient * prod(len(labels) for labels in sizes) for coefficient, sizes in products)
-    for count in (_count_by_shapes, count_macs):
-        try:
-            return max(0, count(model, example) - known)
-        except Exception:  # a forward may make tensors on a device of its own, and torch's counter may fail on it
-            continue
-    return 0
+    try:
+        return max(0, count_macs(model, example) - known)
+    except Exception:  # torch's counter may fail on it
+        return 0
 
 
 def _count_by_shapes(model: nn.Module, example: Sequence[Tensor]) -> int:
-    """The same without computing anything: on tensors that have shapes alone."""
+    """Without computing anything: on tensors that have shapes alone."""
     shapes = shared_copy(model).to("meta").requires_grad_(False)  # on meta the copy has parameters of its own
     return _flops(shapes, [tensor.to("meta") for tensor in example]) // 2 // len(example[0])
 

@@ -17,6 +17,33 @@ def test_multiply_adds_are_counted_by_hand():
     assert count_macs(model, torch.zeros(2, 3, 8, 8)) == 5 * 3 * 9 * 16 + 80 * 7
 
 
+def test_an_lstm_is_counted_though_it_is_one_kernel():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.lstm = nn.Conv2d(3, 5, 3, padding=1), nn.LSTM(5, 4, batch_first=True)
+
+        def forward(self, images):
+            return self.lstm(self.conv(images).mean(3).transpose(1, 2))[0][:, -1]
+
+    model, example = Recurrent(), torch.zeros(2, 3, 8, 8)
+    macs = 5 * 3 * 9 * 64 + 8 * 4 * 4 * (5 + 4)
+    assert count_macs(model, example) == macs
+    assert tas.trace(model, example[:1]).macs() == macs
+
+
+def test_what_looks_at_values_is_counted_as_it_runs():
+    class Looking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 1)
+
+        def forward(self, images):
+            return self.conv(images) if float(images.sum()) == 0 else images
+
+    assert count_macs(Looking(), torch.zeros(2, 3, 8, 8)) == 5 * 3 * 64
+
+
 def test_accuracy_is_the_percentage_of_right_classes():
     class Oracle(nn.Module):
         """Right for classes 0 and 1, says 0 otherwise."""

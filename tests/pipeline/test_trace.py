@@ -132,6 +132,7 @@ EXPECTED = {  # widths by name, depths by name
     "layer norm": ({"conv.0": 8}, {}),
     "reads a weight": ({}, {}),
     "various": ({"first.0": 8, "second.0": 6}, {}),
+    "statistics": ({"first.0": 8, "second.0": 6}, {}),
     "functional norms": ({"third.0": 10}, {}),
     "parametrised": ({"last.0": 10}, {}),
     "auxiliary head": ({"first.0": 8, "second.0": 10}, {}),
@@ -177,12 +178,12 @@ def test_toy_nets_have_the_widths_one_reads_off_their_code(name):
 
 REASONS = {
     "padded shortcut": ("wide.0", "is combined with values that are not channels"),
-    "unknown operation": ("conv.0", "passes the operation cumsum, which has no rule"),
+    "unknown operation": ("conv.0", "passes the operation cummax, which has no rule"),
     "input added": ("back.0", "is combined with values that are not channels"),
     "spatial attention": ("gate", "one channel acts on many (it is broadcast over channels)"),
     "subclassed": ("own", "its weight is computed in forward, not stored"),
     "functional norms": ("first.0", "is normalised by the model, which has no weights that could follow a cut"),
-    "parametrised": ("spectral", "its weight is parametrised"),
+    "parametrised": ("spectral", "its weight is parametrised; torch.nn.utils.parametrize.remove_parametrizations"),
     "einsum attention": ("blocks.0.attention.query", "einsum sums over it; of attention, only whole heads are cut"),
     "mixer": ("over_tokens.0", "mixes positions, not channels"),
     "attention weights": ("inner", "is reduced over channels by mean"),
@@ -216,6 +217,14 @@ def test_what_has_no_rule_is_frozen_with_the_reason(name):
     axes = (f"{layer}.weight[0]", f"{layer}.in_proj_weight[0]")
     reasons = [item.reason for item in graph.frozen if item.axis in axes]
     assert any(reason in found for found in reasons), reasons
+
+
+def test_what_the_reason_of_a_parametrised_weight_advises_opens_it():
+    model = nets.ALL["parametrised"]()
+    for layer in (model.spectral, model.weighted):
+        nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    graph = trace(perturbed(model), images())
+    assert {"spectral", "weighted"} <= graph.full.widths.keys()
 
 
 class Unused(nn.Module):

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from tas.graph import Layer, Layout
 from tas.nn.labels import Labels, fixed
 
+PARAMETRISED = "its weight is parametrised; torch.nn.utils.parametrize.remove_parametrizations opens it"
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -136,17 +138,14 @@ class Call:
         path, _, short = (weight.name or "").rpartition(".")
         if weight.name is None:
             is_parametrised = torch.nn.utils.parametrize.is_parametrized(self.model.get_submodule(self.module))
-            return (
-                self.module,
-                f"its weight is {'parametrised' if is_parametrised else 'computed in forward, not stored'}",
-            )
+            return self.module, PARAMETRISED if is_parametrised else "its weight is computed in forward, not stored"
         if short != "weight" or not (path == self.module or path.startswith(f"{self.module}.") or not self.module):
             return self.module, f"its weight {weight.name} belongs to another module"
         owner = self.model.get_submodule(path)
         if not isinstance(owner, kind):
             return path, f"{type(owner).__name__} is not a layer with a rule"
         if torch.nn.utils.parametrize.is_parametrized(owner):
-            return path, "its weight is parametrised"
+            return path, PARAMETRISED
         return path, None
 
 

@@ -68,14 +68,16 @@ def reduction(call: Call) -> Any:
 
 
 def along(call: Call) -> Any:
-    """Softmax and the like: pass unless they run over channels."""
+    """Softmax, running sums, the largest of a row: pass unless they run over channels."""
     inputs = call.label_tensors()[0]
     dim, varying = call.arguments["dim"] % inputs.dim(), varying_dims(inputs)
     if dim in varying:
         if len(varying) == 1:
             return call.refuse(f"{call.op} runs over channels")
         call.labels.merge_along(inputs, [dim], call.module)
-    return inputs
+    row = inputs.narrow(dim, 0, 1)
+    results = [inputs if tuple(inputs.shape) == shape else row.expand(shape) for shape in call.shapes]
+    return results[0] if len(results) == 1 else results
 
 
 def gated(call: Call) -> Any:
@@ -295,12 +297,16 @@ _MOVEMENT = """
     swapaxes numpy_T pixel_shuffle pixel_unshuffle index repeat_interleave
     reshape_as view_as
 """
+_REDUCTIONS = """
+    mean sum amax amin max min norm linalg_vector_norm std var std_mean var_mean logsumexp median prod
+"""
+_ALONG = "softmax log_softmax _softmax _log_softmax cumsum logcumsumexp sort topk"
 LABELS = (
     dict.fromkeys(_ELEMENTWISE.split(), elementwise)
     | dict.fromkeys(_POOLING.split(), pooling)
     | dict.fromkeys(_MOVEMENT.split(), movement)
-    | dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "norm", "linalg_vector_norm"), reduction)
+    | dict.fromkeys(_REDUCTIONS.split(), reduction)
     | dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), made_anew)
     | {"glu": gated, "im2col": windows}
-    | dict.fromkeys(("softmax", "log_softmax", "_softmax", "_log_softmax"), along)
+    | dict.fromkeys(_ALONG.split(), along)
 )
