@@ -277,6 +277,36 @@ class Statistics(nn.Module):
         return self.head(torch.cat(found, 1))
 
 
+class ListedParameters(nn.Module):
+    """Scales of residual branches in a list, and shifts in a dictionary, that the forward reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.blocks, self.head = conv_bn(3, 8), nn.ModuleList([conv_bn(8, 8), conv_bn(8, 8)]), head(8)
+        self.scales = nn.ParameterList([torch.rand(8, 1, 1), torch.rand(8, 1, 1)])
+        self.shifts = nn.ParameterDict({"first": torch.rand(1, 8, 1, 1), "last": torch.rand(8, 1, 1)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x) + self.shifts["first"]
+        for block, scale in zip(self.blocks, self.scales, strict=True):
+            x = x + scale * block(x)
+        return self.head(x * self.scales[0] + sum(shift for name, shift in self.shifts.items() if name == "last"))
+
+
+class Resampled(nn.Module):
+    """Channels read at other positions, and masked by their own values."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.head = conv_bn(3, 8), conv_bn(8, 6), head(6)
+        turned = torch.tensor([[[0.9, 0.2, 0.0], [-0.2, 0.9, 0.1]]])
+        self.register_buffer("grid", F.affine_grid(turned, [1, 1, 8, 8], align_corners=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.grid_sample(self.first(x), self.grid.expand(len(x), -1, -1, -1), align_corners=False)
+        return self.head(self.last(x.masked_fill(x > 1, 0.5)))
+
+
 class SpatialAttention(nn.Module):
     """One channel of `gate` acts on all channels of `conv`."""
 
@@ -526,6 +556,8 @@ EXACT = {
     "concat": Concat,
     "squeeze-excite": SqueezeExcite,
     "statistics": Statistics,
+    "listed parameters": ListedParameters,
+    "resampled": Resampled,
     "depthwise": Depthwise,
     "depthwise with multiplier": lambda: Depthwise(2),
     "flatten to linear": FlattenToLinear,

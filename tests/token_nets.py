@@ -136,6 +136,22 @@ class Tokens(nn.Module):
         return self.head(self.norm(x)[:, 0])
 
 
+class EmbeddedPositions(Tokens):
+    """Positions from an `nn.Embedding`, which is asked for those of a buffer, as in CLIP."""
+
+    def __init__(self):
+        super().__init__(Attention(12, 3))
+        del self.position
+        self.position = nn.Embedding(6, 12)
+        self.register_buffer("places", torch.arange(6)[None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        x = x + self.position(self.places[:, : x.shape[1]])
+        return self.head(self.norm(self.blocks[0](x))[:, 0])
+
+
 class EncoderLayers(nn.Module):
     """torch's transformer layer, which has a fast path of its own."""
 
@@ -270,6 +286,7 @@ class WithWeights(nn.Module):
 TOKEN_NETS = {
     "convnext": ConvNext,
     "attention": lambda: Tokens(Attention(12, 3), Attention(12, 2, fused=False), Attention(12, 4)),
+    "embedded positions": EmbeddedPositions,
     "attention as wide as its input": lambda: Tokens(Attention(12, 3, flat=True), Attention(12, 3, flat=True)),
     "separate attention": lambda: Tokens(SeparateAttention(12, 3, 5)),
     "einsum attention": lambda: Tokens(EinsumAttention(12)),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tas.graph import Layer
 from tas.nn.labels import varying_dims
 from tas.nn.rules.base import Call, Constant, Kind
-from tas.nn.rules.opened import CompactLayer, DenseLayer, no_numbers
+from tas.nn.rules.opened import ActiveTensors, CompactLayer, DenseLayer, Opened, no_numbers
 
 
 def bind(call: Call, constant: Constant, labels: Tensor) -> str | None:
@@ -56,7 +57,9 @@ def _bind_one(call: Call, name: str, elements: Tensor, labels: Tensor, along: li
     first[places] = found
     call.labels.union(first[places], found, call.module)
     call.labels.attach(name, axis, first)
-    call.draft("other", name.rpartition(".")[0])
+    path = name.rpartition(".")[0]
+    owner = call.model.get_submodule(path)
+    call.draft(next((kind for kind, types in _OWNERS.items() if isinstance(owner, types)), "other"), path)
     return None
 
 
@@ -83,12 +86,74 @@ def prelu_numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str,
     return {"num_parameters": len(weight)}
 
 
+def embedding_numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Length of a row."""
+    weight = tensors.get("weight", module.weight)
+    assert isinstance(weight, Tensor)
+    return {"embedding_dim": weight.shape[1]}
+
+
+class DenseParameters(Opened):
+    """A list or dictionary of parameters that a forward takes from it, whole."""
+
+    def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, Any]):
+        super().__init__(module)
+
+    def _named(self) -> dict[str, Tensor]:
+        module = self.module
+        return dict(module.items() if isinstance(module, nn.ParameterDict) else module.named_parameters())
+
+    def __len__(self) -> int:
+        return len(self.module)
+
+    def __iter__(self) -> Iterator[Any]:
+        named = self._named()
+        return iter(named if isinstance(self.module, nn.ParameterDict) else named.values())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.module
+
+    def __getitem__(self, place: Any) -> Any:
+        named = self._named()
+        return named[place] if isinstance(self.module, nn.ParameterDict) else list(named.values())[place]
+
+    def keys(self) -> KeysView[str]:
+        """Those of the dictionary."""
+        return self._named().keys()
+
+    def values(self) -> ValuesView[Tensor]:
+        """Those of the dictionary."""
+        return self._named().values()
+
+    def items(self) -> ItemsView[str, Tensor]:
+        """Those of the dictionary."""
+        return self._named().items()
+
+
+class CompactParameters(DenseParameters):
+    """The same, cut to the drawn channels."""
+
+    def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, Any]):
+        super().__init__(module, layer, widths)
+        self._tensors = ActiveTensors(layer, widths)
+
+    def _named(self) -> dict[str, Tensor]:
+        return {**super()._named(), **self._tensors.of(self.module)}
+
+
+def _compact_embedding(module: nn.Module, layer: Layer, widths: dict[str, Any]) -> nn.Module:
+    return CompactLayer(module, layer, widths, embedding_numbers)
+
+
 def _compact_prelu(module: nn.Module, layer: Any, widths: dict[str, Any]) -> nn.Module:
     return CompactLayer(module, layer, widths, prelu_numbers)
 
 
+_OWNERS = {"embedding": nn.Embedding, "parameters": (nn.ParameterList, nn.ParameterDict)}  # kinds of others, by type
 LABELS = {"prelu": prelu, "_prelu_kernel": prelu}
 KINDS = {
     "other": Kind(no_numbers, CompactLayer, DenseLayer, makes={"weight": 0}),
     "prelu": Kind(prelu_numbers, _compact_prelu, DenseLayer),
+    "embedding": Kind(embedding_numbers, _compact_embedding, DenseLayer),
+    "parameters": Kind(no_numbers, CompactParameters, DenseParameters),
 }

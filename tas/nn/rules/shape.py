@@ -97,6 +97,16 @@ def windows(call: Call) -> Any:
     return spread(vector.repeat_interleave(call.shape[1] // len(vector)), 1, call.shape)
 
 
+def sampled(call: Call) -> Any:
+    """Every channel is read at other positions."""
+    inputs, grid = call.arguments["input"], call.arguments["grid"]
+    if not isinstance(inputs, Tensor) or any(dim != 1 for dim in varying_dims(inputs)):
+        return call.refuse("is sampled over positions that hold different channels")
+    if isinstance(grid, Tensor) and varying_dims(grid):
+        return call.refuse("says where to sample")
+    return spread(call.labels.channel_vector(inputs, 1), 1, call.shape)
+
+
 def made_anew(call: Call) -> Any:
     """What only has its size from the input holds no channels."""
     return fixed(call.shape)
@@ -248,6 +258,9 @@ def without_labels(call: Call, value: Callable[[], Any]) -> list[Constant]:
         if rule is elementwise:
             known = [entry for source in sources for entry in source.elements()]
             return [[(name, ids.expand(shape)) for name, ids in known] for shape in call.shapes]
+        if call.op == "embedding":
+            rows, places = call.arguments["weight"], call.arguments["indices"].value()
+            return [[(name, ids[places]) for name, ids in rows.elements()]]
         if rule is movement and call.op not in ("cat", "stack"):
             (source,) = [item for name, item in call.arguments.items() if name == "self"]
             moved = [(name, _moved_elements(call, ids)) for name, ids in source.elements()]
@@ -283,7 +296,7 @@ _ELEMENTWISE = """
     softplus log_sigmoid softsign exp log abs neg sqrt rsqrt pow clamp clamp_min clamp_max dropout feature_dropout
     alpha_dropout clone contiguous to _to_copy type_as detach alias identity positive minimum maximum where
     lift_fresh_copy square floor bernoulli rand_like zeros_like ones_like full_like lerp addcmul reciprocal erf sin
-    sign logical_not eq ne gt lt ge le threshold rrelu
+    sign logical_not eq ne gt lt ge le threshold rrelu masked_fill
 """
 _POOLING = """
     avg_pool2d max_pool2d max_pool2d_with_indices adaptive_avg_pool2d adaptive_max_pool2d avg_pool1d max_pool1d
@@ -307,6 +320,6 @@ LABELS = (
     | dict.fromkeys(_MOVEMENT.split(), movement)
     | dict.fromkeys(_REDUCTIONS.split(), reduction)
     | dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), made_anew)
-    | {"glu": gated, "im2col": windows}
+    | {"glu": gated, "im2col": windows, "grid_sampler": sampled}
     | dict.fromkeys(_ALONG.split(), along)
 )
