@@ -74,10 +74,10 @@ TIMM = (  # the smallest member of every family
     "volo_d1_224", "vovnet39a", "xception41", "xcit_nano_12_p16_224",
 )  # fmt: skip
 TRANSFORMERS = (  # types of image classifiers; those that also take text, or need packages of their own, are not here
-    "beit", "bit", "convnext", "convnextv2", "cvt", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers",
-    "efficientnet", "focalnet", "hgnet_v2", "hiera", "ijepa", "levit", "mobilenet_v1", "mobilenet_v2", "mobilevit",
-    "mobilevitv2", "poolformer", "pp_lcnet", "pvt", "pvt_v2", "regnet", "resnet", "segformer", "swiftformer", "swin",
-    "swinv2", "textnet", "vit", "vit_msn",
+    "beit", "bit", "clip", "convnext", "convnextv2", "cvt", "data2vec-vision", "deit", "dinov2",
+    "dinov2_with_registers", "efficientnet", "focalnet", "hgnet_v2", "hiera", "ijepa", "levit", "mobilenet_v1",
+    "mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer", "pp_lcnet", "pvt", "pvt_v2", "regnet", "resnet",
+    "segformer", "siglip", "swiftformer", "swin", "swinv2", "textnet", "vit", "vit_msn",
 )  # fmt: skip
 
 Status = Literal["passed", "refused", "FAILED"]
