@@ -270,9 +270,9 @@ class Statistics(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = self.second(self.first(x).cumsum(2) / 8).flatten(2)
-        largest, _ = pixels.topk(3, -1)
+        largest, _ = pixels.topk(3)
         spread, mean = torch.std_mean(pixels, -1)
-        middle = pixels.sort(-1).values[..., 20:40].mean(-1)
+        middle = pixels.sort().values[..., 20:40].mean(-1)
         found = [spread - mean, largest.mean(-1), pixels.logsumexp(-1), middle, pixels.median(-1).values]
         return self.head(torch.cat(found, 1))
 

@@ -152,6 +152,23 @@ class EmbeddedPositions(Tokens):
         return self.head(self.norm(self.blocks[0](x))[:, 0])
 
 
+class Pooled(Tokens):
+    """Tokens attend to others, and a learned query to all of them, by torch's own attention, as in SigLIP."""
+
+    def __init__(self):
+        super().__init__(Attention(12, 3))
+        self.across = nn.MultiheadAttention(12, 3, batch_first=True)
+        self.query, self.pooling = nn.Parameter(torch.randn(1, 2, 12)), nn.MultiheadAttention(12, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.position
+        x = x + self.across(x, x[:, 1:], x[:, 1:])[0]
+        x = self.norm(self.blocks[0](x)).transpose(0, 1)
+        query = self.query.repeat(x.shape[1], 1, 1).transpose(0, 1)
+        return self.head((query + self.pooling(query, x, x, need_weights=False)[0]).mean(0))
+
+
 class EncoderLayers(nn.Module):
     """torch's transformer layer, which has a fast path of its own."""
 
@@ -292,6 +309,7 @@ TOKEN_NETS = {
     "einsum attention": lambda: Tokens(EinsumAttention(12)),
     "torch attention": lambda: Tokens(TorchAttention(12, 3), TorchAttention(12, 4, bias=False)),
     "torch encoder layer": EncoderLayers,
+    "attention across": Pooled,
     "attention weights": WithWeights,
     "mixer": Mixer,
     "group norms": GroupNorms,

@@ -184,7 +184,8 @@ def train(
                 started = time.perf_counter()
                 seed_everything(epoch_seed(config.seed, epoch, None))
                 batches = source.train_batches(config.batch_size, seed=config.seed, epoch=epoch, device=device)
-                means = trainer.epoch(islice(batches, total - epoch * steps), epoch, bar, _Meter(stage))
+                left = total - epoch * steps
+                means = trainer.epoch(batches if left >= steps else islice(batches, left), epoch, bar, _Meter(stage))
                 record.add(stage, epoch=epoch, seconds=round(time.perf_counter() - started, 3), **means)
                 if checkpoint:
                     save_epoch(checkpoint, epoch + 1, options, trainer.parts)

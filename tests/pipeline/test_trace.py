@@ -134,6 +134,9 @@ EXPECTED = {  # widths by name, depths by name
     "various": ({"first.0": 8, "second.0": 6}, {}),
     "statistics": ({"first.0": 8, "second.0": 6}, {}),
     "listed parameters": ({"stem.0": 8}, {}),
+    "attention across": (
+        {"patches": 12, "across": 3, "blocks.0.attention.qkv": 3, "blocks.0.mlp.0": 10, "pooling": 4}, {},
+    ),
     "resampled": ({"first.0": 8, "last.0": 6}, {}),
     "embedded positions": ({"patches": 12, "blocks.0.attention.qkv": 3, "blocks.0.mlp.0": 10}, {}),
     "functional norms": ({"third.0": 10}, {}),

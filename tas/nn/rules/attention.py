@@ -15,6 +15,7 @@ from tas.nn.labels import Heads, along, condense, fixed, spread, varying_dims
 from tas.nn.mixing import DenseAxis
 from tas.nn.rules.base import Call, Constant, Kind, layout_of
 from tas.nn.rules.opened import ActiveTensors, Opened
+from tas.nn.rules.parameter import bind
 from tas.nn.rules.projection import MixedWidth, connect_linear, fold
 from tas.nn.rules.projection import linear as plain_linear
 from tas.nn.rules.shape import elementwise
@@ -149,17 +150,50 @@ def _sum_call(call: Call, operands: list[Any]) -> Call:
 
 
 def linear(call: Call) -> Any:
-    """Linear layers, and the first projection of torch's own attention module, which is none."""
+    """Linear layers, and the first projections of torch's own attention module, which are none."""
     owner, weight, inputs = (
         call.model.get_submodule(call.module), call.arguments["weight"], call.arguments["input"],
     )  # fmt: skip
     is_own = type(owner).forward is nn.MultiheadAttention.forward and isinstance(weight, Constant)
-    if not is_own or not isinstance(inputs, Tensor) or weight.name is None:
-        return plain_linear(call)
-    if weight.name != f"{call.module}.in_proj_weight".lstrip("."):
-        return plain_linear(call)
-    positions = prod(call.shape[:-1]) // call.batch
-    return connect_linear(call, call.draft("attention"), inputs, positions, "in_proj_weight")
+    name, positions = f"{call.module}.in_proj_weight".lstrip("."), prod(call.shape[:-1]) // call.batch
+    if is_own and weight.name == name and isinstance(inputs, Tensor):
+        return connect_linear(call, call.draft("attention"), inputs, positions, "in_proj_weight")
+    rows = _rows(weight, name) if is_own else None
+    return plain_linear(call) if rows is None else _projection(call, name, rows, positions)
+
+
+def _rows(weight: Constant, name: str) -> Tensor | None:
+    """Which rows of a matrix a constant consists of, if of rows of this one alone."""
+    ((owner, places), *others) = weight.elements()
+    if owner != name or others:
+        return None
+    length = weight.shape[1]
+    rows = places[:, 0] // length
+    return rows if torch.equal(places, rows[:, None] * length + torch.arange(length)) else None
+
+
+def _projection(call: Call, name: str, rows: Tensor, positions: int) -> Any:
+    """Labels of the query, or of key and value, where these are not projected together."""
+    inputs, weight = call.arguments["input"], call.tensor(name)
+    last = len(inputs.shape) - 1
+    if isinstance(inputs, Constant):  # a query that is learned, as where attention pools
+        reads = call.labels.fresh(weight.shape[1])
+        problem = bind(call, inputs, spread(reads, last, inputs.shape))
+        if problem:
+            call.labels.freeze(reads, problem, call.module)
+    elif set(varying_dims(inputs)) - {last}:
+        return call.refuse("linear runs over positions that hold different channels")
+    else:
+        reads = call.labels.channel_vector(inputs, last)
+    if (name, 0) not in call.labels.axes:
+        call.labels.attach(name, 0, call.labels.fresh(weight.shape[0]))
+    makes = torch.as_tensor(call.labels.axes[name, 0])
+    bias = f"{call.module}.in_proj_bias".lstrip(".")
+    if call.tensor(bias) is not None:
+        call.labels.attach(bias, 0, makes)
+    call.labels.attach(name, 1, reads)
+    call.draft("attention").products.append((positions, (makes[rows], reads)))
+    return spread(makes[rows], last, call.shape)
 
 
 def attend(

@@ -100,8 +100,8 @@ class DenseParameters(Opened):
         super().__init__(module)
 
     def _named(self) -> dict[str, Tensor]:
-        module = self.module
-        return dict(module.items() if isinstance(module, nn.ParameterDict) else module.named_parameters())
+        items = self.module.items() if isinstance(self.module, nn.ParameterDict) else enumerate(self.module)
+        return {str(name): parameter for name, parameter in items}
 
     def __len__(self) -> int:
         return len(self.module)

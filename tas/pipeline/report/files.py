@@ -129,7 +129,8 @@ class RunFiles:
             done, options = len(self.record.epochs(stage)), self.settings.get(stage)
             planned = options.get("epochs") if isinstance(options, dict) else None
             if done:
-                parts.append(f"{stage} {done} of {planned} epochs" if planned else f"{stage} {done} epochs")
+                finished = min(done, planned) if planned else done  # the last may be a part of one
+                parts.append(f"{stage} {finished} of {planned} epochs" if planned else f"{stage} {done} epochs")
         return ", ".join(parts) or "no epoch yet"
 
     @property
