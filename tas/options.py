@@ -38,7 +38,7 @@ def check_options(
             raise ConfigError(f"{stage} {name} is {value!r}; it can be {' or '.join(map(str, get_args(kind)))}")
         if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
             raise ConfigError(f"{stage} {name} is {value!r}; it must be a whole number")
-        if kind is float and (isinstance(value, bool) or not isinstance(value, Real)):
+        if kind in (float, int | float) and (isinstance(value, bool) or not isinstance(value, Real)):
             raise ConfigError(f"{stage} {name} is {value!r}; it must be a number")
     for names, limit, holds in (
         (above_zero, "be above 0", lambda value: 0 < value < math.inf),

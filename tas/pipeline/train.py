@@ -70,8 +70,8 @@ class TrainConfig:
         seed: of shuffling, augmentation and dropout.
     """
 
-    epochs: float = 300
-    warmup_epochs: float = 5
+    epochs: int | float = 300
+    warmup_epochs: int | float = 5
     batch_size: int = 256
     learning_rate: float = 0.1
     momentum: float = 0.9
