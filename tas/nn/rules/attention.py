@@ -164,10 +164,10 @@ def linear(call: Call) -> Any:
 
 def _rows(weight: Constant, name: str) -> Tensor | None:
     """Which rows of a matrix a constant consists of, if of rows of this one alone."""
-    ((owner, places), *others) = weight.elements()
-    if owner != name or others:
+    elements = weight.elements()
+    if [owner for owner, _ in elements] != [name]:
         return None
-    length = weight.shape[1]
+    ((_, places),), length = elements, weight.shape[1]
     rows = places[:, 0] // length
     return rows if torch.equal(places, rows[:, None] * length + torch.arange(length)) else None
 
