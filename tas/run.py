@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import eq
 from pathlib import Path
@@ -20,6 +20,8 @@ FULL_WEIGHTS = "teacher.safetensors"  # of the full model, where the run has tra
 REPORT, PAGE = "report.md", "report.html"
 SUMMARIES = "summaries.json"  # of a run of several budgets: the summary of each, by the folder inside
 STAGES = ("teacher", "search", "train")
+MOST_NAMED = 3  # differences of two configs in one message
+_NOTHING = "nothing"
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class RunFolder:
                 raise RunError(f"{folder} holds a finished run (it has {results[0]}); there is nothing to resume")
             if not extends(before := read_text(known), config):
                 raise RunError(
-                    f"{known} differs from the options given; resume with the same options (--config {known}) or "
-                    f"choose another folder"
+                    f"{known} differs from the options given{_differences(before, config)}; resume with the same "
+                    f"options (--config {known}) or choose another folder"
                 )
             if before != config:
                 write_text(known, config)
@@ -120,6 +122,29 @@ def _drop_halves(folder: Path) -> None:
     """Remove what a kill in the middle of a write has left in a run's folder."""
     for file in filter(is_temporary, _entries(folder)):
         file.unlink(missing_ok=True)
+
+
+def _differences(known: str, given: str) -> str:
+    """In which options two configs differ, in words; empty where one of them is no YAML mapping."""
+    import yaml
+
+    try:
+        before, now = (dict(_entries_of(yaml.safe_load(text), ())) for text in (known, given))
+    except (yaml.YAMLError, AttributeError):  # somebody has changed it
+        return ""
+    names = [name for name in {**before, **now} if before.get(name, _NOTHING) != now.get(name, _NOTHING)]
+    words = [f"{name} ({before.get(name, _NOTHING)} there, {now.get(name, _NOTHING)} here)" for name in names]
+    more = [f"{len(words) - MOST_NAMED} more"] if len(words) > MOST_NAMED else []
+    return f": {', '.join(words[:MOST_NAMED] + more)}" if words else ""
+
+
+def _entries_of(options: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Options by dotted name, written as on the command line."""
+    for name, value in options.items():
+        if isinstance(value, Mapping) and value:
+            yield from _entries_of(value, (*path, str(name)))
+        else:
+            yield ".".join((*path, str(name))), json.dumps(value)
 
 
 def read_text(path: Path) -> str:

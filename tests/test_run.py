@@ -45,8 +45,21 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
 def test_a_run_resumes_with_its_own_config_only(tmp_path):
     RunFolder.open(tmp_path, "seed: 1", resume=False).record().add("train", epoch=0)
     assert RunFolder.open(tmp_path, "seed: 1", resume=True).record().epochs("train") == [{"stage": "train", "epoch": 0}]
-    with pytest.raises(RunError, match="config.yaml differs from the options given; resume with the same options"):
+    with pytest.raises(RunError, match="config.yaml differs from the options given: seed .1 there, 2 here.; resume"):
         RunFolder.open(tmp_path, "seed: 2", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("known", "given", "told"),
+    [("a: {b: 1, c: 2}", "a: {b: 1, c: 3}", r"given: a\.c \(2 there, 3 here\); resume"),
+     ("a: 1", "a: 1\nb: [x]", r'given: b \(nothing there, \["x"\] here\); resume'),
+     ("{a: 1, b: 1, c: 1, d: 1, e: 1}", "{a: 2, b: 2, c: 2, d: 2, e: 2}", r"c \(1 there, 2 here\), 2 more; resume"),
+     ("a: 1", "a:   1", "given; resume"), ("a: [", "a: 1", "given; resume"), ("a", "a: 1", "given; resume")],
+)  # fmt: skip
+def test_a_refused_config_says_where_it_differs(tmp_path, known, given, told):
+    RunFolder.open(tmp_path, known, resume=False)
+    with pytest.raises(RunError, match=told):
+        RunFolder.open(tmp_path, given, resume=True)
 
 
 def test_there_must_be_something_to_resume(tmp_path):
