@@ -13,8 +13,9 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 demo: $(VENV)/.demo
 	$(BIN)/tas compress
 
+# Compiled modules are kept whatever the environment says: the tests start some hundred processes that import torch.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -23,12 +23,6 @@ def named(request: pytest.FixtureRequest) -> Traced:
     return traced(request.param)
 
 
-@pytest.fixture(params=[name for name in NAMES if name != "vgg11_bn"])
-def light(request: pytest.FixtureRequest) -> Traced:
-    """The named models without the big one."""
-    return traced(request.param)
-
-
 @pytest.fixture
 def compiles(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is given to `torch.compile`, which here traces but makes no kernels: those take minutes."""

@@ -1,12 +1,16 @@
 """Toy networks of about ten lines each; every one shows one thing a trace must get right."""
 
 import copy
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from token_nets import TOKEN_NETS
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
+
+from tas.graph import Graph
+from tas.pipeline.trace import trace
 
 
 def perturbed(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -593,3 +597,9 @@ PARTLY_FROZEN = {
     "various": Various,
 }
 ALL = EXACT | PARTLY_FROZEN | TOKEN_NETS
+
+
+@cache
+def graph_of(name: str) -> Graph:
+    """The graph of one of `ALL`, traced once in a process: that takes most of a small test's time."""
+    return trace(perturbed(ALL[name]()), images())

@@ -8,12 +8,13 @@ import torch
 from scripts import load_script
 
 bench = load_script("bench")
+SMALL = f"{Path(__file__).with_name('toys.py')}:build_resnet"
 
 
 def test_a_search_step_is_measured_against_training_and_written(tmp_path, monkeypatch, capsys):
-    tiny = bench.Case("ratio", 1e9, bench.search_step("cifar_resnet:20", 4, 8))
-    loader = bench.Case("share", 1.0, bench.loader_share("cifar_resnet:20", 4, 8))
-    gpu = bench.Case("ratio", 1.0, bench.search_step("cifar_resnet:20", 4, 8, device="cuda"), needs_gpu=True)
+    tiny = bench.Case("ratio", 1e9, bench.search_step(SMALL, 4, 8))
+    loader = bench.Case("share", 1.0, bench.loader_share(SMALL, 4, 8))
+    gpu = bench.Case("ratio", 1.0, bench.search_step(SMALL, 4, 8, device="cuda"), needs_gpu=True)
     monkeypatch.setattr(bench, "CASES", {"tiny": tiny, "loader": loader, "tiny:gpu": gpu})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     bench.main(["--pairs", "2", "--write", str(tmp_path / "bench.json")])
@@ -31,19 +32,19 @@ def test_a_search_step_is_measured_against_training_and_written(tmp_path, monkey
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_peak_memory_is_measured_in_processes_of_their_own():
-    (ratio,) = bench.peak_memory("cifar_resnet:20", 16, 16)(1)
+    (ratio,) = bench.peak_memory(SMALL, 16, 16)(1)
     assert 0.2 < ratio < 5
 
 
 @pytest.mark.slow
 def test_an_epoch_is_timed_in_two_processes_and_in_one():
-    (ratio,) = bench.process_share("cifar_resnet:20", 4, 8)(1)
+    (ratio,) = bench.process_share(SMALL, 4, 8)(1)
     assert 0.1 < ratio < 50
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, while it compiles
 def test_both_sides_can_be_compiled(compiles):
-    searching, training = bench.sides("cifar_resnet:20", 4, 8, execution="dense", compile=True)
+    searching, training = bench.sides(SMALL, 4, 8, execution="dense", compile=True)
     searching()
     training()
     assert len(compiles) == 2, "supernet and full model"

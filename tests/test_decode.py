@@ -92,16 +92,16 @@ def test_an_impossible_budget_names_the_smallest_reachable_cost(seed):
         decode(scores, graph, space, Budget(macs=least - 1))
 
 
-def test_a_budget_holds_on_a_real_net_whatever_the_scores(light):
+def test_a_budget_holds_on_a_real_net_whatever_the_scores(named):
     draw = random.Random(0)
     for share in (0.4,):
-        choices = (*light.space.widths.items(), *light.space.depths.items())
+        choices = (*named.space.widths.items(), *named.space.depths.items())
         scores = {name: [draw.gauss(place, 1) for place in range(len(sizes))] for name, sizes in choices}
         budget = Budget(macs=share)
-        found = decode(scores, light.graph, light.space, budget)
-        assert found in light.space
-        assert light.graph.macs(found) <= share * light.graph.macs()
-        assert light.graph.macs(found) > 0.95 * share * light.graph.macs()  # larger is better, so nothing is given away
+        found = decode(scores, named.graph, named.space, budget)
+        assert found in named.space
+        assert named.graph.macs(found) <= share * named.graph.macs()
+        assert named.graph.macs(found) > 0.95 * share * named.graph.macs()  # larger is better, so nothing is given away
 
 
 def test_without_choices_the_model_stays_as_it_is():

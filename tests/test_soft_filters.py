@@ -42,8 +42,7 @@ def test_the_shortest_filters_are_zero_and_all_else_untouched():
 
 @pytest.mark.parametrize("name", nets.ALL)
 def test_as_many_filters_stay_as_asked_for_and_in_every_layer_that_makes_the_width(name):
-    model = perturbed(nets.ALL[name]())
-    graph = tas.trace(model, images())
+    model, graph = perturbed(nets.ALL[name]()), nets.graph_of(name)
     zero_filters(model, graph, halved(graph))
     ranked = tas.rank(model, graph, filter_norms(model, graph))
     tensors = dict(ranked.named_parameters(remove_duplicate=False))

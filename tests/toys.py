@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tas.data import TensorSource
+from tas.models.cifar_resnet import BasicBlock, CifarResNet
 
 
 def tiny_source(samples: int = 96, classes: int = 4, size: int = 8, seed: int = 0) -> TensorSource:
@@ -98,3 +99,8 @@ def build_nan(num_classes: int = 4) -> nn.Module:
     model = TinyNet(num_classes)
     nn.init.constant_(model.head.weight, float("nan"))
     return model
+
+
+def build_resnet() -> nn.Module:
+    """The smallest of our ResNets' kind that has depths."""
+    return CifarResNet(BasicBlock, num_blocks=2, num_classes=10)

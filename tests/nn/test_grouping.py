@@ -1,13 +1,9 @@
 import nets
 import pytest
-from nets import images, perturbed
+from nets import graph_of, images, perturbed
 
 from tas.graph import Graph, Layer, Run, channels_of
 from tas.pipeline.trace import trace
-
-
-def graph_of(name: str) -> Graph:
-    return trace(perturbed(nets.ALL[name]()), images())
 
 
 def layouts(graph: Graph, parameter: str):

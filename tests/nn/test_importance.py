@@ -193,7 +193,7 @@ def test_taylor_needs_a_batch():
 
 @pytest.mark.parametrize("name", nets.ALL)
 def test_importance_moves_with_the_channels_whatever_the_layout(name):
-    model, graph = prepared(nets.ALL[name]())
+    model, graph = perturbed(nets.ALL[name]()).double(), nets.graph_of(name)
     criteria = {
         criterion: lambda model, criterion=criterion: channel_importance(model, graph, criterion)
         for criterion in WEIGHTS_ALONE
@@ -213,8 +213,8 @@ def test_importance_moves_with_the_channels_whatever_the_layout(name):
 
 
 def test_every_width_has_a_layer_that_makes_it():
-    for make in nets.ALL.values():
-        _model, graph = prepared(make())
+    for name in nets.ALL:
+        graph = nets.graph_of(name)
         assert {maker.width for maker in makers(graph)} == {width.name for width in graph.widths}
 
 

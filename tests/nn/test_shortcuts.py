@@ -46,7 +46,7 @@ def test_tied_is_the_default_and_other_words_are_refused():
 @pytest.mark.parametrize("name", ["residual", "plain"])
 def test_a_model_without_replaceable_shortcuts_stays_tied_and_says_so(name):
     model = perturbed(nets.ALL[name]())
-    tied, free = trace(model, images()), trace(model, images(), residuals="free")
+    tied, free = nets.graph_of(name), trace(model, images(), residuals="free")
     assert (free.widths, free.depths, free.layers) == (tied.widths, tied.depths, tied.layers)
     notes = [item for item in free.frozen if item not in tied.frozen]
     assert notes

@@ -32,7 +32,7 @@ def traced(name: str) -> tuple[nn.Module, Graph]:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return model, trace(model, images())
+    return model, nets.graph_of(name)
 
 
 def prepared(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Graph, SearchSpace]:
@@ -113,16 +113,16 @@ def test_training_a_fixed_architecture_is_training_the_derived_model(name, execu
             assert relative(small(inputs), supernet(inputs)) < 1e-10
 
 
-def test_named_models_fixed_equal_derived(light):
-    full = light.model(light.images)
-    nothing = Supernet(light.model, light.graph, light.space)
-    assert relative(full, nothing(light.images)) < 1e-5
+def test_named_models_fixed_equal_derived(named):
+    full = named.model(named.images)
+    nothing = Supernet(named.model, named.graph, named.space)
+    assert relative(full, nothing(named.images)) < 1e-5
     for execution in EXECUTIONS:
-        supernet = Supernet(light.model, light.graph, light.space, execution=execution)
-        for architecture in samples(light.space, 1):
+        supernet = Supernet(named.model, named.graph, named.space, execution=execution)
+        for architecture in samples(named.space, 1):
             with torch.no_grad(), supernet.fixed(architecture):
-                wanted = derive(light.model, light.graph, architecture)(light.images)
-                assert relative(wanted, supernet(light.images)) < 1e-5
+                wanted = derive(named.model, named.graph, architecture)(named.images)
+                assert relative(wanted, supernet(named.images)) < 1e-5
                 assert relative(full, wanted) > 1e-2
 
 
@@ -184,17 +184,17 @@ def test_compact_equals_dense_in_single_precision(name):
     compare(*pair, images(), 1e-5, 1)
 
 
-def test_named_models_compact_equals_dense(light):
-    pair = [randomised(Supernet(light.model, light.graph, light.space, execution=kind)) for kind in EXECUTIONS]
+def test_named_models_compact_equals_dense(named):
+    pair = [randomised(Supernet(named.model, named.graph, named.space, execution=kind)) for kind in EXECUTIONS]
     outputs = []
     for supernet in pair:
         supernet.draw(1.0, torch.Generator().manual_seed(0))
         with torch.no_grad():
-            outputs.append(supernet(light.images))
+            outputs.append(supernet(named.images))
     assert relative(*outputs) < 2e-5
     pair[0].draw(1.0, torch.Generator().manual_seed(1))
     with torch.no_grad():
-        assert relative(outputs[0], pair[0](light.images)) > 1e-2
+        assert relative(outputs[0], pair[0](named.images)) > 1e-2
 
 
 def interpolated(x: Tensor, channels: int) -> Tensor:

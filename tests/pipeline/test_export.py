@@ -174,8 +174,8 @@ def test_a_model_that_needs_one_batch_size_is_an_error(tmp_path):
 
 
 QUICK_MODELS = [("cifar_resnet:20", 32)]
-SLOW_MODELS = [
-    *((f"cifar_resnet:{depth}", 32) for depth in (32, 56, 110, 164)),
+SLOW_MODELS = [  # of our ResNets the deepest; the others repeat the same blocks less often
+    ("cifar_resnet:164", 32),
     ("torchvision:resnet18", 64),
     ("torchvision:mobilenet_v2", 64),
     ("torchvision:efficientnet_b0", 64),
@@ -192,6 +192,7 @@ def test_onnx_computes_what_a_derived_model_computes(name, size, tmp_path):
     model, example = tas.models.load(name, num_classes=10), torch.zeros(1, 3, size, size)
     if "vit" in name:  # perturbed, it turns rounding into 1e-2: even its own decompositions differ by 2e-3
         torch.nn.init.normal_(model.heads.head.weight)  # zeros at the start
+        model.encoder.layers = model.encoder.layers[:3]  # of twelve alike
         graph = tas.trace(model, example)
         small = tas.derive(model, graph, SearchSpace.of(graph).sample(torch.Generator().manual_seed(1)))
     else:

@@ -15,22 +15,21 @@ from tas.pipeline.trace import trace
 
 @pytest.mark.parametrize("name", nets.ALL)
 def test_ranking_changes_nothing_in_the_function_of_toy_nets(name):
-    model = perturbed(nets.ALL[name]())
-    graph = trace(model, images())
+    model, graph = perturbed(nets.ALL[name]()), nets.graph_of(name)
     ranked = rank(model, graph)
     torch.testing.assert_close(ranked(images()), model(images()), rtol=1e-5, atol=1e-5)
     if graph.widths:
         assert any(not torch.equal(a, b) for a, b in zip(ranked.parameters(), model.parameters(), strict=True))
 
 
-def test_ranking_changes_nothing_in_the_function_of_named_models(light):
+def test_ranking_changes_nothing_in_the_function_of_named_models(named):
     with torch.no_grad():
-        wanted, found = light.model(light.images), rank(light.model, light.graph)(light.images)
+        wanted, found = named.model(named.images), rank(named.model, named.graph)(named.images)
     assert float((wanted - found).abs().max() / wanted.abs().max()) < 1e-5
 
 
-def test_ranked_channels_stand_in_falling_importance(light):
-    for name, values in channel_importance(rank(light.model, light.graph), light.graph).items():
+def test_ranked_channels_stand_in_falling_importance(named):
+    for name, values in channel_importance(rank(named.model, named.graph), named.graph).items():
         assert (np.diff(values) <= 1e-9 * values.max()).all(), name
 
 
