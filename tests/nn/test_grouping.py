@@ -1,6 +1,6 @@
 import nets
 import pytest
-from nets import graph_of, images, perturbed
+from nets import graph_of, images
 
 from tas.graph import Graph, Layer, Run, channels_of
 from tas.pipeline.trace import trace
