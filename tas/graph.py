@@ -259,6 +259,16 @@ class Graph:
         """Paths of the blocks that `architecture` drops."""
         return tuple(block for depth in self.depths for block in depth.blocks[architecture.depths[depth.name] :])
 
+    def idle(self, architecture: Architecture) -> frozenset[str]:
+        """Widths that stand in dropped blocks alone: whatever is chosen for them, the network is the same."""
+        paid = [
+            term.factors
+            for term in self.cost("params").terms
+            if all(gate.holds(architecture.depths[gate.depth]) for gate in term.gates)
+        ]
+        used = {width for factors in paid for factor in factors for width, _ in factor.widths}
+        return frozenset(architecture.widths.keys() - used)
+
     def to_dict(self) -> dict[str, Any]:
         """The graph in plain lists and mappings, for JSON."""
         return {"format": FORMAT, **asdict(self)}

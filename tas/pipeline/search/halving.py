@@ -79,6 +79,8 @@ def _levels(space: SearchSpace) -> int:
 class Field:
     """The architectures that may enter: of every corner of the space, the one that the scores ask for.
 
+    Widths of dropped blocks are at their smallest here: two architectures that differ in those alone are one network.
+
     Attributes:
         scores: one number per candidate, by width and depth name.
         graph: of the model.
@@ -95,7 +97,7 @@ class Field:
 
     def first(self, most: int, seed: int) -> list[Architecture]:
         """The scores' own choice over the whole space, then others: all, or drawn where there are too many corners."""
-        start = decode(self.scores, self.graph, self.space, self.budget)
+        start = self._as_network(decode(self.scores, self.graph, self.space, self.budget))
         self.corners[start] = Corner(start.depths)
         depths, levels, draw = self.space.depths, _levels(self.space), random.Random(seed)
         if math.prod(map(len, depths.values())) * levels <= DRAWS * most:
@@ -114,12 +116,19 @@ class Field:
         return [found for corner in corners if (found := self._enter(corner)) is not None]
 
     def _enter(self, corner: Corner) -> Architecture | None:
-        found = corner.best(self.scores, self.graph, self.space, self.budget)
-        start = next(iter(self.corners))
-        if found is None or found in self.corners or self._share(found) < USED * self._share(start):
+        best, start = corner.best(self.scores, self.graph, self.space, self.budget), next(iter(self.corners))
+        if best is None:
+            return None
+        found = self._as_network(best)
+        if found in self.corners or self._share(found) < USED * self._share(start):
             return None
         self.corners[found] = corner
         return found
+
+    def _as_network(self, architecture: Architecture) -> Architecture:
+        idle, least = self.graph.idle(architecture), self.space.smallest.widths
+        widths = {name: least[name] if name in idle else size for name, size in architecture.widths.items()}
+        return Architecture(widths, architecture.depths)
 
     def _share(self, architecture: Architecture) -> float:
         limits = self.budget.limits(self.graph)

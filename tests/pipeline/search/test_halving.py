@@ -34,6 +34,13 @@ def field_of(graph, space, budget="60%"):
     return Field(scores_of(space), graph, space, tas.Budget(macs=budget))
 
 
+def as_network(graph, space, architecture):
+    dropped = {name for name in architecture.widths if name.startswith(graph.skipped(architecture))}
+    widths = {name: space.smallest.widths[name] if name in dropped else size
+              for name, size in architecture.widths.items()}  # fmt: skip
+    return tas.Architecture(widths, architecture.depths)
+
+
 def short(**options) -> tas.SearchConfig:
     base = {
         "epochs": 0, "batch_size": 8, "start": "trained", "logits_start": "saliency", "architectures": 12,
@@ -59,15 +66,28 @@ def test_all_corners_enter_that_use_the_budget_and_the_scores_own_choice_is_firs
     _, graph, space, _ = prepared
     budget, field = tas.Budget(macs="60%"), field_of(graph, space)
     entrants = field.first(99, seed=0)
-    assert entrants[0] == decode(field.scores, graph, space, budget)
+    assert entrants[0] == as_network(graph, space, decode(field.scores, graph, space, budget))
     levels = max(map(len, space.widths.values()))
     corners = [Corner({"blocks": kept}, closed) for kept in (1, 2, 3) for closed in range(levels)]
-    found = {corner.best(field.scores, graph, space, budget) for corner in corners} - {None}
+    found = [best for corner in corners if (best := corner.best(field.scores, graph, space, budget))]
+    found = {as_network(graph, space, one) for one in found}
     assert set(entrants) == {one for one in found if graph.macs(one) >= 0.9 * graph.macs(entrants[0])}
     assert len(set(entrants)) == len(entrants) > 3
     assert {one.depths["blocks"] for one in entrants} > {entrants[0].depths["blocks"]}
     assert all(budget.holds(graph, one) for one in entrants)
     assert field.around(entrants[0]) == [], "they are there already"
+
+
+def test_two_architectures_that_differ_in_dropped_blocks_alone_enter_once(prepared):
+    _, graph, space, _ = prepared
+    only = tas.SearchSpace(space.widths, {"blocks": (1,)})
+    scores = scores_of(only)
+    for name in ("stem.0", "blocks.0.conv1"):
+        scores[name] = [-score for score in scores[name]]  # small ones, which no corner closes
+    (network,) = Field(scores, graph, only, tas.Budget(macs="100%")).first(99, seed=0)
+    assert network.widths == space.smallest.widths
+    assert graph.idle(network) == {"blocks.1.conv1", "blocks.2.conv1"}
+    assert not graph.idle(graph.full)
 
 
 def test_of_many_corners_some_are_drawn_and_those_around_the_best_come_later(prepared):
