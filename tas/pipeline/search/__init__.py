@@ -28,7 +28,7 @@ from tas.nn.supernet import Supernet
 from tas.nn.sync_batch_norm import synchronized_batch_norm
 from tas.pipeline.search.config import LOGITS_TRAVEL, SearchConfig
 from tas.pipeline.search.halving import Field, halve
-from tas.pipeline.search.saliency import Judged, measured_saliency, mixtures, saliency_logits
+from tas.pipeline.search.saliency import Judged, measured_saliency, saliency_logits
 from tas.pipeline.search.steps import Steps, halves, random_logits, run_epoch
 from tas.progress import progress_bar
 from tas.record import Record
@@ -191,14 +191,10 @@ def _start_logits(steps: Steps, source: Source, record: Record, device: str, *, 
 
 
 def _judged(steps: Steps, source: Source, device: str, images: int) -> list[Judged]:
-    """Batches of the second half, or of mixtures, with what the teacher says of them; the same every time."""
+    """Batches of the second half, with what the teacher says of them; the same every time."""
     config, batches, left = steps.config, [], images
-    draw = torch.Generator().manual_seed(config.seed)
     for inputs, targets in source.train_batches(config.batch_size, seed=config.seed, half=1, device=device):
-        inputs, targets = inputs[:left], targets[:left]
-        if steps.judges_mixtures and inputs.is_floating_point():
-            inputs = mixtures(inputs, draw)
-        batches.append((inputs, targets, steps.answer(inputs)))
+        batches.append((inputs[:left], targets[:left], steps.answer(inputs[:left])))
         left -= len(inputs)
         if left <= 1:  # batch norms have no statistics of a single image
             break

@@ -61,9 +61,6 @@ class SearchConfig:
         halving_images: of the second half, which the first round is judged on; every further round has twice as many,
             up to eight times.
         held_out_images: of the second half, on which saliency is measured.
-        judged_on: whether saliency and successive halving compare losses on the held-out images themselves, or on
-            mixtures of two, which a teacher has not learned by heart; images without a teacher and with a loss of
-            one's own.
         precision: of the arithmetic: no (float32) or bf16.
         sync_batch_norm: of several processes: batch norms use the statistics of the whole batch, not of their share.
         compile: run the supernet and the teacher under torch.compile while weights and logits step in turn; needs dense
@@ -96,7 +93,6 @@ class SearchConfig:
     halving_steps: int = 300
     halving_images: int = 128
     held_out_images: int = 512
-    judged_on: Literal["images", "mixtures"] = "mixtures"
     precision: Literal["no", "bf16"] = "no"
     sync_batch_norm: bool = False
     compile: bool = False

@@ -26,23 +26,6 @@ FOR_LARGER = 1e-3  # by how much the logit of the largest candidate is raised; l
 HINT = "check the images and weights for NaN, or set search.logits_start to random"
 
 
-def mixtures(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Every image mixed with the one before it, which has at most half a share.
-
-    A model knows its training images by heart, and whoever follows it best there need not do so elsewhere; mixtures it
-    has not seen.
-
-    Args:
-        images: (batch, ...), floating point.
-        generator: on the CPU.
-
-    Source:
-        Zhang et al., mixup, ICLR 2018, https://arxiv.org/abs/1710.09412; shares are uniform in [0.5, 1].
-    """
-    share = 1 - torch.rand(len(images), generator=generator) / 2
-    return torch.lerp(images.roll(1, 0), images, share.to(images).view(-1, *[1] * (images.dim() - 1)))
-
-
 def single_choices(space: SearchSpace) -> Iterator[tuple[str, int, Architecture]]:
     """Everything at its largest but one: name of the width or depth, index of the candidate, architecture."""
     largest = space.largest

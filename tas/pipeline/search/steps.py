@@ -138,12 +138,6 @@ class Steps:
             self.logits.step()
         return task
 
-    @property
-    def judges_mixtures(self) -> bool:
-        """Whether losses that are compared are those of mixtures: only a teacher tells what is right for one."""
-        asked = self.teacher is not None and self.config.teacher_weight > 0
-        return self.config.judged_on == "mixtures" and asked and self.loss is None
-
     @torch.no_grad()
     def answer(self, inputs: Tensor) -> Any:
         """What the teacher says of the inputs; None where it is not asked."""

@@ -13,8 +13,7 @@ from tas.decode import decode
 from tas.errors import TrainingError
 from tas.nn.statistics import batch_norms
 from tas.nn.surgery import cut
-from tas.pipeline import search as verb
-from tas.pipeline.search.saliency import measured_saliency, mixtures, saliency_logits, single_choices
+from tas.pipeline.search.saliency import measured_saliency, saliency_logits, single_choices
 from tas.progress import progress_bar
 
 
@@ -110,43 +109,3 @@ def test_no_candidate_is_preferred_to_a_larger_one(prepared):
         supernet.logits.copy_(logits)
     share = graph.macs(decode(supernet.scores(), graph, space, tas.Budget(macs="60%"))) / graph.macs()
     assert share > 0.45, "the budget is used"
-
-
-@pytest.mark.parametrize("shape", [(5, 3, 4, 4), (5, 7)])
-def test_a_mixture_has_at_least_half_of_its_own_image_and_the_rest_of_one_other(shape):
-    images = torch.randn(shape, dtype=torch.float64)
-    found = mixtures(images, torch.Generator().manual_seed(3))
-    shares = 1 - torch.rand(5, generator=torch.Generator().manual_seed(3)) / 2
-    assert len(set(shares.tolist())) == 5
-    for place, share in enumerate(shares.double()):
-        assert 0.5 <= share <= 1
-        torch.testing.assert_close(found[place], share * images[place] + (1 - share) * images[place - 1])
-
-
-@pytest.mark.parametrize(
-    ("options", "mixed"),
-    [({}, True), ({"loss": F.cross_entropy}, False), ({"judged_on": "images"}, False), ({"teacher": None}, False),
-     ({"teacher_weight": 0.0}, False)],
-)  # fmt: skip
-def test_losses_are_compared_on_mixtures_where_a_teacher_tells_what_is_right(monkeypatch, options, mixed):
-    model, source, seen = TinyNet().eval(), tiny_source(), []
-    real = verb.measured_saliency
-    monkeypatch.setattr(verb, "measured_saliency", lambda net, batches, *rest: seen.extend(batches) or
-                        real(net, batches, *rest))  # fmt: skip
-    given = {"teacher": model, "teacher_weight": 0.9, **options}
-    outside = {name: given.pop(name) for name in ("teacher", "loss") if name in given}
-    config = tas.SearchConfig(
-        epochs=0, start="trained", logits_start="saliency", held_out_images=20, batch_size=16, seed=4, **given
-    )
-    supernet = tas.Supernet(model, graph := tas.trace(model, torch.zeros(1, 3, 8, 8)), tas.SearchSpace.of(graph))
-    tas.search(supernet, source, budget="60%", config=config, **outside)
-    draw = torch.Generator().manual_seed(4)
-    batches = list(itertools.islice(source.train_batches(16, seed=4, half=1), 2))
-    assert [len(images) for images, _, _ in seen] == [16, 4]
-    for (images, labels, answer), (raw, truth), size in zip(seen, batches, (16, 4), strict=True):
-        wanted = mixtures(raw[:size], draw) if mixed else raw[:size]
-        assert torch.equal(images, wanted)
-        assert torch.equal(labels, truth[:size])
-        assert (answer is None) == (outside.get("teacher") is None or config.teacher_weight == 0)
-        if answer is not None:
-            torch.testing.assert_close(answer, model(images))
