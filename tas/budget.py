@@ -116,6 +116,11 @@ class Budget:
         """The smallest share of the full model's cost that a bound allows, in (0, 1]."""
         return min(limit / graph.cost(name).exact(graph.full) for name, limit in self.limits(graph).items())
 
+    def loosened(self, part: float, graph: Graph) -> Budget:
+        """A budget that gives back this part of what the bounds take away from the full model, in [0, 1]."""
+        shares = {name: limit / graph.cost(name).exact(graph.full) for name, limit in self.limits(graph).items()}
+        return Budget(**{name: share + part * (1 - share) for name, share in shares.items()})
+
     def limits(self, graph: Graph) -> dict[str, int]:
         """The bounds in absolute numbers, by quantity; of latency in nanoseconds.
 

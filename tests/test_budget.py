@@ -41,6 +41,14 @@ def test_several_bounds_hold_at_once():
     assert not budget.holds(GRAPH, Architecture({"conv": 4}))
 
 
+def test_a_looser_budget_gives_back_a_part_of_what_is_taken():
+    budget = Budget.of({"macs": "50%", "params": 300})
+    full = {name: GRAPH.cost(name).exact(GRAPH.full) for name in ("macs", "params")}
+    assert budget.loosened(0, GRAPH).limits(GRAPH) == budget.limits(GRAPH)
+    assert budget.loosened(1, GRAPH).limits(GRAPH) == full
+    assert budget.loosened(0.2, GRAPH).limits(GRAPH) == {"macs": 6000, "params": 300 + (full["params"] - 300) // 5}
+
+
 def test_a_bound_may_be_met_exactly():
     assert Budget(macs=5000).holds(GRAPH, Architecture({"conv": 5}))
     assert not Budget(macs=4999).holds(GRAPH, Architecture({"conv": 5}))

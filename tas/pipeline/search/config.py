@@ -13,7 +13,7 @@ from tas.space import SearchSpace
 # Adam moves a logit by about its learning rate a step; 12 takes it from even odds to certainty, with room to turn back
 LOGITS_TRAVEL = 12.0
 FIRST_CUT = 4  # one in so many architectures outlives the first round
-FIRST_STEPS = 0.3  # share of the steps in the first round: without any, small networks know nothing, and chance decides
+FIRST_STEPS = 0.5  # share of the steps in the first round, which leads the weights to the budget
 MOST_IMAGES = 8  # times as many as in the first round judge those of a later one, at most
 
 
@@ -56,8 +56,8 @@ class SearchConfig:
         distillation_temperature: of those labels.
         architectures: how many take part in successive halving, which chooses one of them: of every depth and largest
             width the one that the logits ask for; 0 or 1 takes the most probable one instead.
-        halving_steps: of the weights that they share, by turns, on the first half; the worst three quarters go after
-            three tenths of them, and the others begin again with the weights of the start.
+        halving_steps: of the weights that they share, on the first half: one half serves networks of looser budgets,
+            smaller and smaller ones, after which the worst three quarters go; in the other the rest take turns.
         halving_images: of the second half, which the first round is judged on; every further round has twice as many,
             up to eight times.
         held_out_images: of the second half, on which saliency is measured.
@@ -170,9 +170,8 @@ class SearchConfig:
         if entrants < 2:
             return []
         left = max(2, math.ceil(entrants / FIRST_CUT))
-        first = round(FIRST_STEPS * self.halving_steps) if left < entrants else 0
-        rounds = [Planned(first, self.halving_images, left)] if left < entrants else []
-        count = math.ceil(math.log2(left))
+        first = round(FIRST_STEPS * self.halving_steps)
+        rounds, count = [Planned(first, self.halving_images, left)], math.ceil(math.log2(left))
         for place in range(count):
             left = (left + 1) // 2
             images = self.halving_images * min(2 ** len(rounds), MOST_IMAGES)

@@ -1,7 +1,9 @@
 """Successive halving: architectures take turns in training one set of weights, and round by round the worse ones go.
 
 What a dropped block or a narrow stream costs is known only once the weights have adapted. Weights of an architecture's
-own would adapt for some thousand steps; shared ones, which nest in each other, adapt for all of them at once.
+own would adapt for some thousand steps; shared ones, which nest in each other, adapt for all of them at once. They lead
+there from what they know: they first serve networks that are nearly as large as the full model, then smaller and
+smaller ones. Straight at a tight budget nothing is left of what was learned, and no loss tells good from bad.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ from tas.space import SearchSpace
 WORST = 1e30  # where the loss is not finite
 USED = 0.9  # of what the scores' own choice uses of a bound, at least: less is no rival
 DRAWS = 10  # corners looked at, at most, for every place in the field
+LOOSEST = 0.7  # of what the budget takes away from the full model, so much is given back to the first networks
+STAGES = 5  # of shrinking, from there to the budget
+PER_STAGE = 24  # architectures drawn from, at most
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,10 @@ class Field:
                 self._enter(Corner(dict(zip(depths, kept, strict=True)), closed))
         return list(self.corners)
 
+    def looser(self, part: float, most: int, seed: int) -> list[Architecture]:
+        """What may enter where the budget gives back this part of what it takes away from the full model."""
+        return Field(self.scores, self.graph, self.space, self.budget.loosened(part, self.graph)).first(most, seed)
+
     def around(self, architecture: Architecture) -> list[Architecture]:
         """Those of the corners one step away that were not there yet."""
         corners = self.corners[architecture].around(self.space)
@@ -165,11 +174,12 @@ def halve(
     known: Sequence[Sequence[float]],
     bar: Bar,
 ) -> Iterator[Round]:
-    """Train by turns and drop most, then, from the first weights on, the worse half, until the better of two is known.
+    """Shrink what the weights serve until most can be dropped, then train by turns and drop the worse half each time.
 
-    Weights that all had a part in, bad networks most of all, tell who is bad; the rest do better without them. Whenever
-    some have gone, the corners around the best that were not there yet come in: where there are more corners than
-    places, the field moves to where the good ones are.
+    In the first round nobody who competes is trained: the weights serve networks of looser budgets, tighter by stages
+    (progressive shrinking), and what they lead to is then judged. Whenever some have gone, the corners around the best
+    that were not there yet come in: where there are more corners than places, the field moves to where the good ones
+    are.
 
     Args:
         entrants: compete from the first round on; one alone needs no round.
@@ -185,16 +195,22 @@ def halve(
 
     Raises:
         TrainingError: no loss is finite.
+
+    Source:
+        Jamieson and Talwalkar, AISTATS 2016, section 3, https://arxiv.org/abs/1502.07943. Shrinking: after Cai et al.,
+        ICLR 2020, section 3.3, https://arxiv.org/abs/1908.09791; theirs adds smaller sizes by kind, ours by cost.
     """
-    config, supernet = steps.config, steps.supernet
+    config = steps.config
     left, start, rounds = list(entrants), 0, config.halving_rounds(len(entrants))
     batches = islice(tuning(), rounds[len(known) - 1].steps if known else 0, None)
-    untouched = None if known else {name: value.clone() for name, value in supernet.state_dict().items()}
     for number, (end, images, stay) in enumerate(rounds):
         if number < len(known):
             losses = list(known[number])
         else:
-            _train_by_turns(left, steps, batches, range(start, end), number, bar)
+            seed_everything(epoch_seed(config.seed, number, 3))
+            draw = random.Random(f"{config.seed} {number}")
+            turns = _turns(left, end - start, draw) if number else _shrinking(field, end - start, draw, config.seed)
+            _train(turns, steps, batches, start, bar)
             held_out = judged(images)
             losses, images = _losses(left, steps, held_out), sum(len(batch[0]) for batch in held_out)
         found = dict(zip(left, losses, strict=True))
@@ -202,28 +218,29 @@ def halve(
         if found[order[0]] >= WORST:
             raise TrainingError("no loss is finite after a round of the search; lower search.learning_rate")
         left = order[: (len(order) + 1) // 2 if number else stay]
-        if untouched is not None and len(rounds) > 1:
-            supernet.load_state_dict(untouched)
-            steps.weights.state.clear()
-        untouched = None
         yield Round(end, images, found)
         left, start = left + (field.around(left[0]) if number + 2 < len(rounds) else []), end
 
 
-def _train_by_turns(
-    architectures: Sequence[Architecture], steps: Steps, batches: Iterator[Batch], places: range, number: int, bar: Bar
-) -> None:
-    """Train the shared weights for one round: these steps of the search, and at its end statistics for batch norms."""
+def _train(architectures: Iterator[Architecture], steps: Steps, batches: Iterator[Batch], start: int, bar: Bar) -> None:
+    """Train the shared weights, a step of the search for each architecture, and measure statistics for batch norms."""
     config, supernet = steps.config, steps.supernet
-    seed_everything(epoch_seed(config.seed, number, 3))
     supernet.train()
-    turns = _turns(architectures, len(places), random.Random(f"{config.seed} {number}"))
     with synchronized_batch_norm(config.sync_batch_norm):
-        for step, architecture in zip(places, turns, strict=True):
+        for step, architecture in enumerate(architectures, start):
             steps.set_learning_rate(step / config.halving_steps)
             steps.step_of(architecture, *next(batches))
             bar.advance()
     average_statistics(supernet)
+
+
+def _shrinking(field: Field, count: int, draw: random.Random, seed: int) -> Iterator[Architecture]:
+    """So many, of looser budgets first, at random in every stage."""
+    for stage in range(STAGES):
+        places = range(count * stage // STAGES, count * (stage + 1) // STAGES)
+        among = field.looser(LOOSEST * (1 - stage / STAGES), PER_STAGE, seed) if places else []
+        for _ in places:
+            yield draw.choice(among)
 
 
 def _turns(architectures: Sequence[Architecture], count: int, draw: random.Random) -> Iterator[Architecture]:

@@ -113,11 +113,8 @@ class Told:
 
     def __init__(self, config, losses):
         self.config, self.losses, self.steps, self.rates, self.open = config, losses, [], [], None
-        self.restored: list[int] = []  # steps done when the weights of the start came back
-        self.weights = SimpleNamespace(state={"momentum": 1})
         self.supernet = SimpleNamespace(
             train=lambda: None, fixed=self.fixed, modules=list, buffers=list, eval=lambda: 0, state_dict=dict,
-            load_state_dict=lambda state: self.restored.append(len(self.steps)),
         )  # fmt: skip
 
     def fixed(self, architecture):
@@ -155,7 +152,7 @@ def some(space, count, without=()):
     return list(found)
 
 
-def test_three_quarters_go_then_from_the_first_weights_on_the_worse_half_and_the_best_wins(prepared):
+def test_after_the_shrinking_three_quarters_go_then_the_worse_half_and_the_best_wins(prepared):
     _, graph, space, _ = prepared
     field, entrants = field_of(graph, space), some(space, 16)
     field.around = lambda architecture: []
@@ -164,13 +161,12 @@ def test_three_quarters_go_then_from_the_first_weights_on_the_worse_half_and_the
     steps = Told(short(halving_steps=200), losses)
     rounds = run(entrants, field, steps)
     assert [len(found.losses) for found in rounds] == [16, 4, 2]
-    assert [found.steps for found in rounds] == [60, 130, 200]
+    assert [found.steps for found in rounds] == [100, 150, 200]
     assert [found.images for found in rounds] == [10, 20, 40]
     assert [found.best for found in rounds] == [best] * 3
     assert sorted(rounds[1].losses.values()) == [0, 1, 2, 3]
     assert len(steps.steps) == 200
-    assert (steps.restored, steps.weights.state) == ([60], {})
-    for first, last, found in zip((0, 60, 130), (60, 130, 200), rounds, strict=True):
+    for first, last, found in zip((100, 150), (150, 200), rounds[1:], strict=True):
         turns = Counter(steps.steps[first:last])
         assert set(turns) == set(found.losses)
         assert max(turns.values()) - min(turns.values()) <= 1, "each as often as any other"
@@ -178,8 +174,21 @@ def test_three_quarters_go_then_from_the_first_weights_on_the_worse_half_and_the
     again = Told(short(halving_steps=200), losses)
     known = [list(found.losses.values()) for found in rounds[:2]]
     assert run(entrants, field, again, known) == rounds
-    assert again.steps == steps.steps[130:], "known rounds are not done again"
-    assert again.restored == []
+    assert again.steps == steps.steps[150:], "known rounds are not done again"
+
+
+def test_the_weights_first_serve_larger_networks_then_smaller_and_smaller_ones(prepared):
+    _, graph, space, _ = prepared
+    field = field_of(graph, space, "30%")
+    entrants = field.first(4, seed=0)
+    steps = Told(short(halving_steps=200), dict.fromkeys(entrants, 1.0))
+    run(entrants, field, steps, known=[])
+    shares = [graph.macs(one) / graph.macs(graph.full) for one in steps.steps[:100]]
+    for stage in range(5):
+        allowed = 0.3 + 0.7 * halving.LOOSEST * (1 - stage / 5)
+        assert 0.85 * allowed < max(shares[20 * stage : 20 * stage + 20]) <= allowed
+        assert len({*steps.steps[20 * stage : 20 * stage + 20]}) > 1
+    assert {*steps.steps[100:]} <= {*field.corners}
 
 
 def test_who_comes_later_takes_part_and_can_win(prepared):
@@ -305,7 +314,7 @@ def test_epochs_move_the_logits_and_the_architectures_start_from_the_weights_giv
     config = short(epochs=1, architectures=4, halving_steps=4)
     record = tas.Record()
     found = tas.search(supernet, source, budget="50%", config=config, record=record)
-    (given,) = seen
+    given = seen[0]  # later ones look for networks of looser budgets
     assert all(torch.equal(value, given[name]) for name, value in model.state_dict().items())
     assert [row.get("part", "epoch") for row in record.rows][:2] == ["saliency", "epoch"]
     assert tas.Budget(macs="50%").holds(graph, found.architecture)
@@ -327,10 +336,10 @@ def test_passes_count_what_a_search_reads(prepared):
     [
         (0, []),
         (1, []),
-        (2, [(100, 10, 1)]),
-        (3, [(30, 10, 2), (100, 20, 1)]),
-        (16, [(30, 10, 4), (65, 20, 2), (100, 40, 1)]),
-        (100, [(30, 10, 25), (44, 20, 13), (58, 40, 7), (72, 80, 4), (86, 80, 2), (100, 80, 1)]),
+        (2, [(50, 10, 2), (100, 20, 1)]),
+        (3, [(50, 10, 2), (100, 20, 1)]),
+        (16, [(50, 10, 4), (75, 20, 2), (100, 40, 1)]),
+        (100, [(50, 10, 25), (60, 20, 13), (70, 40, 7), (80, 80, 4), (90, 80, 2), (100, 80, 1)]),
     ],
 )
 def test_rounds_end_after_more_steps_with_fewer_architectures_and_more_images(entrants, rounds):
