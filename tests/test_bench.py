@@ -9,6 +9,7 @@ from scripts import load_script
 
 bench = load_script("bench")
 SMALL = f"{Path(__file__).with_name('toys.py')}:build_resnet"
+TINY = f"{Path(__file__).with_name('toys.py')}:build"
 
 
 def test_a_search_step_is_measured_against_training_and_written(tmp_path, monkeypatch, capsys):
@@ -44,7 +45,7 @@ def test_an_epoch_is_timed_in_two_processes_and_in_one():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, while it compiles
 def test_both_sides_can_be_compiled(compiles):
-    searching, training = bench.sides(SMALL, 4, 8, execution="dense", compile=True)
+    searching, training = bench.sides(TINY, 4, 8, execution="dense", compile=True)
     searching()
     training()
     assert len(compiles) == 2, "supernet and full model"
