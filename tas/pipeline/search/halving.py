@@ -36,7 +36,7 @@ USED = 0.9  # of what the scores' own choice uses of a bound, at least: less is 
 DRAWS = 10  # corners looked at, at most, for every place in the field
 LOOSEST = 0.7  # of what the budget takes away from the full model, so much is given back to the first networks
 STAGES = 5  # of shrinking, from there to the budget
-PER_STAGE = 24  # architectures drawn from, at most
+PER_STAGE = 24  # architectures in each, at most
 
 
 @dataclass(frozen=True)
@@ -235,12 +235,12 @@ def _train(architectures: Iterator[Architecture], steps: Steps, batches: Iterato
 
 
 def _shrinking(field: Field, count: int, draw: random.Random, seed: int) -> Iterator[Architecture]:
-    """So many, of looser budgets first, at random in every stage."""
+    """So many, of looser budgets first; those of a stage by turns."""
     for stage in range(STAGES):
-        places = range(count * stage // STAGES, count * (stage + 1) // STAGES)
-        among = field.looser(LOOSEST * (1 - stage / STAGES), PER_STAGE, seed) if places else []
-        for _ in places:
-            yield draw.choice(among)
+        places = count * (stage + 1) // STAGES - count * stage // STAGES
+        if places:
+            among = field.looser(LOOSEST * (1 - stage / STAGES), min(places, PER_STAGE), seed)
+            yield from _turns(among, places, draw)
 
 
 def _turns(architectures: Sequence[Architecture], count: int, draw: random.Random) -> Iterator[Architecture]:
