@@ -118,8 +118,12 @@ class Budget:
 
     def loosened(self, part: float, graph: Graph) -> Budget:
         """A budget that gives back this part of what the bounds take away from the full model, in [0, 1]."""
-        shares = {name: limit / graph.cost(name).exact(graph.full) for name, limit in self.limits(graph).items()}
-        return Budget(**{name: share + part * (1 - share) for name, share in shares.items()})
+        looser = {}
+        for quantity, value in self.amounts.items():
+            number, is_share = _amount(value, quantity)
+            share = number if is_share else number / graph.cost(quantity).exact(graph.full)
+            looser[quantity] = share + part * (1 - share)
+        return Budget(**looser)
 
     def limits(self, graph: Graph) -> dict[str, int]:
         """The bounds in absolute numbers, by quantity; of latency in nanoseconds.

@@ -1,6 +1,7 @@
 """A latency as a budget, under synthetic tables: no clock is read here."""
 
 import json
+import math
 from dataclasses import replace
 from itertools import product
 
@@ -121,6 +122,7 @@ def test_of_a_latency_the_error_of_its_prediction_is_kept_back():
     assert Budget(latency="63%", macs="60%").limits(graph) == {"latency": 6e8, "macs": 4}
     noisy = replace(graph, latency=replace(graph.latency, error=0.5))
     assert Budget(latency="550ms").limits(noisy) == {"latency": 5e8}
+    assert Budget(latency="880ms").loosened(0.5, noisy).limits(noisy) == {"latency": math.floor(9.4e8 / 1.1)}, "once"
 
 
 def test_a_time_alone_is_a_latency():
