@@ -56,8 +56,9 @@ class SearchConfig:
         distillation_temperature: of those labels.
         architectures: how many take part in successive halving, which chooses one of them: of every depth and largest
             width the one that the logits ask for; 0 or 1 takes the most probable one instead.
-        halving_steps: of the weights that they share, on the first half: one half serves networks of looser budgets,
-            smaller and smaller ones, after which the worst three quarters go; in the other the rest take turns.
+        halving_steps: of the weights that they share, on the training set's first half. In as many as half of the steps
+            the weights serve networks of looser budgets, smaller and smaller ones; then the worst three quarters of the
+            architectures go, and the rest take turns.
         halving_images: of the second half, which the first round is judged on; every further round has twice as many,
             up to eight times.
         held_out_images: of the second half, on which saliency is measured.
