@@ -8,89 +8,60 @@ measured cost, several starts are improved so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from tas.architecture import Architecture
-from tas.cost import CostTable
 from tas.graph import Graph
+from tas.moves import Loads, Moves
 from tas.space import SearchSpace
 
 STARTS = 8  # random ones, where cost need not grow with size
-Load = Callable[[np.ndarray], np.ndarray]  # (architectures, choices), candidate indices, to (architectures,)
 
 
 def cheapest(graph: Graph, space: SearchSpace, quantity: str) -> Architecture:
     """The architecture with the fewest `macs` or `params`, or the least `latency`."""
-    cost = graph.cost(quantity)
-    table = CostTable(cost, space.widths, space.depths)
-    choice = cheapest_choice(graph, space, table.exact, grows=not cost.is_measured)
-    sizes = [row[index] for row, index in zip(_rows(space), choice.tolist(), strict=True)]
+    rows = [*space.widths.values(), *space.depths.values()]
+    columns = np.arange(max(map(len, rows), default=1))
+    is_open = columns < np.array([len(sizes) for sizes in rows], dtype=int)[:, None]
+    choice = cheapest_choice(Moves(graph, space, Loads(graph, space, {quantity: 1}), is_open))
+    sizes = [row[index] for row, index in zip(rows, choice.tolist(), strict=True)]
     count = len(space.widths)
     return Architecture(
         dict(zip(space.widths, sizes[:count], strict=True)), dict(zip(space.depths, sizes[count:], strict=True))
     )
 
 
-def cheapest_choice(graph: Graph, space: SearchSpace, load: Load, *, grows: bool = True) -> np.ndarray:
-    """(choices,), candidate indices of the architecture with the least load.
-
-    Args:
-        graph: of the model.
-        space: the candidates.
-        load: of architectures.
-        grows: whether it grows with every size, projections aside.
-    """
-    counts = np.array([len(sizes) for sizes in _rows(space)], dtype=int)
-    best = np.zeros(len(counts), dtype=int)
-    firsts = [{space.widths[name][0] for name in space.widths if name in stream} for stream in graph.streams]
-    if grows and all(len(sizes) < 2 for sizes in firsts) and not any(_stays(graph, space)):
+def cheapest_choice(moves: Moves) -> np.ndarray:
+    """(choices,), candidate indices of the open architecture with the least load."""
+    is_open = moves.is_open
+    best = is_open.argmax(1)
+    first = {name: sizes[best[row]] for row, (name, sizes) in enumerate(moves.space.widths.items())}
+    firsts = [{size for name, size in first.items() if name in stream} for stream in moves.graph.streams]
+    if moves.load.grows and all(len(sizes) < 2 for sizes in firsts) and not any(_stays(moves)):
         return best
-    moves = [[(row, column)] for row, count in enumerate(counts) for column in range(count)]
-    moves += stream_moves(graph, space)
-    if grows or not moves:
-        return _descended(best, moves, load)
-    draw = np.random.default_rng(0)
-    starts = [best, counts - 1, *draw.integers(0, counts, (STARTS, len(counts)))]
-    return min((_descended(start, moves, load) for start in starts), key=lambda choice: load(choice[None])[0])
+    if moves.load.grows or not len(moves):
+        return _descended(best, moves)
+    draw, counts = np.random.default_rng(0), is_open.sum(1)
+    places = [np.zeros_like(counts), counts - 1, *draw.integers(0, counts, (STARTS, len(counts)))]
+    columns = np.argsort(~is_open, axis=1, kind="stable")  # the open ones first
+    starts = [columns[np.arange(len(counts)), place] for place in places]
+    return min((_descended(start, moves) for start in starts), key=lambda choice: moves.load.of(choice[None])[0])
 
 
-def _descended(choice: np.ndarray, moves: list[list[tuple[int, int]]], load: Load) -> np.ndarray:
+def _descended(choice: np.ndarray, moves: Moves) -> np.ndarray:
     """Take the change that saves most until none does."""
-    least = load(choice[None])[0]
+    least = moves.load.of(choice[None])[0]
     while True:
-        trials = np.repeat(choice[None], len(moves), axis=0)
-        for trial, move in zip(trials, moves, strict=True):
-            for row, column in move:
-                trial[row] = column
-        loads = load(trials)
+        loads = moves.loads(choice[None])[0]
         if loads.min() >= least:
             return choice
-        choice, least = trials[int(loads.argmin())], loads.min()
+        choice, least = moves.made(choice, int(loads.argmin())), loads.min()
 
 
-def stream_moves(graph: Graph, space: SearchSpace) -> list[list[tuple[int, int]]]:
-    """For every stream and every size, the (row, column) of each width that bring all of them to it, or just above."""
-    rows, moves = {name: row for row, name in enumerate(space.widths)}, []
-    for stream in graph.streams:
-        names = [name for name in space.widths if name in stream]
-        for size in sorted({size for name in names for size in space.widths[name]}):
-            columns = [
-                next((c for c, found in enumerate(space.widths[n]) if found >= size), len(space.widths[n]) - 1)
-                for n in names
-            ]
-            moves.append([(rows[name], column) for name, column in zip(names, columns, strict=True)])
-    return moves
-
-
-def _rows(space: SearchSpace) -> list[tuple[int, ...]]:
-    return [*space.widths.values(), *space.depths.values()]
-
-
-def _stays(graph: Graph, space: SearchSpace) -> list[bool]:
+def _stays(moves: Moves) -> list[bool]:
     """Of every stream, whether some of its channels are never cut while others can be."""
+    can_be_cut = dict(zip(moves.space.widths, moves.is_open.sum(1) > 1, strict=False))
     return [
-        None in stream and any(len(sizes) > 1 for name, sizes in space.widths.items() if name in stream)
-        for stream in graph.streams
+        None in stream and any(is_open for name, is_open in can_be_cut.items() if name in stream)
+        for stream in moves.graph.streams
     ]

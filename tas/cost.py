@@ -174,6 +174,8 @@ class CostTable:
     """A `Cost` over fixed candidates, ready for many architectures or a distribution at once.
 
     Rows are the choices: all widths in the order given, then all depths; columns are candidates, padded on the right.
+    A monomial is a coefficient times some factors: conditions on depths, functions of two widths, powers of widths.
+    Every factor has a place among all of them; place 0 is the factor 1.
     """
 
     def __init__(self, cost: Cost, widths: Mapping[str, Sequence[int]], depths: Mapping[str, Sequence[int]]):
@@ -188,14 +190,17 @@ class CostTable:
         self._powers = np.where(sizes[..., None] > 0, sizes[..., None] ** np.arange(top + 1.0), 1.0)
         self._open, gates = self._gates(monomials, depths)
         self._pairs, self._pair_rows, pairs = self._unequal(monomials, widths)
-        # places of the factors of every monomial among the values of one kind; place 0 is the factor 1
-        self._places = [
-            _table([[gates[gate] for gate in key.gates] for key in monomials]),
-            _table([[pairs[key.pair]] if key.pair else [] for key in monomials]),
-            _table(
-                [[1 + power_rows[width] * (top + 1) + power for width, power in key.powers] for key in monomials]
-            ),
-        ]  # fmt: skip
+        behind = 1 + len(gates) + len(pairs)
+        self._places = _table(
+            [
+                [
+                    *(gates[gate] for gate in key.gates),
+                    *([pairs[key.pair]] if key.pair else []),
+                    *(behind + power_rows[width] * (top + 1) + power for width, power in key.powers),
+                ]
+                for key in monomials
+            ]
+        )
         self._tensors: dict[Any, list[Any]] = {}
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
@@ -225,13 +230,17 @@ class CostTable:
 
         A side that never changes has the row behind all widths, of which the first column is certain.
         """
-        found = {pair: place + 1 for place, pair in enumerate(dict.fromkeys(key.pair for key in monomials if key.pair))}
+        found = {pair: place for place, pair in enumerate(dict.fromkeys(key.pair for key in monomials if key.pair))}
         order, values = [*widths], np.zeros((len(found), self._columns, self._columns))
         rows = [[order.index(s) if isinstance(s, str) else len(order) for s in pair.sides] for pair in found]
         for pair, place in found.items():
             one, other = (np.array(widths[s] if isinstance(s, str) else [s], dtype=float) for s in pair.sides)
-            values[place - 1, : len(one), : len(other)] = pair.table(one, other)
-        return values, np.array(rows, dtype=int).reshape(-1, 2).T, found
+            values[place, : len(one), : len(other)] = pair.table(one, other)
+        return (
+            values,
+            np.array(rows, dtype=int).reshape(-1, 2).T,
+            {pair: 1 + len(self._open) + place for pair, place in found.items()},
+        )
 
     def exact(self, choices: np.ndarray) -> np.ndarray:
         """Costs of many architectures at once.
@@ -242,15 +251,68 @@ class CostTable:
         Returns:
             (architectures,), int64.
         """
-        rows, one = np.arange(self.num_widths), np.ones((len(choices), 1))
-        sized, depths = choices[:, : self.num_widths], choices[:, self.num_widths :]
-        moments = self._powers[rows, sized].reshape(len(choices), -1)
-        gates = self._open[:, np.arange(depths.shape[1])[None], depths].sum(-1).T
-        ends = np.concatenate([sized, np.zeros((len(choices), 1), dtype=int)], 1)[:, self._pair_rows]
-        pairs = self._pairs[np.arange(len(self._pairs)), ends[:, 0], ends[:, 1]]
-        values = [np.concatenate([one, part], axis=1) for part in (gates, pairs, moments)]
         # float64 is exact for whole numbers below 2**53, far above any cost
-        return np.rint(_sum(self._coefficients, values, self._places)).astype(np.int64)
+        return np.rint(_sum(self._coefficients, self._factors(choices), self._places)).astype(np.int64)
+
+    def changed(self, choices: np.ndarray) -> np.ndarray:
+        """Costs of all architectures that differ from the given ones in one choice, or in none.
+
+        While the others stay, the cost is linear in what a choice makes of its factors: the slopes tell them all.
+
+        Args:
+            choices: (architectures, choices), candidate indices.
+
+        Returns:
+            (architectures, choices, candidates), int64; what stands in the padding means nothing.
+        """
+        factors = self._factors(choices)
+        count, places = factors.shape
+        parts = factors[:, self._places]  # (architectures, factors of a monomial, monomials)
+        before, behind = np.cumprod(parts, axis=1), np.cumprod(parts[:, ::-1], axis=1)[:, ::-1]
+        others = np.ones_like(parts)
+        others[:, 1:] = before[:, :-1]
+        others[:, :-1] *= behind[:, 1:]
+        where = self._places + places * np.arange(count)[:, None, None]
+        slopes = np.bincount(where.ravel(), (others * self._coefficients).ravel(), count * places)
+        added = self._added(slopes.reshape(count, places), choices)
+        now = added[np.arange(count)[:, None], np.arange(choices.shape[1]), choices]
+        costs = before[:, -1] @ self._coefficients
+        return np.rint(added + (costs[:, None] - now)[..., None]).astype(np.int64)
+
+    def _factors(self, choices: np.ndarray) -> np.ndarray:
+        """(architectures, places), the values of all factors."""
+        sized, depths = choices[:, : self.num_widths], choices[:, self.num_widths :]
+        gates = self._open[:, np.arange(depths.shape[1]), depths].sum(-1).T
+        one, other = self._ends(choices)
+        pairs = self._pairs[np.arange(len(self._pairs)), one, other]
+        moments = self._powers[np.arange(self.num_widths), sized].reshape(len(choices), -1)
+        return np.concatenate([np.ones((len(choices), 1)), gates, pairs, moments], axis=1)
+
+    def _ends(self, choices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(architectures, pairs) twice, the candidates of the two widths of every pair."""
+        sized = np.concatenate([choices[:, : self.num_widths], np.zeros((len(choices), 1), dtype=int)], axis=1)
+        return sized[:, self._pair_rows[0]], sized[:, self._pair_rows[1]]
+
+    def _added(self, slopes: np.ndarray, choices: np.ndarray) -> np.ndarray:
+        """(architectures, choices, candidates), what every candidate adds to the cost of the rest.
+
+        Args:
+            slopes: (architectures, places), of the cost by every factor.
+            choices: (architectures, choices), candidate indices.
+        """
+        count, gates, pairs = len(slopes), 1 + len(self._open), 1 + len(self._open) + len(self._pairs)
+        moments = slopes[:, pairs:].reshape(count, self.num_widths, self._powers.shape[2])
+        widths = (self._powers @ moments.transpose(1, 2, 0)).transpose(2, 0, 1)
+        depths = np.tensordot(slopes[:, 1:gates], self._open, 1)
+        if len(self._pairs):
+            one, other = self._ends(choices)
+            index, everyone = np.arange(len(self._pairs)), np.arange(count)[:, None]
+            widths = np.concatenate([widths, np.zeros((count, 1, self._columns))], axis=1)
+            by_one, by_other = self._pairs.transpose(0, 2, 1)[index, other], self._pairs[index, one]
+            for rows, values in zip(self._pair_rows, (by_one, by_other), strict=True):
+                np.add.at(widths, (everyone, rows), slopes[:, gates:pairs, None] * values)
+            widths = widths[:, :-1]
+        return np.concatenate([widths, depths], axis=1)
 
     def expected(self, probabilities: Tensor) -> Tensor:
         """Expected cost when every choice is drawn independently.
@@ -267,15 +329,15 @@ class CostTable:
         if key not in self._tensors:
             floats = (self._powers, self._open, self._pairs, self._coefficients)
             self._tensors[key] = [torch.as_tensor(a, dtype=key[1], device=key[0]) for a in floats]
-            self._tensors[key] += [torch.as_tensor(a, device=key[0]) for a in (self._pair_rows, *self._places)]
-        powers, opens, unequal, coefficients, pair_rows, *places = self._tensors[key]
+            self._tensors[key] += [torch.as_tensor(a, device=key[0]) for a in (self._pair_rows, self._places)]
+        powers, opens, unequal, coefficients, pair_rows, places = self._tensors[key]
         sized, one = probabilities[: self.num_widths], probabilities.new_ones(1)
         moments = (sized[:, :, None] * powers).sum(1).flatten()
         gates = (probabilities[self.num_widths :] * opens).sum((1, 2))
         certain = torch.nn.functional.pad(one, (0, probabilities.shape[1] - 1))[None]
         left, right = torch.cat([sized, certain])[pair_rows]
         pairs = (left[:, :, None] * unequal * right[:, None]).sum((1, 2))  # p_a' E p_b
-        return _sum(coefficients, [torch.cat([one, part]) for part in (gates, pairs, moments)], places)
+        return _sum(coefficients, torch.cat([one, gates, pairs, moments]), places)
 
 
 def _table(rows: Sequence[Sequence[int]]) -> np.ndarray:
@@ -286,10 +348,9 @@ def _table(rows: Sequence[Sequence[int]]) -> np.ndarray:
     return table
 
 
-def _sum(coefficients: Any, values: Sequence[Any], places: Sequence[Any]) -> Any:
+def _sum(coefficients: Any, factors: Any, places: Any) -> Any:
     """The one arithmetic of both: Σ coefficient · Π factors; numpy or torch, leading batch axes allowed."""
     total = coefficients
-    for factors, table in zip(values, places, strict=True):
-        for row in table:
-            total = total * factors[..., row]
+    for row in places:
+        total = total * factors[..., row]
     return total.sum(-1)

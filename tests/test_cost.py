@@ -109,6 +109,21 @@ def test_the_table_gives_the_exact_cost_of_every_architecture(cost):
 
 
 @settings(deadline=None, max_examples=40)
+@given(costs, st.integers(0, len(SPACE) - 3))
+def test_what_a_change_of_one_choice_would_cost_is_exact(cost, place):
+    table, counts = CostTable(cost, WIDTHS, DEPTHS), [len(sizes) for sizes in (*WIDTHS.values(), *DEPTHS.values())]
+    choices = np.array([choice for choice, _ in SPACE[place : place + 3]])
+    found = table.changed(choices)
+    assert found.shape == (3, 5, 4)
+    assert found.dtype == np.int64
+    for choice, costs in zip(choices, found, strict=True):
+        for row, count in enumerate(counts):
+            changed = np.repeat(choice[None], count, axis=0)
+            changed[:, row] = range(count)
+            assert costs[row, :count].tolist() == table.exact(changed).tolist()
+
+
+@settings(deadline=None, max_examples=40)
 @given(costs, st.integers(0, 1000))
 def test_the_expected_cost_is_the_mean_over_all_architectures(cost, seed):
     rows = probabilities(seed)

@@ -73,6 +73,11 @@ def test_a_table_agrees_with_single_architectures_and_the_expectation_with_enume
     choices = np.array(list(product(range(3), range(2), range(2))))
     exact = table.exact(choices)
     assert exact.tolist() == [cost.exact(architecture) for architecture in every(SPACE)]
+    known = {tuple(choice): value for choice, value in zip(choices.tolist(), exact.tolist(), strict=True)}
+    for (a, b, d), changed in zip(known, table.changed(choices).tolist(), strict=True):
+        assert changed[0] == [known[other, b, d] for other in range(3)]
+        assert changed[1][:2] == [known[a, other, d] for other in range(2)]
+        assert changed[2][:2] == [known[a, b, other] for other in range(2)]
     rows = torch.rand(3, 3, dtype=torch.double, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     shares = rows * torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 0]])
     shares = shares / shares.sum(1, keepdim=True)

@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice, product
 
 import torch
@@ -20,7 +21,7 @@ from tas.architecture import Architecture
 from tas.budget import Budget
 from tas.data import Batch
 from tas.data.augment import epoch_seed, seed_everything
-from tas.decode import decode
+from tas.decode import Decoder
 from tas.distributed import num_processes, process_index, summed
 from tas.errors import BudgetError, TrainingError
 from tas.graph import Graph
@@ -63,17 +64,10 @@ class Corner:
         if self.closed:
             yield Corner(self.depths, self.closed - 1)
 
-    def best(
-        self, scores: Mapping[str, Sequence[float]], graph: Graph, space: SearchSpace, budget: Budget
-    ) -> Architecture | None:
-        """What the scores ask for in this corner; None where nothing fits the budget."""
+    def of(self, space: SearchSpace) -> SearchSpace:
+        """The candidates that are left."""
         widths = {name: sizes[: max(1, len(sizes) - self.closed)] for name, sizes in space.widths.items()}
-        only = SearchSpace(widths, {name: (kept,) for name, kept in self.depths.items()})
-        merits = {name: scores[name][: len(sizes)] for name, sizes in widths.items()}
-        try:
-            return decode({**merits, **{name: [0.0] for name in self.depths}}, graph, only, budget)
-        except BudgetError:
-            return None
+        return SearchSpace(widths, {name: (kept,) for name, kept in self.depths.items()})
 
 
 def _levels(space: SearchSpace) -> int:
@@ -100,9 +94,14 @@ class Field:
     budget: Budget
     corners: dict[Architecture, Corner] = field(default_factory=dict)
 
+    @cached_property
+    def decoder(self) -> Decoder:
+        """Of the whole space under the budget."""
+        return Decoder(self.scores, self.graph, self.space, self.budget)
+
     def first(self, most: int, seed: int) -> list[Architecture]:
         """The scores' own choice over the whole space, then others: all, or drawn where there are too many corners."""
-        start = self._as_network(decode(self.scores, self.graph, self.space, self.budget))
+        start = self._as_network(self.decoder.best())
         self.corners[start] = Corner(start.depths)
         depths, levels, draw = self.space.depths, _levels(self.space), random.Random(seed)
         if math.prod(map(len, depths.values())) * levels <= DRAWS * most:
@@ -125,11 +124,15 @@ class Field:
         return [found for corner in corners if (found := self._enter(corner)) is not None]
 
     def _enter(self, corner: Corner) -> Architecture | None:
-        best, start = corner.best(self.scores, self.graph, self.space, self.budget), next(iter(self.corners))
-        if best is None:
+        part, share = corner.of(self.space), self.decoder.share
+        least = USED * share(next(iter(self.corners)))
+        if share(part.largest) < least or share(part.smallest) > 1:
             return None
-        found = self._as_network(best)
-        if found in self.corners or self._share(found) < USED * self._share(start):
+        try:
+            found = self._as_network(self.decoder.best(part))
+        except BudgetError:
+            return None
+        if found in self.corners or share(found) < least:
             return None
         self.corners[found] = corner
         return found
@@ -138,10 +141,6 @@ class Field:
         idle, least = self.graph.idle(architecture), self.space.smallest.widths
         widths = {name: least[name] if name in idle else size for name, size in architecture.widths.items()}
         return Architecture(widths, architecture.depths)
-
-    def _share(self, architecture: Architecture) -> float:
-        limits = self.budget.limits(self.graph)
-        return max(self.graph.cost(name).exact(architecture) / limit for name, limit in limits.items())
 
 
 @dataclass(frozen=True)

@@ -49,17 +49,21 @@ def short(**options) -> tas.SearchConfig:
     return tas.SearchConfig(**{**base, **options})
 
 
-def test_in_a_corner_the_scores_choose_the_widths_that_fit(prepared):
-    _, graph, space, _ = prepared
-    budget, scores = tas.Budget(macs="60%"), scores_of(space)
-    found = Corner({"blocks": 2}, 3).best(scores, graph, space, budget)
-    only = tas.SearchSpace({name: sizes[:-3] for name, sizes in space.widths.items()}, {"blocks": (2,)})
-    merits = {name: values[:-3] for name, values in scores.items()} | {"blocks": [0.0]}
-    assert found == decode(merits, graph, only, budget)
-    smallest = Corner({"blocks": 1}, 99).best(scores, graph, space, budget)
-    assert smallest is not None
-    assert smallest.widths == space.smallest.widths
-    assert Corner({"blocks": 3}).best(scores, graph, space, tas.Budget(macs=graph.macs(space.smallest))) is None
+def best_of(corner, field):
+    """What the scores ask for in a corner, in a list; an empty one where nothing fits."""
+    part = corner.of(field.space)
+    scores = {name: row[: len(part.widths[name])] for name, row in field.scores.items() if name in part.widths}
+    try:
+        return [decode(scores | {"blocks": [0.0]}, field.graph, part, field.budget)]
+    except tas.BudgetError:
+        return []
+
+
+def test_a_corner_is_a_part_of_the_space(prepared):
+    _, _, space, _ = prepared
+    part = Corner({"blocks": 2}, 3).of(space)
+    assert part == tas.SearchSpace({name: sizes[:-3] for name, sizes in space.widths.items()}, {"blocks": (2,)})
+    assert Corner({"blocks": 1}, 99).of(space).largest == space.smallest
 
 
 def test_all_corners_enter_that_use_the_budget_and_the_scores_own_choice_is_first(prepared):
@@ -69,8 +73,7 @@ def test_all_corners_enter_that_use_the_budget_and_the_scores_own_choice_is_firs
     assert entrants[0] == as_network(graph, space, decode(field.scores, graph, space, budget))
     levels = max(map(len, space.widths.values()))
     corners = [Corner({"blocks": kept}, closed) for kept in (1, 2, 3) for closed in range(levels)]
-    found = [best for corner in corners if (best := corner.best(field.scores, graph, space, budget))]
-    found = {as_network(graph, space, one) for one in found}
+    found = {as_network(graph, space, one) for corner in corners for one in best_of(corner, field)}
     assert set(entrants) == {one for one in found if graph.macs(one) >= 0.9 * graph.macs(entrants[0])}
     assert len(set(entrants)) == len(entrants) > 3
     assert {one.depths["blocks"] for one in entrants} > {entrants[0].depths["blocks"]}
