@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -80,6 +81,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 with the message alone for our own errors; 2 for wrong usage; 130 when interrupted.
     """
+    try:
+        code = _main(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads our output has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would fail at exit
+        return 0
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     words = [_underscored(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     if words[:1] == ["search"]:  # a parameter of Python cannot be called from
         words = [re.sub(r"^--from(?==|$)", "--from_run", word) for word in words]

@@ -659,3 +659,13 @@ def test_what_a_finished_run_cannot_be_decoded_for_is_an_error(three, tmp_path, 
     capsys.readouterr()
     assert "has no scores.json, which a search writes at its end; finish the run" in fails(capsys, *words, old)
     assert not (tmp_path / "new").exists()
+
+
+def test_nothing_is_wrong_where_the_reader_of_the_output_stops_early():
+    code = "import sys; sys.stdin.read(); from tas.cli import main; raise SystemExit(main(['--help']))"
+    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        process.stdout.close()
+        process.stdin.close()  # now it prints
+        assert process.stderr.read() == b""
+    assert process.returncode == 0

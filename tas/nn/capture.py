@@ -61,23 +61,23 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # about its own workings
         warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
+        try:  # first of all, since what fails in the middle of an export fills the screen
+            model(*(tensor.clone() for tensor in example))
+        except Exception as error:  # the user's own forward may fail in any way
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example)
+            raise ModelError(
+                f"{name} does not run on an example of shape {shapes}: {_first_line(error)}. Give an example with "
+                f"all the inputs its forward takes, of the size and channels it was built for"
+            ) from error
         try:
             program = torch.export.export(model, tuple(example))
-            _drop_what_nobody_reads(program)
-            return program
-        except Exception as refusal:  # export has no error root of its own
-            try:
-                model(*(tensor.clone() for tensor in example))
-            except Exception as error:  # the user's own forward may fail in any way
-                shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example)
-                raise ModelError(
-                    f"{name} does not run on an example of shape {shapes}: {_first_line(error)}. Give an example with "
-                    f"all the inputs its forward takes, of the size and channels it was built for"
-                ) from error
+        except Exception as error:  # export has no error root of its own
             raise ModelError(
-                f"torch.export cannot capture {name}: {type(refusal).__name__}: {_first_line(refusal)}. Rewrite the "
+                f"torch.export cannot capture {name}: {type(error).__name__}: {_first_line(error)}. Rewrite the "
                 f"part of forward that depends on values of tensors"
-            ) from refusal
+            ) from error
+        _drop_what_nobody_reads(program)
+        return program
 
 
 def _drop_what_nobody_reads(program: torch.export.ExportedProgram) -> None:
