@@ -31,6 +31,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date
 from fnmatch import fnmatchcase
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,6 +80,10 @@ TRANSFORMERS = (  # types of image classifiers; those that also take text, or ne
     "mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer", "pp_lcnet", "pvt", "pvt_v2", "regnet", "resnet",
     "segformer", "siglip", "swiftformer", "swin", "swinv2", "textnet", "vit", "vit_msn",
 )  # fmt: skip
+ULTRALYTICS = (  # detectors and their relatives, looked at where the package (AGPL-3.0) is installed
+    "yolov3-tiny", "yolov5n", "yolov6n", "yolov8n", "yolov8n-cls", "yolov8n-obb", "yolov8n-pose", "yolov8n-seg",
+    "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n", "rtdetr-l",
+)  # fmt: skip
 
 Status = Literal["passed", "refused", "FAILED"]
 
@@ -103,7 +108,7 @@ class Row:
     """What one model did.
 
     Attributes:
-        name: as `tas.models.load` takes it.
+        name: as `tas.models.load` takes it; `ultralytics:NAME` is one of that package's.
         status: refused by an error of ours; FAILED by anything that must not happen; passed otherwise.
         message: why it was refused or failed.
         size: height and width of the image; 0 where the model could not be built.
@@ -149,11 +154,13 @@ class ProcessError(Exception):
 
 
 def all_names() -> list[str]:
-    """Every model of the list, as `tas.models.load` takes them."""
+    """Every model of the list."""
     import torchvision
 
     classifiers = torchvision.models.list_models(module=torchvision.models)
     lists = {"torchvision": (*classifiers, *SEGMENTATION), "timm": TIMM, "transformers": TRANSFORMERS}
+    if find_spec("ultralytics"):
+        lists["ultralytics"] = ULTRALYTICS
     return [f"{package}:{name}" for package, names in lists.items() for name in names]
 
 
@@ -161,6 +168,11 @@ def load_model(name: str) -> nn.Module:
     """A model of the list with random weights; nothing is downloaded."""
     import tas
 
+    package, _, short = name.partition(":")
+    if package == "ultralytics":
+        from ultralytics import RTDETR, YOLO  # pyright: ignore[reportMissingImports]
+
+        return (RTDETR if short.startswith("rtdetr") else YOLO)(f"{short}.yaml").model
     return tas.models.load(name)
 
 
@@ -294,7 +306,7 @@ def _cut_and_compare(model: nn.Module, graph: Graph, row: Row, folder: Path | No
         failures += _macs_failures(what, graph.macs(architecture), count_macs(small, images))
         if folder is not None:
             tas.save(folder / str(place), small, graph, architecture)
-            tensors = {str(index): tensor.contiguous() for index, tensor in enumerate(found)}
+            tensors = {str(index): tensor.contiguous().clone() for index, tensor in enumerate(found)}
             save_file({"images": images, **tensors}, folder / str(place) / "outputs.safetensors")
     return replace(
         row,
@@ -542,7 +554,11 @@ def markdown(rows: Sequence[Row], command: str) -> str:
     """The page that is kept: the same tables, and what they were made with."""
     versions = {
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "torchvision", "timm", "transformers")},
+        **{
+            name: version(name)
+            for name in ("torch", "torchvision", "timm", "transformers", "ultralytics")
+            if find_spec(name)
+        },
     }
     made = ", ".join(f"{name} {number}" for name, number in versions.items())
     threads = os.environ.get("OMP_NUM_THREADS")

@@ -228,6 +228,26 @@ class Shared(nn.Module):
         return self.head(self.twice(self.twice(self.stem(x)).relu()))
 
 
+class Sliced(nn.Module):
+    """Slices of containers, of whose modules one is shared: only then the export names modules behind the slice."""
+
+    def __init__(self):
+        super().__init__()
+        act = nn.Sequential(nn.ReLU())
+        layers = [conv_bn(3, 8), act, Block(8, 6), Block(8, 4), conv_bn(8, 12), act]
+        self.layers, self.list = nn.Sequential(*layers), nn.ModuleList([conv_bn(12, 6), act, conv_bn(6, 10)])
+        self.head = head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-2]:
+            x = layer(x)
+        for layer in (*self.layers[-2:], *self.list[:1]):
+            x = layer(x)
+        for layer in self.list[1:]:
+            x = layer(x)
+        return self.head(x)
+
+
 class SharedInBlocks(nn.Module):
     """Blocks that share their convolution: dropping a block drops a call, no parameters."""
 
@@ -552,6 +572,44 @@ class FunctionalNorms(nn.Module):
         return self.head(self.third(F.normalize(self.second(x), dim=1)))
 
 
+class Fused(nn.Module):
+    """What YOLOs are built of: half of the channels through residual blocks, and every stage of it read again."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int):
+        super().__init__()
+        self.hidden, self.first, self.last = hidden, conv_bn(inputs, 2 * hidden), conv_bn(4 * hidden, outputs)
+        self.blocks = nn.ModuleList(Block(hidden, 4) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = list(self.first(x).split((self.hidden, self.hidden), 1))
+        for block in self.blocks:
+            found.append(block(found[-1]))
+        return self.last(torch.cat(found, 1))
+
+
+class Detects(nn.Module):
+    """A detector in small: pooled thrice, upsampled beside what it came from, boxes and classes at two scales."""
+
+    def __init__(self):
+        super().__init__()
+        self.fused, self.deep, self.pooled = Fused(3, 4, 8), conv_bn(8, 12), conv_bn(48, 10)
+        self.joined = Fused(18, 4, 6)
+        self.boxes = nn.ModuleList(nn.Sequential(conv_bn(size, 6), nn.Conv2d(6, 8, 1)) for size in (6, 10))
+        self.classes = nn.ModuleList(nn.Sequential(conv_bn(size, 4), nn.Conv2d(4, 3, 1)) for size in (6, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fused(x)
+        pools = [torch.relu(self.deep(F.max_pool2d(x, 2)))]
+        for _ in range(3):
+            pools.append(F.max_pool2d(pools[-1], 3, 1, 1))
+        deep = self.pooled(torch.cat(pools, 1))
+        scales = [self.joined(torch.cat([F.interpolate(deep, scale_factor=2.0), x], 1)), deep]
+        boxes = torch.cat([head(scale).view(len(x), 8, -1) for head, scale in zip(self.boxes, scales, strict=True)], 2)
+        scores = [head(scale).view(len(x), 3, -1) for head, scale in zip(self.classes, scales, strict=True)]
+        left, right = (boxes.view(len(x), 2, 4, -1).softmax(2) * torch.arange(4.0).view(1, 1, 4, 1)).sum(2).chunk(2, 1)
+        return torch.cat([right - left, right + left, torch.cat(scores, 2).sigmoid()], 1)
+
+
 EXACT = {
     "plain": Plain,
     "without norm": WithoutNorm,
@@ -567,6 +625,7 @@ EXACT = {
     "flatten to linear": FlattenToLinear,
     "padded shortcut": PaddedShortcut,
     "shared": Shared,
+    "sliced": Sliced,
     "rolled": Rolled,
     "pixel shuffle": PixelShuffled,
     "spatial attention": SpatialAttention,
@@ -595,6 +654,7 @@ PARTLY_FROZEN = {
     "parametrised": Parametrised,
     "functional norms": FunctionalNorms,
     "various": Various,
+    "detector": Detects,
 }
 ALL = EXACT | PARTLY_FROZEN | TOKEN_NETS
 

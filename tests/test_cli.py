@@ -663,7 +663,7 @@ def test_what_a_finished_run_cannot_be_decoded_for_is_an_error(three, tmp_path, 
 
 def test_nothing_is_wrong_where_the_reader_of_the_output_stops_early():
     code = "import sys; sys.stdin.read(); from tas.cli import main; raise SystemExit(main(['--help']))"
-    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
         process.stdout.close()
         process.stdin.close()  # now it prints

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from tas.graph import Depth, Graph
-from tas.nn.capture import Captured, module_paths
+from tas.nn.capture import Captured
 from tas.nn.mixing import FixedSize, Interpolation, Size, as_tensor, interpolation_matrix
+from tas.nn.program import module_paths
 from tas.nn.rules.opened import Opened
 
 PASSES = {"dropout", "relu", "clone", "contiguous", "feature_dropout"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -15,6 +14,7 @@ from torch.fx.node import map_arg
 
 from tas.errors import ModelError
 from tas.nn.labels import Labels, Stage, expanded, fixed, spread, varying_dims
+from tas.nn.program import export, module_path, module_paths
 from tas.nn.rules import WITH_WEIGHTS, Call, Constant, Draft, label_rule, positions_in, without_labels
 
 
@@ -38,60 +38,6 @@ class Captured:
     drafts: dict[str, Draft]
     results: list[fx.Node]
     numbers: list[tuple[str, Tensor, int | None]]
-
-
-def module_path(node: fx.Node) -> str:
-    """Path of the innermost module a node belongs to."""
-    stack = node.meta.get("nn_module_stack") or {"": ("", None)}
-    return list(stack.values())[-1][0]
-
-
-def module_paths(node: fx.Node) -> list[str]:
-    """Paths of all modules around a node, outermost first."""
-    return [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-
-
-def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.ExportedProgram:
-    """Capture `model` in evaluation mode.
-
-    Raises:
-        ModelError: the model does not run on the example, or export refuses, with the first words of the reason.
-    """
-    name = type(model).__name__
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # about its own workings
-        warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
-        try:  # first of all, since what fails in the middle of an export fills the screen
-            model(*(tensor.clone() for tensor in example))
-        except Exception as error:  # the user's own forward may fail in any way
-            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example)
-            raise ModelError(
-                f"{name} does not run on an example of shape {shapes}: {_first_line(error)}. Give an example with "
-                f"all the inputs its forward takes, of the size and channels it was built for"
-            ) from error
-        try:
-            program = torch.export.export(model, tuple(example))
-        except Exception as error:  # export has no error root of its own
-            raise ModelError(
-                f"torch.export cannot capture {name}: {type(error).__name__}: {_first_line(error)}. Rewrite the "
-                f"part of forward that depends on values of tensors"
-            ) from error
-        _drop_what_nobody_reads(program)
-        return program
-
-
-def _drop_what_nobody_reads(program: torch.export.ExportedProgram) -> None:
-    """Remove results that a forward computes for nothing, or to look at (a norm it keeps): they bind no channels.
-
-    What reads a parameter stays: it is a layer, and is cut with the others.
-    """
-    inputs = set(program.graph_signature.user_inputs)
-    stored = {node for node in program.graph.nodes if node.op == "placeholder" and node.name not in inputs}
-    program.graph.eliminate_dead_code(lambda node: node.is_impure() or not stored.isdisjoint(node.all_input_nodes))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def capture(

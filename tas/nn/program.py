@@ -1,0 +1,88 @@
+"""The graph that `torch.export` captures of a model in evaluation mode, and which module each operation is of."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from tas.errors import ModelError
+
+
+def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.ExportedProgram:
+    """Capture `model` in evaluation mode.
+
+    Raises:
+        ModelError: the model does not run on the example, or export refuses, with the first words of the reason.
+    """
+    name = type(model).__name__
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # about its own workings
+        warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
+        try:  # first of all, since what fails in the middle of an export fills the screen
+            model(*(tensor.clone() for tensor in example))
+        except Exception as error:  # the user's own forward may fail in any way
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example)
+            raise ModelError(
+                f"{name} does not run on an example of shape {shapes}: {_first_line(error)}. Give an example with "
+                f"all the inputs its forward takes, of the size and channels it was built for"
+            ) from error
+        try:
+            program = torch.export.export(model, tuple(example))
+        except Exception as error:  # export has no error root of its own
+            raise ModelError(
+                f"torch.export cannot capture {name}: {type(error).__name__}: {_first_line(error)}. Rewrite the "
+                f"part of forward that depends on values of tensors"
+            ) from error
+        _drop_what_nobody_reads(program)
+        _name_modules_behind_slices(model, program)
+        return program
+
+
+def _drop_what_nobody_reads(program: torch.export.ExportedProgram) -> None:
+    """Remove results that a forward computes for nothing, or to look at (a norm it keeps): they bind no channels.
+
+    What reads a parameter stays: it is a layer, and is cut with the others.
+    """
+    inputs = set(program.graph_signature.user_inputs)
+    stored = {node for node in program.graph.nodes if node.op == "placeholder" and node.name not in inputs}
+    program.graph.eliminate_dead_code(lambda node: node.is_impure() or not stored.isdisjoint(node.all_input_nodes))
+
+
+def _name_modules_behind_slices(model: nn.Module, program: torch.export.ExportedProgram) -> None:
+    """Give modules their own paths: of those in `self.layers[:-1]` torch may say `layers.slice(None, -1, None).3`."""
+    own = {module: path for path, module in model.named_modules()}
+    for node in program.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        if any("slice(" in path for path, _ in stack.values()):
+            found = {key: (own.get(_module_at(model, path)), kind) for key, (path, kind) in stack.items()}
+            node.meta["nn_module_stack"] = {key: entry for key, entry in found.items() if entry[0] is not None}
+
+
+def _module_at(model: nn.Module, path: str) -> nn.Module:
+    for part in re.findall(r"slice\([^)]*\)|[^.]+", path):
+        if part.startswith("slice("):
+            ends = [None if end == "None" else int(end) for end in part[len("slice(") : -1].split(", ")]
+            model = cast(nn.Sequential, model)[slice(*ends)]
+        else:
+            model = model.get_submodule(part)
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module a node belongs to."""
+    stack = node.meta.get("nn_module_stack") or {"": ("", None)}
+    return list(stack.values())[-1][0]
+
+
+def module_paths(node: fx.Node) -> list[str]:
+    """Paths of all modules around a node, outermost first."""
+    return [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
