@@ -180,7 +180,17 @@ def _run_of_digits(source: TensorSource) -> None:
     tas.Record(Path("runs/digits/record.jsonl")).add("start", seed=1, versions={})
 
 
+def _canvases(source: TensorSource) -> dict[str, object]:
+    """Loaders of a detector: noise, with one object of ten in every image."""
+    pytest.importorskip("ultralytics", reason="needs ultralytics (AGPL-3.0), which is not among the extras")
+    boxes = torch.tensor([0.5, 0.5, 0.4, 0.4]).expand(32, 1, 4)
+    targets = torch.cat([torch.arange(32.0).remainder(10).view(32, 1, 1), boxes], 2)
+    loader = DataLoader(TensorDataset(torch.rand(32, 3, 64, 64), targets), batch_size=16)
+    return {"train_loader": loader, "test_loader": loader}
+
+
 PREPARE = {  # what a page takes for granted
+    "docs/detectors.md": _canvases,
     "docs/prune-your-model.md": _weights_of_a_file,
     "docs/read-the-report.md": _run_of_digits,
     "docs/reload-and-export.md": _run_of_digits,
@@ -194,8 +204,7 @@ def test_the_python_examples_run(page, reader, monkeypatch, capsys):
     for name, block in files.items():
         Path(name).write_text(block)
         monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)
-    PREPARE.get(page, lambda _: None)(reader["source"])
-    names = dict(reader)
+    names = reader | (PREPARE.get(page, lambda _: None)(reader["source"]) or {})
     for block in blocks:
         if block not in files.values():
             exec(compile(block, page, "exec"), names)

@@ -162,7 +162,7 @@ def compress(
     require_halves(source)
     for stage in (config.search, config.train, *([config.teacher] if train_teacher else [])):
         sharded(source).train_batches(stage.batch_size)  # raises where several processes cannot share a batch
-    _warn_of_frozen(teacher)
+    _warn_of_frozen(teacher, graph)
     if any(one.latency is not None for one in budgets):
         graph = from_main(latency_of_run)(
             teacher, graph, space, example, batch=config.latency_batch, config=config.latency,
@@ -261,8 +261,11 @@ def require_halves(source: Source) -> None:
         raise DataError(f"{source.name} has too few images for a search; each half of the training set needs a batch")
 
 
-def _warn_of_frozen(model: nn.Module) -> None:
-    frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+def _warn_of_frozen(model: nn.Module, graph: Graph) -> None:
+    cut = {item.name for layer in graph.layers for item in layer.parameters if any(item.layouts)}
+    frozen = sum(
+        parameter.numel() for name, parameter in model.named_parameters() if name in cut and not parameter.requires_grad
+    )
     if frozen:
         warnings.warn(
             f"{frozen:,} parameters are frozen (requires_grad is False) and stay so: what is cut there cannot learn to "
