@@ -36,7 +36,8 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
         except Exception as error:  # export has no error root of its own
             raise ModelError(
                 f"torch.export cannot capture {name}: {type(error).__name__}: {_first_line(error)}. Rewrite the "
-                f"part of forward that depends on values of tensors"
+                f"part of forward that depends on values of tensors, or trace a module of your own that leaves it out, "
+                f"as a detector's boxes behind its head"
             ) from error
         _drop_what_nobody_reads(program)
         _name_modules_behind_slices(model, program)

@@ -1,5 +1,6 @@
 import copy
 import random
+from functools import partial
 
 import nets
 import pytest
@@ -8,6 +9,8 @@ from named import traced
 from nets import images, perturbed
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 
 from tas.errors import ModelError
 from tas.nn.surgery import mask
@@ -450,3 +453,42 @@ def test_what_nobody_reads_binds_no_channels():
     small = derive(model, graph, smallest)
     assert small.unread.in_channels == smallest.widths["conv"] < 8
     assert graph.macs(smallest) == counted_macs(small, images())
+
+
+def test_a_detector_is_cut_through_what_lies_before_its_boxes():
+    class Backbone(nn.Module):
+        out_channels = 8
+
+        def __init__(self):
+            super().__init__()
+            self.near = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1))
+            self.far = nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1))
+
+        def forward(self, images):
+            near = self.near(images)
+            return {"0": near, "1": self.far(near)}
+
+    class Raw(nn.Module):
+        def __init__(self, detector):
+            super().__init__()
+            self.detector = detector
+
+        def forward(self, images):
+            return self.detector.head(list(self.detector.backbone(images).values()))
+
+    anchors = AnchorGenerator(((8,), (16,)), ((1.0,), (1.0,)))
+    detector = RetinaNet(
+        Backbone(), 3, anchor_generator=anchors, min_size=32, max_size=32,
+        head=RetinaNetHead(8, 1, 3, partial(nn.GroupNorm, 4)),
+    ).eval()  # fmt: skip
+    with pytest.raises(ModelError, match=r"cannot capture RetinaNet.* or trace a module of your own"):
+        trace(detector, torch.zeros(1, 3, 32, 32))
+    graph = trace(Raw(detector), torch.zeros(1, 3, 32, 32))
+    smallest = SearchSpace.of(graph).smallest
+    small = derive(Raw(detector), graph, smallest)
+    assert graph.open_share == 1
+    assert {name: tuple(value.shape) for name, value in small(torch.zeros(2, 3, 32, 32)).items()} == {
+        "cls_logits": (2, 80, 3), "bbox_regression": (2, 80, 4),
+    }  # fmt: skip
+    assert sum(parameter.numel() for parameter in small.parameters()) == graph.params(smallest)
+    assert small.detector([torch.rand(3, 32, 32)])[0].keys() == {"boxes", "scores", "labels"}
