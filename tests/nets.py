@@ -96,6 +96,21 @@ class Residual(nn.Module):
         return self.head(self.stage(self.stem(x)))
 
 
+class Numbered(Residual):
+    """Blocks that say what they read, as those of YOLOs: also one that was dropped is asked."""
+
+    def __init__(self):
+        super().__init__()
+        for block in self.stage:
+            block.reads = -1
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = [self.stem(x).relu()]
+        for block in self.stage:
+            found.append(block(found[block.reads]))
+        return self.head(found[-1])
+
+
 class Tapped(nn.Module):
     """Blocks whose outputs are all used again: no block can be dropped without changing what the taps mean."""
 
@@ -614,6 +629,7 @@ EXACT = {
     "plain": Plain,
     "without norm": WithoutNorm,
     "residual": Residual,
+    "numbered": Numbered,
     "sequential residual": sequential_residual,
     "concat": Concat,
     "squeeze-excite": SqueezeExcite,

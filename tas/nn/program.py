@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tas.errors import ModelError
+from tas.nn.surgery import shared_copy
 
 
 def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.ExportedProgram:
@@ -23,8 +24,9 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # about its own workings
         warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
+        copied = shared_copy(model)  # which may remember what it computes
         try:  # first of all, since what fails in the middle of an export fills the screen
-            model(*(tensor.clone() for tensor in example))
+            copied(*(tensor.clone() for tensor in example))
         except Exception as error:  # the user's own forward may fail in any way
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example)
             raise ModelError(

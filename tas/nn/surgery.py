@@ -23,16 +23,19 @@ class Dropped(nn.Identity):
     """What stands where a block was; blocks may take more than one argument, and return more than one value.
 
     Args:
+        block: whose numbers, words and lists stay, since a forward around it may read them.
         returns: see `Depth.returns`.
     """
 
-    def __init__(self, returns: int = 0):
+    def __init__(self, block: nn.Module, returns: int = 0):
         super().__init__()
-        self.returns = returns
+        plain = {name: value for name, value in vars(block).items() if not name.startswith("_")}
+        self.__dict__.update({name: value for name, value in plain.items() if not callable(value)})
+        self._returns = returns
 
     def forward(self, inputs: Any, *others: Any, **options: Any) -> Any:
         """The first argument; in a tuple with nothing else, where the block returned one."""
-        return (inputs, *[None] * (self.returns - 1)) if self.returns else inputs
+        return (inputs, *[None] * (self._returns - 1)) if self._returns else inputs
 
 
 def require_fit(model: nn.Module, graph: Graph) -> None:
@@ -224,7 +227,7 @@ def _skip(model: nn.Module, graph: Graph, architecture: Architecture) -> None:
     returns = {block: depth.returns for depth in graph.depths for block in depth.blocks}
     for block in graph.skipped(architecture):
         parent, _, name = block.rpartition(".")
-        setattr(model.get_submodule(parent), name, Dropped(returns[block]))
+        setattr(model.get_submodule(parent), name, Dropped(model.get_submodule(block), returns[block]))
 
 
 def _is_skipped(path: str, graph: Graph, architecture: Architecture) -> bool:
