@@ -611,6 +611,7 @@ class Detects(nn.Module):
         self.joined = Fused(18, 4, 6)
         self.boxes = nn.ModuleList(nn.Sequential(conv_bn(size, 6), nn.Conv2d(6, 8, 1)) for size in (6, 10))
         self.classes = nn.ModuleList(nn.Sequential(conv_bn(size, 4), nn.Conv2d(4, 3, 1)) for size in (6, 10))
+        self.anchors: Tensor | None = None  # made when the size of the images is known, and kept
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fused(x)
@@ -622,7 +623,9 @@ class Detects(nn.Module):
         boxes = torch.cat([head(scale).view(len(x), 8, -1) for head, scale in zip(self.boxes, scales, strict=True)], 2)
         scores = [head(scale).view(len(x), 3, -1) for head, scale in zip(self.classes, scales, strict=True)]
         left, right = (boxes.view(len(x), 2, 4, -1).softmax(2) * torch.arange(4.0).view(1, 1, 4, 1)).sum(2).chunk(2, 1)
-        return torch.cat([right - left, right + left, torch.cat(scores, 2).sigmoid()], 1)
+        if self.anchors is None or len(self.anchors) != right.shape[2]:
+            self.anchors = torch.arange(right.shape[2]).type_as(scales[0]) + 0.5
+        return torch.cat([right - left + self.anchors, right + left, torch.cat(scores, 2).sigmoid()], 1)
 
 
 EXACT = {

@@ -15,7 +15,7 @@ from tas.nn.surgery import shared_copy
 
 
 def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.ExportedProgram:
-    """Capture `model` in evaluation mode.
+    """Capture `model` in evaluation mode; it stays as it was, whatever its forward keeps.
 
     Raises:
         ModelError: the model does not run on the example, or export refuses, with the first words of the reason.
@@ -24,9 +24,12 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # about its own workings
         warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
-        copied = shared_copy(model)  # which may remember what it computes
+        trial, captured = (
+            shared_copy(model),
+            shared_copy(model),
+        )  # a YOLO keeps anchors, of an export such without values
         try:  # first of all, since what fails in the middle of an export fills the screen
-            copied(*(tensor.clone() for tensor in example))
+            trial(*(tensor.clone() for tensor in example))
         except Exception as error:  # the user's own forward may fail in any way
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example)
             raise ModelError(
@@ -34,16 +37,24 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
                 f"all the inputs its forward takes, of the size and channels it was built for"
             ) from error
         try:
-            program = torch.export.export(model, tuple(example))
+            program = torch.export.export(captured, tuple(example))
         except Exception as error:  # export has no error root of its own
             raise ModelError(
                 f"torch.export cannot capture {name}: {type(error).__name__}: {_first_line(error)}. Rewrite the "
                 f"part of forward that depends on values of tensors, or trace a module of your own that leaves it out, "
                 f"as a detector's boxes behind its head"
             ) from error
+        _read_no_more_than_a_type(program)
         _drop_what_nobody_reads(program)
         _name_modules_behind_slices(model, program)
         return program
+
+
+def _read_no_more_than_a_type(program: torch.export.ExportedProgram) -> None:
+    """What takes the type of another tensor, as anchors do, is not computed from it."""
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.type_as.default:
+            node.target, node.args = torch.ops.aten.to.dtype, (node.args[0], node.meta["val"].dtype)
 
 
 def _drop_what_nobody_reads(program: torch.export.ExportedProgram) -> None:
