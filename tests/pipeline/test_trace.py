@@ -455,6 +455,13 @@ def test_what_nobody_reads_binds_no_channels():
     assert graph.macs(smallest) == counted_macs(small, images())
 
 
+def test_what_a_forward_keeps_stays_out_of_the_model():
+    model = nets.Detects().eval()
+    trace(model, images())
+    assert model.anchors is None
+    assert copy.deepcopy(model)(images()).shape == (4, 5, 80)
+
+
 def test_a_detector_is_cut_through_what_lies_before_its_boxes():
     class Backbone(nn.Module):
         out_channels = 8
