@@ -24,10 +24,8 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # about its own workings
         warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
-        trial, captured = (
-            shared_copy(model),
-            shared_copy(model),
-        )  # a YOLO keeps anchors, of an export such without values
+        # copies: a YOLO keeps its anchors, and of an export such without values
+        trial, captured = shared_copy(model), shared_copy(model)
         try:  # first of all, since what fails in the middle of an export fills the screen
             trial(*(tensor.clone() for tensor in example))
         except Exception as error:  # the user's own forward may fail in any way
