@@ -191,16 +191,10 @@ class CostTable:
         self._open, gates = self._gates(monomials, depths)
         self._pairs, self._pair_rows, pairs = self._unequal(monomials, widths)
         behind = 1 + len(gates) + len(pairs)
-        self._places = _table(
-            [
-                [
-                    *(gates[gate] for gate in key.gates),
-                    *([pairs[key.pair]] if key.pair else []),
-                    *(behind + power_rows[width] * (top + 1) + power for width, power in key.powers),
-                ]
-                for key in monomials
-            ]
-        )
+        factors = [[gates[gate] for gate in key.gates] + ([pairs[key.pair]] if key.pair else []) for key in monomials]
+        for row, key in zip(factors, monomials, strict=True):
+            row += [behind + power_rows[width] * (top + 1) + power for width, power in key.powers]
+        self._places = _table(factors)
         self._tensors: dict[Any, list[Any]] = {}
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
@@ -236,11 +230,8 @@ class CostTable:
         for pair, place in found.items():
             one, other = (np.array(widths[s] if isinstance(s, str) else [s], dtype=float) for s in pair.sides)
             values[place, : len(one), : len(other)] = pair.table(one, other)
-        return (
-            values,
-            np.array(rows, dtype=int).reshape(-1, 2).T,
-            {pair: 1 + len(self._open) + place for pair, place in found.items()},
-        )
+        places = {pair: 1 + len(self._open) + place for pair, place in found.items()}
+        return values, np.array(rows, dtype=int).reshape(-1, 2).T, places
 
     def exact(self, choices: np.ndarray) -> np.ndarray:
         """Costs of many architectures at once.
