@@ -1,6 +1,6 @@
 """What one model costs and how good it is."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ class Profile:
         latency_ms: median time of one forward pass, in milliseconds.
         latency_spread_ms: distance between the quartiles of that time.
         batch_size: samples in the timed forward pass.
+        metric: name of the user's metric; empty for the percentage of right classes.
         predicted_latency_ms: what a budget of latency was held by; None where there was none.
         runtime: what ran the timed passes, PyTorch or ONNX Runtime.
         device: name of the processor or graphics card they ran on.
@@ -47,6 +48,7 @@ class Profile:
     latency_ms: float
     latency_spread_ms: float
     batch_size: int = 1
+    metric: str = ""
     predicted_latency_ms: float | None = None
     runtime: Runtime = "pytorch"
     device: str = ""
@@ -54,9 +56,22 @@ class Profile:
     timings: tuple[Timing, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, for JSON; without a prediction or further batch sizes where there are none."""
-        left_out = {name for name in ("predicted_latency_ms", "timings") if not getattr(self, name)}
+        """The fields by name, for JSON; without a metric, a prediction or further batch sizes where there are none."""
+        left_out = {name for name in ("metric", "predicted_latency_ms", "timings") if not getattr(self, name)}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+
+def metric_name(metric: Callable[..., Any] | None) -> str:
+    """What a user's metric, a function or an object that is called, is named; empty for None."""
+    if metric is None:
+        return ""
+    name = getattr(getattr(metric, "func", metric), "__name__", type(metric).__name__)
+    return "metric" if name == "<lambda>" else name
+
+
+def quality_words(metric: str) -> tuple[str, str, str]:
+    """What an accuracy is called where the user's metric has this name, and formats of a value and a difference."""
+    return (metric, "{:.4g}", "{:+.4g}") if metric else ("accuracy", "{:.2f} %", "{:+.2f} points")
 
 
 def latency_setting(profile: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from rich.text import Text
 from tas.architecture import Architecture
 from tas.budget import QUANTITIES, cost_text
 from tas.graph import Graph, Width
-from tas.profile import latency_change, latency_setting
+from tas.profile import latency_change, latency_setting, quality_words
 from tas.space import SearchSpace, outputs_per_channel
 
 
@@ -26,15 +26,16 @@ def print_profiles(profiles: Mapping[str, Mapping[str, Any]]) -> None:
     table = Table("", *names, *(["pruned / full"] if len(names) == 2 else []))
     for column in table.columns[1:]:
         column.justify = "right"
-    rows = (("accuracy", "accuracy", "{:.2f} %"), ("macs", "macs", "{:,}"), ("params", "params", "{:,}"))
+    metric, value, difference = quality_words(next(iter(profiles.values())).get("metric", ""))
+    rows = ((metric, "accuracy", value), ("macs", "macs", "{:,}"), ("params", "params", "{:,}"))
     for label, key, pattern in (*rows, ("predicted latency", "predicted_latency_ms", "{:.3f} ms")):
         values: list[Any] = [profiles[name].get(key) for name in names]
         if any(value is None for value in values):
             continue
         cells = [pattern.format(value) for value in values]
         if len(values) == 2:
-            difference = f"{values[1] - values[0]:+.2f} points"
-            cells.append(difference if key == "accuracy" else f"{100 * values[1] / values[0]:.1f} %")
+            share = f"{100 * values[1] / values[0]:.1f} %"
+            cells.append(difference.format(values[1] - values[0]) if key == "accuracy" else share)
         table.add_row(label, *cells)
     for timings in zip(*(profile.get("timings") or [profile] for profile in profiles.values()), strict=True):
         _add_latency(table, timings)
@@ -89,7 +90,7 @@ def print_comparison(found: Mapping[str, Any]) -> None:
     names += ["method", "transfer"]
     for name in names:
         table.add_column(name, overflow="fold")
-    for name in ("accuracy %", "macs", "search s"):
+    for name in (found["metric"] or "accuracy %", "macs", "search s"):
         table.add_column(name, justify="right", overflow="fold")
     if full is not None:
         table.add_row(*[""] * (len(names) - 2), "full model", "", f"{full['accuracy']:.2f}", f"{full['macs']:,}", "")

@@ -29,13 +29,18 @@ class Dropped(nn.Identity):
 
     def __init__(self, block: nn.Module, returns: int = 0):
         super().__init__()
-        plain = {name: value for name, value in vars(block).items() if not name.startswith("_")}
-        self.__dict__.update({name: value for name, value in plain.items() if not callable(value)})
+        self.__dict__.update({name: held for name, held in vars(block).items() if name[0] != "_" and _is_plain(held)})
         self._returns = returns
 
     def forward(self, inputs: Any, *others: Any, **options: Any) -> Any:
         """The first argument; in a tuple with nothing else, where the block returned one."""
         return (inputs, *[None] * (self._returns - 1)) if self._returns else inputs
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, int | float | str)
 
 
 def require_fit(model: nn.Module, graph: Graph) -> None:

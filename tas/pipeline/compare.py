@@ -28,6 +28,7 @@ from tas.pipeline.comparison.table import markdown
 from tas.pipeline.comparison.watch import watched
 from tas.pipeline.comparison.work import Bench, open_bench
 from tas.pipeline.compress import require_halves
+from tas.profile import metric_name
 from tas.run import RunFolder
 from tas.storage import is_temporary, write_text
 from tas.task import Loss, Metric, require_fit_for_data
@@ -126,7 +127,7 @@ def compare(
             "title": f"{(origin or {}).get('model') or type(model).__name__} on {bench.source.name}",
             "command": command or "tas.compare(…)", "date": time.strftime("%Y-%m-%d"),
             "machine": machine(workers, threads), "config": {**(origin or {}), **config.to_dict()},
-            "failed": watch.failed, **collect(folder, jobs),
+            "metric": metric_name(metric), "failed": watch.failed, **collect(folder, jobs),
         }  # fmt: skip
         found["rows"] = rows_of(found["cells"], config)
         if run.path is not None:

@@ -13,7 +13,7 @@ from tas.data import as_source
 from tas.errors import ConfigError, DataError
 from tas.nn.counting import count_macs
 from tas.onnx_file import in_onnx_runtime
-from tas.profile import RUNTIMES, Profile, Runtime, Timing
+from tas.profile import RUNTIMES, Profile, Runtime, Timing, metric_name
 from tas.task import Metric, accuracy, dtype_of, run_model
 from tas.timing import device_name, measure_latency, thread_count
 
@@ -90,7 +90,7 @@ def measure_side_by_side(
     return [
         Profile(
             macs=count_macs(model, example[:1]), params=sum(parameter.numel() for parameter in model.parameters()),
-            accuracy=quality, **_latencies(batches, found), **setting,
+            accuracy=quality, metric=metric_name(metric), **_latencies(batches, found), **setting,
         )
         for model, quality, found in zip(models, qualities, zip(*times, strict=True), strict=True)
     ]  # fmt: skip

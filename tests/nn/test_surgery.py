@@ -7,7 +7,7 @@ from torch import nn
 
 from tas.architecture import Architecture
 from tas.errors import ModelError
-from tas.nn.surgery import cut, mask, reorder, require_fit
+from tas.nn.surgery import Dropped, cut, mask, reorder, require_fit
 from tas.pipeline.trace import trace
 
 
@@ -59,6 +59,15 @@ def test_a_missing_tensor_is_named():
     require_fit(nets.Residual(), graph)
     with pytest.raises(ModelError, match="stage.2.inner.0.weight should have shape .*, the model has no such tensor"):
         require_fit(nets.Residual(2), graph)
+
+
+def test_a_dropped_block_keeps_numbers_words_and_lists_alone():
+    block = nets.Numbered().stage[1]
+    block.index, block.kind, block.sources, block.seen = 3, "conv", [1, (2, None)], torch.zeros(2)
+    block.cache, block.hook, block._secret = {}, print, 1
+    dropped = Dropped(block)
+    assert (dropped.index, dropped.kind, dropped.sources) == (3, "conv", [1, (2, None)])
+    assert not vars(dropped).keys() & {"seen", "cache", "hook", "_secret"}
 
 
 class Remembers(nn.Module):

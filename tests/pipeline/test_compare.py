@@ -299,14 +299,23 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, option
     assert not (tmp_path / "run").exists()
 
 
-def test_other_tasks_bring_their_own_loss_and_metric():
+def test_other_tasks_bring_their_own_loss_and_metric(tmp_path):
     def loss(outputs, targets):
         return torch.nn.functional.mse_loss(outputs[:, 0], targets.float())
 
     config = tiny_config(methods="tas l1", transfers="init+kd", seeds=(0,))
-    found = tas.compare(fresh(), hard_source(), config=config, loss=loss, metric=lambda o, t: -loss(o, t))
+
+    def closeness(outputs, targets):
+        return -loss(outputs, targets)
+
+    run = tmp_path / "run"
+    found = tas.compare(fresh(), hard_source(), config=config, loss=loss, metric=closeness, output=run)
     assert found.failed == []
     assert all(cell["accuracy"] < 0 for cell in found.cells)
+    assert "| closeness | MACs |" in (run / "compare.md").read_text()
+    page = (run / "compare.html").read_text().partition("</main>")[0]
+    assert "<h3>test closeness, transfer init+kd</h3>" in page
+    assert "accuracy" not in page.lower().partition("<h2>origin")[0]
 
 
 def test_the_page_needs_no_network_and_no_other_file(finished):

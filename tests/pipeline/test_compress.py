@@ -1,6 +1,7 @@
 """The whole job in Python: files, resumption, and what is promised about the result."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -164,15 +165,18 @@ def test_one_seed_rules_all_stages():
     assert (config.search.seed, config.train.seed, config.teacher.seed) == (7, 7, 7)
 
 
-def test_other_tasks_bring_their_own_loss_and_metric():
+def test_other_tasks_bring_their_own_loss_and_metric(tmp_path):
     def loss(outputs, targets):
         return torch.nn.functional.mse_loss(outputs[:, 0], targets.float())
 
     def metric(outputs, targets):
         return -loss(outputs, targets)
 
-    result = tas.compress(fresh(), tiny_source(), config=tiny_config(), loss=loss, metric=metric)
+    result = tas.compress(fresh(), tiny_source(), config=tiny_config(), loss=loss, metric=metric, output=tmp_path / "r")
     assert result.pruned.accuracy < 0
+    text = (tmp_path / "r" / "report.md").read_text()
+    assert re.search(r"\| metric \| -[0-9.]+ \| -[0-9.]+ \| [+-][0-9.]+ \|", text)  # its name, no percent
+    assert "ccuracy" not in text.partition("seed:")[0]
 
 
 def test_data_that_cannot_be_halved_is_refused_before_anything_is_written(tmp_path):

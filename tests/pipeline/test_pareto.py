@@ -27,9 +27,9 @@ def test_the_front_rises_and_whatever_is_not_on_it_is_beaten_by_a_point_that_is(
         assert (one in found) == all((b.macs, b.accuracy) == (one.macs, one.accuracy) for b in better)
 
 
-def write(folder, *, macs: int, accuracy: float | None, full: float = 90.0, data: str = "digits"):
+def write(folder, *, macs: int, accuracy: float | None, full: float = 90.0, data: str = "digits", metric: str = ""):
     run = write_run(folder, epochs=2)
-    summary = {**SUMMARY, "full": {**SUMMARY["full"], "accuracy": full}}
+    summary = {**SUMMARY, "full": {**SUMMARY["full"], "accuracy": full, "metric": metric}}
     summary |= {"pruned": {**SUMMARY["pruned"], "macs": macs, "accuracy": accuracy}, "budget": {"macs": macs}}
     (run / "summary.json").write_text(json.dumps(summary))
     (run / "config.yaml").write_text(f"model: mine.py:build\ndata: {data}\nseed: 3\nteacher: {{}}\n")
@@ -71,6 +71,14 @@ def test_the_page_of_several_runs_names_the_front_and_one_run_has_none(runs, tmp
     text = tas.report(*runs, output=tmp_path).read_text()
     assert "Pareto front, from cheap to costly: tiny, small." in text
     assert "Pareto front" not in tas.report(runs[0]).read_text()
+
+
+def test_runs_of_another_metric_have_a_chart_of_their_own(runs, tmp_path):
+    other = write(tmp_path / "other", macs=100, accuracy=0.99, metric="mAP50")
+    text = tas.report(*runs, other, output=tmp_path / "page").read_text()
+    assert "<h3>test accuracy (%), digits</h3>" in text
+    assert "<h3>test mAP50, digits</h3>" in text
+    assert "from cheap to costly: tiny, small." in text
 
 
 def test_runs_on_other_data_have_a_chart_of_their_own(runs, tmp_path):

@@ -59,6 +59,16 @@ def test_the_result_table_compares_both_models():
     assert lines[5] == "| latency | 2.000 ms | 1.000 ms | 50.0 % |"
 
 
+def test_a_metric_of_the_users_has_its_name_and_no_percent(run):
+    profile = {**PROFILE, "accuracy": 0.8512, "metric": "mAP50"}
+    (run / "summary.json").write_text(json.dumps({**SUMMARY, "full": profile, "pruned": {**profile, "accuracy": 0.84}}))
+    page = body(tas.report(run))
+    assert ", mAP50 0.84 instead of 0.8512</h1>" in page
+    assert ">mAP50<" in page
+    assert ">-0.0112<" in page
+    assert "mAP50 0.8512 before, 0.84 after." in (run / "report.md").read_text()
+
+
 def test_a_missing_accuracy_leaves_its_row_out(run):
     without = {**SUMMARY, "full": {**PROFILE, "accuracy": None}}
     assert "accuracy" not in result_table(without)
@@ -272,7 +282,7 @@ def test_rounds_are_told_and_shown(tmp_path):
     assert "after every epoch of the search and after every round of successive halving" in page
     assert "round 2 of 2: " in page
     assert "epoch 2 of 2: " in page
-    assert "held-out loss in successive halving (nats)" in page
+    assert "held-out loss in successive halving" in page
 
 
 def test_a_search_without_epochs_has_no_empty_charts(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tas.page import COLORS, Chart, Part, key, padded_range, plain, scatter_figure, table, write_page
-from tas.pipeline.comparison.table import HEAD, Found, headline, notes, origin, plus_minus, table_rows
+from tas.pipeline.comparison.table import Found, headline, notes, origin, plus_minus, table_head, table_rows
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -20,7 +20,6 @@ _SWATCHES = (
     "border:2px solid {0}",
     "border:2px solid {0};background:radial-gradient({0} 25%,transparent 35%)",
 )
-_HOVER = "%{hovertext}<br>%{x}, %{y:.2f} %<extra></extra>"
 
 
 def write_comparison(path: Path, found: Found) -> None:
@@ -39,7 +38,7 @@ def write_comparison(path: Path, found: Found) -> None:
     write_page(path, title, [
         f"<h1>{plain(title)}</h1>{_paragraphs([headline(found) + '.'])}",
         *(_figures(found) if found["rows"] else ["<p>Nothing has been measured.</p>"]),
-        f"<h2>Every number</h2>{table(HEAD, rows, words=3)}",
+        f"<h2>Every number</h2>{table(table_head(found), rows, words=3)}",
         f"<h2>Failed</h2>{table(('job', 'error'), failed, words=2)}" if failed else "",
         f"<h2>How to read it</h2>{_paragraphs(notes(found))}",
         f"<h2>Origin</h2>{_paragraphs(line.replace('`', '') for line in origin(found))}",
@@ -53,17 +52,17 @@ def _paragraphs(lines: Iterable[str]) -> str:
 def _figures(found: Found) -> list[Part]:
     """Both figures of the paper, each under its heading with a key of the methods."""
     budgets, transfers = (list(dict.fromkeys(row[name] for row in found["rows"])) for name in ("budget", "transfer"))
-    full, line = found["full"], ""
+    full, unit, line = found["full"], _unit(found), ""
     if full is not None:
-        line = f" The dotted line is the full model: {full['accuracy']:.2f} % with {full['macs'] / 1e6:.1f} million."
-    low = padded_range(_accuracies(found))[0]
+        line = f" The dotted line is the full model: {full['accuracy']:.2f}{unit} with {full['macs'] / 1e6:.1f} M."
+    low, metric = padded_range(_accuracies(found))[0], found["metric"] or "accuracy (%)"
     return [
-        '<h2>Accuracy over multiply-adds</h2><p class="quiet">Large marks are means over the seeds with their standard '
-        f"deviation, small ones the seeds.{line}</p>{_key(found)}",
-        [Chart(f"test accuracy (%), transfer {name}", scatter(found, name)) for name in transfers],
+        f'<h2>{plain(found["metric"] or "Accuracy")} over multiply-adds</h2><p class="quiet">Large marks are means '
+        f"over the seeds with their standard deviation, small ones the seeds.{line}</p>{_key(found)}",
+        [Chart(f"test {metric}, transfer {name}", scatter(found, name)) for name in transfers],
         '<h2>Knowledge transfer</h2><p class="quiet">Means and standard deviations over the seeds. The axes start at '
-        f"{low:g} %, not at 0.</p>{_key(found)}",
-        [Chart(f"test accuracy (%), budget {name}", bars(found, name)) for name in budgets],
+        f"{low:g}{unit}, not at 0.</p>{_key(found)}",
+        [Chart(f"test {metric}, budget {name}", bars(found, name)) for name in budgets],
     ]  # fmt: skip
 
 
@@ -80,7 +79,7 @@ def _look(found: Found, label: str) -> tuple[str, int]:
 
 def scatter(found: Found, transfer: str) -> Figure:
     """Fig. 2, for one transfer: a line over the budgets per method, its seeds as small marks."""
-    figure = scatter_figure("multiply-adds, millions")
+    figure, unit, hover = scatter_figure("multiply-adds, millions"), _unit(found), _hover(found)
     for label in found["config"]["methods"]:
         rows = [row for row in found["rows"] if (row["method"], row["transfer"]) == (label, transfer)]
         color, style = _look(found, label)
@@ -89,14 +88,15 @@ def scatter(found: Found, transfer: str) -> Figure:
         figure.add_scatter(
             x=[row["macs_by_seed"][seed] / 1e6 for row, seed in points],
             y=[row["seeds"][seed] for row, seed in points],
-            mode="markers", marker={**marker, "size": 5, "opacity": 0.5}, hovertemplate=_HOVER,
+            mode="markers", marker={**marker, "size": 5, "opacity": 0.5}, hovertemplate=hover,
             hovertext=[plain(f"{label}, budget {row['budget']}, seed {seed}") for row, seed in points],
         )  # fmt: skip
         figure.add_scatter(
             x=[row["macs"]["mean"] / 1e6 for row in rows], **_means(rows),
             mode="lines+markers", line={"color": color, "width": 1.5},
-            marker={**marker, "size": 11, "line": {"width": 2 if style else 0}}, hovertemplate=_HOVER,
-            hovertext=[plain(f"{label}, budget {row['budget']}: {plus_minus(row['accuracy'], 2)} %") for row in rows],
+            marker={**marker, "size": 11, "line": {"width": 2 if style else 0}}, hovertemplate=hover,
+            hovertext=[plain(f"{label}, budget {row['budget']}: {plus_minus(row['accuracy'], 2)}{unit}")
+                       for row in rows],
         )  # fmt: skip
     values = _accuracies(found)
     if found["full"] is not None:
@@ -110,7 +110,7 @@ def scatter(found: Found, transfer: str) -> Figure:
 
 def bars(found: Found, budget: str) -> Figure:
     """Fig. 3: a group of bars per transfer, a bar per method."""
-    figure = scatter_figure("transfer")
+    figure, unit, hover = scatter_figure("transfer"), _unit(found), _hover(found)
     for label in found["config"]["methods"]:
         rows = [row for row in found["rows"] if (row["method"], row["budget"]) == (label, budget)]
         color, style = _look(found, label)
@@ -119,14 +119,22 @@ def bars(found: Found, budget: str) -> Figure:
             x=[row["transfer"] for row in rows], **_means(rows),
             marker={"color": "rgba(0,0,0,0)" if style else color, "line": {"color": color, "width": 1.5},
                     "pattern": {"shape": _PATTERNS[style], "fgcolor": color}},
-            hovertext=[plain(f"{label}: {plus_minus(row['accuracy'], 2)} % ({values})")
-                       for row, values in zip(rows, seeds, strict=True)], hovertemplate=_HOVER,
+            hovertext=[plain(f"{label}: {plus_minus(row['accuracy'], 2)}{unit} ({values})")
+                       for row, values in zip(rows, seeds, strict=True)], hovertemplate=hover,
         )  # fmt: skip
     order = list(found["config"]["transfers"])
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)
     return figure.update_yaxes(range=padded_range(_accuracies(found))).update_layout(
         barmode="group", bargap=0.25, bargroupgap=0.1
     )
+
+
+def _unit(found: Found) -> str:
+    return "" if found["metric"] else " %"
+
+
+def _hover(found: Found) -> str:
+    return "%{hovertext}<br>%{x}, %{y:.2f}" + _unit(found) + "<extra></extra>"
 
 
 def _accuracies(found: Found) -> list[float]:

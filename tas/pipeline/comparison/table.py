@@ -8,10 +8,6 @@ from typing import Any
 
 from tas.pipeline.comparison.methods import SEARCHED
 
-HEAD = (
-    "budget", "method", "transfer", "accuracy %", "MACs", "of full", "params", "search s", "in full-model epochs",
-    "epochs: search + training", "accuracy of every seed",
-)  # fmt: skip
 Found = Mapping[str, Any]  # the content of compare.json
 
 
@@ -21,6 +17,15 @@ def plus_minus(value: Mapping[str, float | None], digits: int) -> str:
     if mean is None:
         return "-"
     return f"{mean:,.{digits}f}" + (f" ± {deviation:,.{digits}f}" if deviation is not None else "")
+
+
+def table_head(found: Found) -> list[str]:
+    """The names of the columns."""
+    metric = found["metric"]
+    return [
+        "budget", "method", "transfer", metric or "accuracy %", "MACs", "of full", "params", "search s",
+        "in full-model epochs", "epochs: search + training", f"{metric or 'accuracy'} of every seed",
+    ]  # fmt: skip
 
 
 def table_rows(found: Found) -> list[list[str]]:
@@ -54,8 +59,8 @@ def notes(found: Found) -> list[str]:
     if full is not None and full["epochs"]:
         origin = f"the full model, trained for {full['epochs']} epochs first ({full['seconds']:.0f} s)"
     lines = [
-        f"Accuracy is measured on the test set once, at the end of each training; nothing is chosen by it. {means}; a "
-        f"seed is one search and one training.",
+        f"{found['metric'] or 'Accuracy'} is measured on the test set once, at the end of each training; nothing is "
+        f"chosen by it. {means}; a seed is one search and one training.",
         f"The teacher of all methods is {origin}. One architecture is chosen per method, budget and seed, and shared "
         f"by its transfers; all are trained by one recipe, and every network holds its budget.",
         _epochs(config),
@@ -136,7 +141,7 @@ def failures(failed: Sequence[object]) -> str:
 
 def markdown(found: Found) -> str:
     """`compare.md`."""
-    parts = [f"# Comparison: {found['title']}", f"{headline(found)}.", _table(HEAD, table_rows(found))]
+    parts = [f"# Comparison: {found['title']}", f"{headline(found)}.", _table(table_head(found), table_rows(found))]
     if found["failed"]:
         parts += ["## Failed", _table(("job", "error"), [[one["job"], one["error"]] for one in found["failed"]])]
     parts += ["## How to read it", "\n".join(f"* {line}" for line in notes(found))]
@@ -145,7 +150,7 @@ def markdown(found: Found) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(head: tuple[str, ...], rows: list[list[str]]) -> str:
+def _table(head: Sequence[str], rows: list[list[str]]) -> str:
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     return "\n".join(lines + [f"| {' | '.join(_cell(text) for text in row)} |" for row in rows])
 

@@ -25,7 +25,7 @@ def search_charts(runs: Sequence[RunFiles]) -> list[Chart]:
     """Losses, costs against the budget, temperature and entropy of the search; only those with numbers."""
     losses = {"loss": "weights half", "held_out_loss": "held-out half"}
     charts = [
-        _chart("loss of the search (nats)", runs, "search", losses),
+        _chart("loss of the search", runs, "search", losses),
         _costs(runs),
         _rounds(runs),
         _chart("accuracy in the search (%)", runs, "search", {"accuracy": "accuracy"}),
@@ -81,7 +81,7 @@ def _rounds(runs: Sequence[RunFiles]) -> Chart | None:
         for place, (label, of) in enumerate((("best", min), ("median", median))):
             points = [(row["steps"], of(row["losses"])) for row in run.rounds]
             curves.append((label if len(runs) == 1 else f"{run.label}: {label}", points, _look(runs, number, place)))
-    return _of_curves("held-out loss in successive halving (nats)", curves, along="step")
+    return _of_curves("held-out loss in successive halving", curves, along="step")
 
 
 def _budgets(runs: Sequence[RunFiles], last: int) -> list[Curve]:

@@ -11,7 +11,7 @@ from tas.budget import cost_text
 from tas.graph import Graph
 from tas.pipeline.report.files import RunFiles
 from tas.pipeline.report.sections import budget_words
-from tas.profile import latency_change
+from tas.profile import latency_change, quality_words
 from tas.record import Record
 
 
@@ -27,16 +27,16 @@ def to_markdown(run: RunFiles) -> str:
 def result_table(summary: Mapping[str, Any]) -> str:
     """Full and pruned model side by side, as a Markdown table."""
     full, pruned = summary["full"], summary["pruned"]
-    rows = [("accuracy", "{:.2f} %", "difference"), ("macs", "{:,}", "share"), ("params", "{:,}", "share")]
-    rows += [("predicted_latency_ms", "{:.3f} ms", "share"), ("latency_ms", "{:.3f} ms", "share")]
+    metric, value, difference = quality_words(full.get("metric", ""))
+    rows = [("accuracy", metric, value), ("macs", "macs", "{:,}"), ("params", "params", "{:,}")]
+    rows += [("predicted_latency_ms", "predicted latency", "{:.3f} ms"), ("latency_ms", "latency", "{:.3f} ms")]
     lines = ["| | full | pruned | pruned / full |", "|---|---:|---:|---:|"]
-    for name, pattern, how in rows:
+    for name, label, pattern in rows:
         before, after = full.get(name), pruned.get(name)
         if before is None or after is None:
             continue
         share = latency_change(full, pruned) if name == "latency_ms" else f"{100 * after / before:.1f} %"
-        change = f"{after - before:+.2f} points" if how == "difference" else share
-        label = name.removesuffix("_ms").replace("_", " ")
+        change = difference.format(after - before) if name == "accuracy" else share
         lines.append(f"| {label} | {pattern.format(before)} | {pattern.format(after)} | {change} |")
     return "\n".join(lines)
 
@@ -47,9 +47,10 @@ def _head(run: RunFiles) -> str:
         return f"# Not finished\n\nSo far: {run.progress}. Budget: {budget}."
     full, pruned = run.summary["full"], run.summary["pruned"]
     share = 100 * pruned["macs"] / full["macs"]
-    accuracy = ""
+    accuracy, (_, pattern, _) = "", quality_words(full.get("metric", ""))
     if full["accuracy"] is not None:
-        accuracy = f" Accuracy {full['accuracy']:.2f} % before, {pruned['accuracy']:.2f} % after."
+        values = [pattern.format(profile["accuracy"]) for profile in (full, pruned)]
+        accuracy = f" {full.get('metric') or 'Accuracy'} {values[0]} before, {values[1]} after."
     return f"# Pruned to {share:.1f} % of the multiply-adds\n\nBudget: {budget}; held.{accuracy}"
 
 

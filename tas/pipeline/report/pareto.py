@@ -61,20 +61,23 @@ def points_of(runs: Sequence[RunFiles]) -> list[Point]:
 
 
 def pareto_parts(runs: Sequence[RunFiles]) -> list[Part]:
-    """A chart per data set, with a key and the front in words; nothing where no accuracy is known."""
-    groups: dict[str, list[RunFiles]] = {}
+    """A chart per data set and metric, with a key and the front in words; nothing where no accuracy is known."""
+    groups: dict[tuple[str, str], list[RunFiles]] = {}
     for run in runs:
-        groups.setdefault(str(run.settings.get("data") or ""), []).append(run)
+        metric = run.summary["full"].get("metric", "") if run.summary else ""
+        groups.setdefault((str(run.settings.get("data") or ""), metric), []).append(run)
     parts: list[Part] = []
-    for data, group in groups.items():
+    for (data, metric), group in groups.items():
         if points := points_of(group):
             on_front = front(points)
             where = f", {data}" if data and len(groups) > 1 else ""
-            parts += [Chart(f"test accuracy (%){where}", scatter(points)), _key(points, on_front), _words(on_front)]
+            title = f"test {metric or 'accuracy (%)'}{where}"
+            unit = "" if metric else " %"
+            parts += [Chart(title, scatter(points, unit)), _key(points, on_front), _words(on_front)]
     return parts
 
 
-def scatter(points: Sequence[Point]) -> Figure:
+def scatter(points: Sequence[Point], unit: str = " %") -> Figure:
     """Models as points, filled where they are on the front, which is the line of steps."""
     figure, on_front = scatter_figure("multiply-adds, millions"), front(points)
     figure.add_scatter(
@@ -89,7 +92,7 @@ def scatter(points: Sequence[Point]) -> Figure:
             "line": {"width": [0 if one in on_front else 2 for one in points]},
         },
         hovertext=[plain(_told(one)) for one in points],
-        hovertemplate="%{hovertext}<br>%{x}, %{y:.2f} %<extra></extra>",
+        hovertemplate="%{hovertext}<br>%{x}, %{y:.2f}" + unit + "<extra></extra>",
     )  # fmt: skip
     return figure.update_yaxes(range=padded_range([one.accuracy for one in points]))
 

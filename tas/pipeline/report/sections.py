@@ -10,7 +10,7 @@ from tas.graph import Graph
 from tas.page import plain, table
 from tas.pipeline.report.files import RunFiles
 from tas.pipeline.report.rows import layer_rows
-from tas.profile import latency_change, latency_setting
+from tas.profile import latency_change, latency_setting, quality_words
 
 OPEN_ROWS = 40  # a longer table is folded
 
@@ -25,7 +25,8 @@ def result_sentence(run: RunFiles) -> str:
     shares += f" and {100 * pruned['params'] / full['params']:.1f} % of the parameters"
     sentence = f"{what or run.label}: {shares}"
     if full["accuracy"] is not None and pruned["accuracy"] is not None:
-        sentence += f", accuracy {pruned['accuracy']:.2f} % instead of {full['accuracy']:.2f} %"
+        name, pattern, _ = quality_words(full.get("metric", ""))
+        sentence += f", {name} {pattern.format(pruned['accuracy'])} instead of {pattern.format(full['accuracy'])}"
     return sentence
 
 
@@ -51,10 +52,10 @@ def quantities(run: RunFiles) -> list[tuple[str, str, str, str]]:
     if run.summary is None:
         return []
     full, pruned = run.summary["full"], run.summary["pruned"]
-    batch = full.get("batch_size", 1)
+    batch, (metric, value, difference) = full.get("batch_size", 1), quality_words(full.get("metric", ""))
     rows = []
     for key, label, pattern in (
-        ("accuracy", "accuracy", "{:.2f} %"),
+        ("accuracy", metric, value),
         ("macs", "MACs per sample", "{:,}"),
         ("params", "parameters", "{:,}"),
         ("predicted_latency_ms", f"predicted latency, batch of {batch}", "{:.3f} ms"),
@@ -64,7 +65,7 @@ def quantities(run: RunFiles) -> list[tuple[str, str, str, str]]:
         if before is None or after is None:
             continue
         share = latency_change(full, pruned) if key == "latency_ms" else _share(before, after)
-        change = f"{after - before:+.2f} points" if key == "accuracy" else share
+        change = difference.format(after - before) if key == "accuracy" else share
         rows.append((label, pattern.format(before), pattern.format(after), change))
     if run.weights_bytes:
         before, after = run.weights_bytes

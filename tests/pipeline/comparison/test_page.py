@@ -33,7 +33,7 @@ def found() -> dict:
     return {
         "title": "a <net> on images", "command": "tas compare <x>", "date": "2026-01-01", "versions": versions(),
         "machine": machine(1, 1), "config": config.to_dict(), "epoch_seconds": {"0": 1.0}, "full": full,
-        "failed": [{"job": "cell <i>", "error": "ZeroDivisionError: <bug>"}], "cells": cells,
+        "metric": "", "failed": [{"job": "cell <i>", "error": "ZeroDivisionError: <bug>"}], "cells": cells,
         "rows": rows_of(cells, config),
     }  # fmt: skip
 
