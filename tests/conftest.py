@@ -7,6 +7,9 @@ import pytest
 import torch
 from named import NAMES, Traced, traced
 
+from tas.pipeline import export, measure
+from tas.timing import measure_latency
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: a thread each, and for what they start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
@@ -16,6 +19,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: a thread eac
 def seeded() -> None:
     """Every test draws the same numbers, whatever ran before it in its process."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def briefly_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are timed for a moment, not for a second each: hundreds of tests end with that."""
+
+    def brief(*models: Any, seconds: float = 1.0, **options: Any) -> list[tuple[float, float]]:
+        return measure_latency(*models, seconds=min(seconds, 0.02), **options)
+
+    for verb in (export, measure):
+        monkeypatch.setattr(verb, "measure_latency", brief)
 
 
 @pytest.fixture(params=NAMES)

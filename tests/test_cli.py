@@ -26,7 +26,11 @@ SCRATCH = [
     "--search.epochs", "1",
 ]  # fmt: skip
 TOYS = f"{Path(__file__).parent / 'toys.py'}:build"
-QUICK = ["--search.epochs", "1", "--search.batch_size", "8", "--train.epochs", "1", "--train.batch_size", "8"]
+QUICK_SEARCH = [
+    "--search.epochs", "1", "--search.batch_size", "8", "--search.architectures", "8", "--search.halving_steps", "10",
+]  # fmt: skip
+QUICK_TRAIN = ["--train.epochs", "1", "--train.batch_size", "8"]
+QUICK = [*QUICK_SEARCH, *QUICK_TRAIN]
 QUICK_TEACHER = ["--teacher.epochs", "1", "--teacher.batch_size", "8"]
 
 
@@ -73,7 +77,7 @@ def fails(capsys, *words) -> str:
 def test_compress_makes_a_run_that_reloads(images, weights, tmp_path, capsys):
     folder = tmp_path / "run"
     code = run("compress", "--model", TOYS, "--data", f"folder:{images}", "--weights", weights, "--budget.macs", "50%",
-               "--output", folder, "--seed", 1, *QUICK)  # fmt: skip
+               "--output", folder, "--seed", 1, *QUICK[:4], *QUICK_TRAIN)  # fmt: skip
     assert code == 0
     out = capsys.readouterr().out
     assert "accuracy" in out
@@ -124,10 +128,10 @@ def test_the_single_commands_chain_through_files(images, tmp_path, capsys):
     data = ["--model", TOYS, "--data", f"folder:{images}"]
     teacher, found = tmp_path / "teacher", tmp_path / "found"
     known = ["--weights", teacher / "model.safetensors"]
-    assert run("train", *data, *QUICK[4:], "--output", teacher) == 0
-    assert run("search", *data, *known, *QUICK[:4], "--budget.macs", "60%", "--output", found) == 0
+    assert run("train", *data, *QUICK_TRAIN, "--output", teacher) == 0
+    assert run("search", *data, *known, *QUICK_SEARCH, "--budget.macs", "60%", "--output", found) == 0
     assert run("derive", *data, *known, "--run", found) == 0
-    assert run("train", *data, *known, "--run", found, *QUICK[4:]) == 0
+    assert run("train", *data, *known, "--run", found, *QUICK_TRAIN) == 0
     capsys.readouterr()
     assert run("measure", *data, *known, "--run", found, "--json") == 0
     profiles = json.loads(capsys.readouterr().out)
@@ -148,7 +152,7 @@ def test_the_single_commands_chain_through_files(images, tmp_path, capsys):
 def test_measure_times_what_runs_elsewhere_without_data_and_leaves_the_summary(images, weights, tmp_path, capsys):
     data = ["--model", TOYS, "--data", f"folder:{images}", "--weights", weights]
     folder, size = tmp_path / "found", ["--input-size", "[3,8,8]", "--seconds", "0.02"]
-    assert run("search", *data, *QUICK[:4], "--output", folder) == 0
+    assert run("search", *data, *QUICK_SEARCH, "--output", folder) == 0
     assert run("derive", *data, "--run", folder) == 0
     capsys.readouterr()
     words = ["measure", TOYS, "--run", folder, *size, "--runtime", "onnxruntime", "--threads", 1]
@@ -462,7 +466,7 @@ def test_trained_weights_of_a_model_that_shares_modules_load_again(tmp_path, ima
         "def build():\n    model = TinyNet()\n    model.alias = model.stem\n    return model\n"
     )
     options = ["--model", f"{file}:build", "--data", f"folder:{images}"]
-    assert run("train", *options, *QUICK[4:], "--output", tmp_path / "run") == 0
+    assert run("train", *options, *QUICK_TRAIN, "--output", tmp_path / "run") == 0
     assert run("measure", *options, "--weights", tmp_path / "run" / "model.safetensors") == 0
 
 
@@ -551,7 +555,7 @@ def test_export_writes_a_run_as_one_file_and_says_how_it_compares(images, weight
 def three(images, tmp_path_factory) -> Path:
     """Two budgets from one search of a model that is trained first."""
     folder = tmp_path_factory.mktemp("several") / "two"
-    words = ["--budget", "70%,40%", "--search.epochs", "0", "--search.architectures", "2", *QUICK[2:], *QUICK_TEACHER]
+    words = ["--budget", "70%,40%", *QUICK, "--search.epochs", "0", "--search.architectures", "2", *QUICK_TEACHER]
     assert run("compress", TOYS, "--data", f"folder:{images}", "--output", folder, *words) == 0
     return folder
 
@@ -594,14 +598,14 @@ def test_a_finished_run_is_decoded_for_another_budget_without_data_and_goes_on_a
 
     assert run("search", "--config", found / "two" / "config.yaml", "--output", tmp_path / "again") == 0
     assert (tmp_path / "again" / "architecture.json").read_text() == architectures[0]
-    assert run("train", "--model", TOYS, *known, "--run", found / "two", *QUICK[4:]) == 0
+    assert run("train", "--model", TOYS, *known, "--run", found / "two", *QUICK_TRAIN) == 0
     assert run("measure", "--model", TOYS, *known, "--run", found / "two") == 0
     assert run("report", three, found / "two", "--output", tmp_path / "page") == 0
     assert "3 runs side by side" in (tmp_path / "page" / "report.html").read_text()
 
 
 def test_training_a_run_takes_the_full_model_that_it_has_trained(three, images, tmp_path, capsys):
-    options = ["train", "--model", TOYS, "--data", f"folder:{images}", *QUICK[4:], "--run"]
+    options = ["train", "--model", TOYS, "--data", f"folder:{images}", *QUICK_TRAIN, "--run"]
     states = {}
     for name, more in (("own", []), ("given", ["--weights", three / "teacher.safetensors"]), ("none", [])):
         shutil.copytree(three, tmp_path / name)

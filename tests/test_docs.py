@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -143,6 +144,11 @@ def reader(tmp_path, monkeypatch) -> dict[str, object]:
     monkeypatch.setattr(tas.data, "load", lambda *_, **__: source)
     monkeypatch.setattr(tas.models, "load", _load)
     monkeypatch.setattr(tas, "LatencyConfig", partial(tas.LatencyConfig, seconds=0.001, models=3))
+    given = CompressConfig()  # what a page leaves to the defaults is short
+    search = replace(given.search, architectures=8, halving_steps=10)
+    short = partial(CompressConfig, search=search, train=replace(given.train, epochs=2))
+    monkeypatch.setattr(tas, "CompressConfig", short)
+    monkeypatch.setattr(tas, "compress", partial(tas.compress, config=short()))
     save_file(model.state_dict(), "teacher.safetensors")
     train_loader, test_loader = _loaders(source)
     names = {"model": model, "fresh_model": ReadersNet(), "data": source, "example": torch.zeros(1, 3, 8, 8)}

@@ -30,7 +30,7 @@ FILES = {
 def tiny_config(**options) -> CompressConfig:
     from dataclasses import replace
 
-    search = replace(short_search(), epochs=2, batch_size=16)
+    search = replace(short_search(), epochs=2, batch_size=16, architectures=8, halving_steps=10)
     train = replace(short_train(), epochs=3, batch_size=16)
     return CompressConfig(**{"search": search, "train": train, "teacher": train, **options})
 

@@ -174,7 +174,7 @@ def test_a_model_that_needs_one_batch_size_is_an_error(tmp_path):
 
 
 QUICK_MODELS = [("cifar_resnet:20", 32)]
-SLOW_MODELS = [  # of our ResNets the deepest; the others repeat the same blocks less often
+SLOW_MODELS = [  # of our ResNets those of both kinds of blocks; the others repeat the same ones more often
     ("cifar_resnet:164", 32),
     ("torchvision:resnet18", 64),
     ("torchvision:mobilenet_v2", 64),
@@ -190,6 +190,9 @@ SLOW_MODELS = [  # of our ResNets the deepest; the others repeat the same blocks
 def test_onnx_computes_what_a_derived_model_computes(name, size, tmp_path):
     torch.manual_seed(0)
     model, example = tas.models.load(name, num_classes=10), torch.zeros(1, 3, size, size)
+    if name.endswith("164"):
+        for stage in (model.layer1, model.layer2, model.layer3):
+            del stage[3:]  # of eighteen blocks
     if "vit" in name:  # perturbed, it turns rounding into 1e-2: even its own decompositions differ by 2e-3
         torch.nn.init.normal_(model.heads.head.weight)  # zeros at the start
         model.encoder.layers = model.encoder.layers[:3]  # of twelve alike
