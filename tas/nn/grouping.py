@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 
 import numpy as np
@@ -27,6 +28,8 @@ from tas.layout import Place, runs_of
 from tas.nn.capture import Captured, unseen_layers
 from tas.nn.labels import TIED, Stage, along, condense, varying_dims
 from tas.nn.rules import KINDS, Draft
+
+OF_ONE_HEAD = re.compile("head.*(dim|size|width|channels)|(dim|size|width|channels).*head|^d_(head|k|v|kv)$|^key_dim$")
 
 
 def build_graph(
@@ -138,7 +141,8 @@ def _attributes(
 ) -> tuple[Attribute, ...]:
     """Numbers on modules that equal the size of an axis they give in numbers: they are taken to follow it.
 
-    A guess, such as `num_heads`; the self-check has the last word. Layers with a rule know their own numbers.
+    A guess, such as `num_heads`; the self-check has the last word. Layers with a rule know their own numbers. Where
+    another axis has the same size, as with as many heads as channels in each, `head_dim` is not taken for their number.
     """
     found: dict[tuple[str, str, int | None], Attribute] = {}
     classes = torch.as_tensor(roots)
@@ -150,8 +154,10 @@ def _attributes(
             vector = along(labels, dim)
             if labels.shape[dim] not in values.values() or dim not in varying_dims(classes[condense(labels)]):
                 continue
-            count = _count(roots[vector.numpy()], places)
+            count, is_alone = _count(roots[vector.numpy()], places), list(labels.shape).count(len(vector)) == 1
             for (name, place), value in values.items() if count.widths else ():
+                if not is_alone and OF_ONE_HEAD.search(name):
+                    continue
                 is_shape = place == dim and getattr(model.get_submodule(path), name) == tuple(labels.shape)
                 if value == len(vector) and (place in (None, part) or is_shape):
                     found.setdefault((path, name, place), Attribute(path, name, count, place))

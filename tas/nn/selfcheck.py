@@ -22,6 +22,7 @@ from tas.space import SearchSpace
 
 TOLERANCE = 1e-4  # relative to the largest output
 _LARGE = 100_000  # weights
+_WEAK = 0.5  # standard deviation of what a layer makes of inputs of one; torch's linear layers begin at 0.58
 _GIANT = 10_000_000_000  # macs
 
 
@@ -129,9 +130,10 @@ def _cut_only(graph: Graph, names: set[str]) -> Architecture:
 
 
 def _perturbed(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """A copy whose zeros (fresh biases, zero-initialised scales) no longer hide a wrong cut.
+    """A copy in which neither zeros (fresh biases, zero-initialised scales) nor weak weights hide a wrong cut.
 
-    Large weights that are not all the same hide nothing, and are shared.
+    Scores of weak weights make attention a mean over positions, whatever its heads are. Large weights that are not
+    weak hide nothing, and are shared.
     """
     noisy = shared_copy(model)
     new: dict[nn.Parameter, nn.Parameter] = {}  # what two modules share stays shared
@@ -149,11 +151,13 @@ def _perturbed(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
 def _moved(parameter: nn.Parameter, generator: torch.Generator) -> nn.Parameter:
     with torch.no_grad():
-        spread = parameter.std() if parameter.numel() > 1 else parameter.new_zeros(())
-        if parameter.numel() > _LARGE and spread > 0:
+        spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
+        strength = spread * parameter[0].numel() ** 0.5 if parameter.dim() > 1 else 1.0
+        scale = 1 / strength if 0 < strength < _WEAK else 1.0
+        if parameter.numel() > _LARGE and spread > 0 and scale == 1:
             return parameter
         noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-        return nn.Parameter(parameter + 0.1 * (spread if spread > 0 else 1.0) * noise)
+        return nn.Parameter(scale * (parameter + 0.1 * (spread or 1.0) * noise))
 
 
 def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:

@@ -120,6 +120,41 @@ def test_a_frozen_depth_keeps_its_blocks_and_their_cost():
     assert frozen.frozen[-1].axis == "stage"
 
 
+class SquareHeads(nn.Module):
+    """As many heads as channels in each; the forward knows the latter, under the name given."""
+
+    def __init__(self, name: str, *, strength: float = 1.0):
+        super().__init__()
+        self.name, self.stem, self.head = name, nn.Conv2d(3, 16, 2, stride=2), nn.Linear(16, 5)
+        setattr(self, name, 4)
+        self.query, self.key, self.value, self.out = (nn.Linear(16, 16) for _ in range(4))
+        for layer in (self.query, self.key):
+            nn.init.normal_(layer.weight, std=0.25 * strength)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x):
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        shape = (*x.shape[:2], -1, getattr(self, self.name))
+        q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize("name", ["head_dim", "attention_head_size", "d_k"])
+def test_channels_of_a_head_are_not_taken_for_the_number_of_heads(name):
+    graph = trace(SquareHeads(name), images())
+    assert graph.full.widths == {"stem": 16, "query": 4}
+    assert graph.attributes == ()
+
+
+@pytest.mark.parametrize("strength", [1, 0.01])
+def test_weak_weights_do_not_hide_what_is_wrong_with_the_heads(strength):
+    graph = trace(SquareHeads("chunk", strength=strength), images())
+    assert "query" not in graph.full.widths
+    reasons = {item.axis: item.reason for item in graph.frozen}
+    assert reasons["query.weight[0]"].startswith("the cut model differs from the masked one by")
+
+
 class Fails(nn.Module):
     """Export sees no error; running does."""
 
