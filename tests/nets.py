@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from token_nets import TOKEN_NETS
+from token_nets import TOKEN_NETS, Decoder
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
@@ -109,6 +109,23 @@ class Numbered(Residual):
         for block in self.stage:
             found.append(block(found[block.reads]))
         return self.head(found[-1])
+
+
+class Listed(nn.Module):
+    """Registers its layers by number and goes through a list that it keeps beside, as MaskFormer's decoder does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(1, 8), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1)]
+        self.named = {"head": (head(6), [])}
+        for place, layer in enumerate(self.layers):
+            self.add_module(str(place), layer)
+        self.classifier = self.named["head"][0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.named["head"][0](x)
 
 
 class Tapped(nn.Module):
@@ -673,7 +690,13 @@ PARTLY_FROZEN = {
     "various": Various,
 }
 ALL = EXACT | PARTLY_FROZEN | TOKEN_NETS
-CUT_ALONE = {"sliced": Sliced, "numbered": Numbered, "detector": Detects}  # what is hard in them is traced and cut
+CUT_ALONE = {  # what is hard in them is traced and cut
+    "sliced": Sliced,
+    "numbered": Numbered,
+    "detector": Detects,
+    "listed": Listed,
+    "decoder": Decoder,
+}
 
 
 @cache

@@ -300,6 +300,43 @@ class WithWeights(nn.Module):
         return self.head(y.mean(0)) * weights.amax()
 
 
+class Across(nn.Module):
+    """Queries ask tokens."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.num_heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(channels, channels) for _ in range(4))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        q, k, v = (
+            p(z).view(*z.shape[:2], self.num_heads, -1).transpose(1, 2)
+            for p, z in ((self.query, x), (self.key, y), (self.value, y))
+        )
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Decoder(nn.Module):
+    """As DETR's: queries begin with zeros, and what tells them apart is the weight of an embedding, read as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.queries = nn.Conv2d(3, 12, 4, stride=4), nn.Embedding(6, 10)
+        self.among, self.among_norm = Across(10, 5), nn.LayerNorm(10)
+        self.first, self.second = nn.Linear(12, 10), nn.Linear(10, 10)
+        self.across, self.norm = Across(10, 2), nn.LayerNorm(10)
+        self.head = nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.second(self.first(self.patches(x).flatten(2).transpose(1, 2)).relu())
+        places = self.queries.weight.unsqueeze(0).repeat(len(x), 1, 1)
+        found = torch.zeros_like(places)
+        asked = found + places
+        found = self.among_norm(found + self.among(asked, asked))
+        found = self.norm(found + self.across(found + places, tokens))
+        return self.head(found).mean(1)
+
+
 TOKEN_NETS = {
     "convnext": ConvNext,
     "attention": lambda: Tokens(Attention(12, 3), Attention(12, 2, fused=False), Attention(12, 4)),

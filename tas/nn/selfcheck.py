@@ -21,6 +21,7 @@ from tas.nn.surgery import cut, fresh_copy, mask, shared_copy
 from tas.space import SearchSpace
 
 TOLERANCE = 1e-4  # relative to the largest output
+_EXECUTIONS = 2  # of the supernet: trials take turns in them
 _LARGE = 100_000  # weights
 _WEAK = 0.5  # standard deviation of what a layer makes of inputs of one; torch's linear layers begin at 0.58
 _GIANT = 10_000_000_000  # macs
@@ -58,7 +59,7 @@ def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: 
         return graph
     cut_so_far: set[str] = set()
     for name in [*graph.full.widths, *graph.full.depths]:
-        reason = witness.failure(graph, [_cut_only(graph, {*cut_so_far, name})])
+        reason = witness.failure(graph, _EXECUTIONS * [_cut_only(graph, {*cut_so_far, name})])
         if reason is None:
             cut_so_far.add(name)
         else:
@@ -71,7 +72,7 @@ def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: 
 
 def _failing(witness: _Witness, graph: Graph, names: Sequence[str]) -> dict[str, str]:
     """Reason by name of every group that fails when cut alone; halves that pass are not looked into."""
-    reason = witness.failure(graph, [_cut_only(graph, set(names))]) if names else None
+    reason = witness.failure(graph, _EXECUTIONS * [_cut_only(graph, set(names))]) if names else None
     if reason is None:
         return {}
     if len(names) == 1:

@@ -256,12 +256,33 @@ def _select(tensor: Tensor, parameter: Parameter, sizes: Mapping[str, int]) -> T
 
 
 def replaced(root: nn.Module, others: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Put other modules in the places of some, in place; gives the root, which may be one of them."""
+    """Put other modules in the places of some, in place; gives the root, which may be one of them.
+
+    Plain lists, tuples and mappings of modules are followed too: a forward may go through one beside the registry.
+    """
     for parent in list(root.modules()):
         while found := [(name, child) for name, child in parent.named_children() if child in others]:
             for name, child in found:  # of a child under two names, the first is listed
                 setattr(parent, name, others[child])
+        for name, held in vars(parent).items():
+            if name not in _OWN and (held_now := _with_others(held, others)) is not held:
+                vars(parent)[name] = held_now
     return others.get(root, root)
+
+
+_OWN = vars(nn.Module()).keys()  # what torch keeps of a module itself
+
+
+def _with_others(held: Any, others: Mapping[nn.Module, nn.Module]) -> Any:
+    """A plain container with the others in it; itself where there is nothing to replace."""
+    if isinstance(held, nn.Module):
+        return others.get(held, held)
+    if type(held) not in (list, tuple, dict):
+        return held
+    items = [_with_others(item, others) for item in (held.values() if isinstance(held, dict) else held)]
+    if all(new is old for new, old in zip(items, held.values() if isinstance(held, dict) else held, strict=True)):
+        return held
+    return dict(zip(held, items, strict=True)) if isinstance(held, dict) else type(held)(items)
 
 
 def _replace(module: nn.Module, name: str, value: Tensor) -> None:

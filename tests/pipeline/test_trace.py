@@ -462,6 +462,21 @@ def test_what_a_forward_keeps_stays_out_of_the_model():
     assert copy.deepcopy(model)(images()).shape == (4, 5, 80)
 
 
+def test_layers_that_a_forward_finds_in_a_list_are_opened():
+    graph = nets.graph_of("listed")
+    assert graph.full.widths == {"0": 8, "3": 6}
+    assert [item.reason for item in graph.frozen] == ["output of the model"]
+
+
+def test_queries_that_are_learned_are_cut_with_what_reads_them():
+    graph = nets.graph_of("decoder")
+    assert graph.full.widths["queries"] == 10
+    tied = {parameter.name for layer in graph.layers for parameter in layer.parameters
+            if any(run.width == "queries" for layout in parameter.layouts for run in layout or ())}  # fmt: skip
+    assert {"queries.weight", "among.query.weight", "among.value.weight", "across.query.weight", "head.weight"} <= tied
+    assert [item.axis for item in graph.frozen] == ["head.weight[0]"]
+
+
 def test_a_detector_is_cut_through_what_lies_before_its_boxes():
     class Backbone(nn.Module):
         out_channels = 8

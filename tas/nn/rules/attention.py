@@ -15,7 +15,7 @@ from tas.nn.labels import Heads, along, condense, fixed, spread, varying_dims
 from tas.nn.mixing import DenseAxis
 from tas.nn.rules.base import Call, Constant, Kind, layout_of
 from tas.nn.rules.opened import ActiveTensors, Opened
-from tas.nn.rules.parameter import bind
+from tas.nn.rules.parameter import learned
 from tas.nn.rules.projection import MixedWidth, connect_linear, fold
 from tas.nn.rules.projection import linear as plain_linear
 from tas.nn.rules.shape import elementwise
@@ -177,14 +177,10 @@ def _projection(call: Call, name: str, rows: Tensor, positions: int) -> Any:
     inputs, weight = call.arguments["input"], call.tensor(name)
     last = len(inputs.shape) - 1
     if isinstance(inputs, Constant):  # a query that is learned, as where attention pools
-        reads = call.labels.fresh(weight.shape[1])
-        problem = bind(call, inputs, spread(reads, last, inputs.shape))
-        if problem:
-            call.labels.freeze(reads, problem, call.module)
-    elif set(varying_dims(inputs)) - {last}:
+        inputs = learned(call, inputs, last)
+    if set(varying_dims(inputs)) - {last}:
         return call.refuse("linear runs over positions that hold different channels")
-    else:
-        reads = call.labels.channel_vector(inputs, last)
+    reads = call.labels.channel_vector(inputs, last)
     if (name, 0) not in call.labels.axes:
         call.labels.attach(name, 0, call.labels.fresh(weight.shape[0]))
     makes = torch.as_tensor(call.labels.axes[name, 0])

@@ -62,16 +62,19 @@ class ActiveTensors:
             for item in layer.parameters
         }
 
+    def __contains__(self, name: str) -> bool:
+        return bool(self._axes.get(name))
+
     def of(self, module: nn.Module) -> dict[str, Tensor]:
         """Every tensor with an open axis, by name; views where possible."""
-        found = {}
-        for name, axes in self._axes.items():
-            if axes:
-                tensor = getattr(module, name)
-                for dim, axis in axes:
-                    tensor = axis.take(tensor, dim)
-                found[name] = tensor
-        return found
+        return {name: self.one(module, name) for name, axes in self._axes.items() if axes}
+
+    def one(self, module: nn.Module, name: str) -> Tensor:
+        """The tensor of this name."""
+        tensor = getattr(module, name)
+        for dim, axis in self._axes[name]:
+            tensor = axis.take(tensor, dim)
+        return tensor
 
 
 class CompactLayer(Opened):
@@ -81,6 +84,11 @@ class CompactLayer(Opened):
         super().__init__(module)
         self._tensors = ActiveTensors(layer, widths)
         self._numbers = numbers
+
+    def __getattr__(self, name: str) -> Any:
+        """Tensors as they act now: a forward around it may read the weight of an embedding."""
+        is_cut = "_tensors" in vars(self) and name in self._tensors
+        return self._tensors.one(self.module, name) if is_cut else super().__getattr__(name)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What the module gives, for active channels in and out."""

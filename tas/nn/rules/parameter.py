@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tas.graph import Layer
-from tas.nn.labels import varying_dims
+from tas.nn.labels import fixed, spread, varying_dims
 from tas.nn.rules.base import Call, Constant, Kind
 from tas.nn.rules.opened import ActiveTensors, CompactLayer, DenseLayer, Opened, no_numbers
 
@@ -31,6 +31,24 @@ def bind(call: Call, constant: Constant, labels: Tensor) -> str | None:
         if problem:
             return problem
     return None
+
+
+def learned(call: Call, constant: Constant, dim: int) -> Tensor:
+    """Labels of what is computed from parameters alone, as the queries that a decoder begins with.
+
+    Args:
+        call: the operation that reads it.
+        constant: of tables that are not learned, no channels can be chosen.
+        dim: of the channels.
+    """
+    if not all(name and isinstance(call.tensor(name), nn.Parameter) for name, _ in constant.elements()):
+        return fixed(constant.shape)
+    dim %= len(constant.shape)
+    labels = spread(call.labels.fresh(constant.shape[dim]), dim, constant.shape)
+    problem = bind(call, constant, labels)
+    if problem:
+        call.labels.freeze(labels, problem, call.module)
+    return labels
 
 
 def _bind_one(call: Call, name: str, elements: Tensor, labels: Tensor, along: list[int]) -> str | None:

@@ -16,6 +16,7 @@ from tas.nn.labels import fixed, spread, varying_dims
 from tas.nn.mixing import CompactWidth, DenseAxis, DenseWidth
 from tas.nn.rules.base import Call, Constant, Draft, Kind, layout_of
 from tas.nn.rules.opened import ActiveTensors, Opened, call_with
+from tas.nn.rules.parameter import learned
 
 CONVOLUTIONS = {
     "conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d, "conv_transpose1d": nn.ConvTranspose1d,
@@ -72,13 +73,12 @@ def linear(call: Call) -> Any:
     if not isinstance(weight, Constant):
         return call.refuse("linear multiplies with a weight that depends on the input")
     positions = prod(call.shape[:-1])
-    if not isinstance(inputs, Tensor):  # a table of positions, say: computed once, whatever the batch
-        inputs = fixed(inputs.shape)
-    else:
+    if isinstance(inputs, Tensor):  # a table of positions, say, is computed once, whatever the batch
         positions //= call.batch
     path, problem = call.owner(weight, nn.Linear)
     if problem:
         return _refused(call, problem, positions * prod(weight.shape))
+    inputs = learned(call, inputs, -1) if isinstance(inputs, Constant) else inputs
     return connect_linear(call, call.draft("linear", path), inputs, positions, "weight")
 
 
