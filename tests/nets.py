@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from token_nets import TOKEN_NETS, Decoder
+from token_nets import TOKEN_NETS, Decoder, Pyramid
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
@@ -696,6 +696,7 @@ CUT_ALONE = {  # what is hard in them is traced and cut
     "detector": Detects,
     "listed": Listed,
     "decoder": Decoder,
+    "pyramid": Pyramid,
 }
 
 

@@ -337,6 +337,34 @@ class Decoder(nn.Module):
         return self.head(found).mean(1)
 
 
+class Reduced(nn.Module):
+    """As PVT's attention: keys and values come from fewer places, which get the channels that were read, by number."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.across, self.reduce = Across(channels, heads), nn.Conv2d(channels, channels, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, channels = x.shape
+        side = int(tokens**0.5)
+        image = x.transpose(1, 2).reshape(batch, channels, side, side)
+        return self.across(x, self.reduce(image).reshape(batch, channels, -1).transpose(1, 2))
+
+
+class Pyramid(nn.Module):
+    """Two stages of reduced attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.norm = nn.Conv2d(3, 12, 2, stride=2), Reduced(12, 4), nn.LayerNorm(12)
+        self.grow, self.second, self.head = nn.Linear(12, 10), Reduced(10, 2), nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        x = self.grow(self.norm(x + self.first(x)))
+        return self.head((x + self.second(x)).mean(1))
+
+
 TOKEN_NETS = {
     "convnext": ConvNext,
     "attention": lambda: Tokens(Attention(12, 3), Attention(12, 2, fused=False), Attention(12, 4)),

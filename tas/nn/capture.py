@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from tas.errors import ModelError
-from tas.nn.labels import Labels, Stage, expanded, fixed, spread, varying_dims
+from tas.nn.labels import Echo, Labels, Stage, along, expanded, fixed, spread, varying_dims
 from tas.nn.program import export, module_path, module_paths
 from tas.nn.rules import WITH_WEIGHTS, Call, Constant, Draft, label_rule, positions_in, without_labels
 
@@ -258,6 +258,19 @@ class _LabelRun:
         is_split = call.op == "split_with_sizes"
         results = [(tensor, part if is_split else None) for part, tensor in enumerate(_flat(result))]
         self.numbers += [(call.module, tensor, part) for tensor, part in (*sources, *results) if varying_dims(tensor)]
+        self._note_echoes(call, [tensor for tensor, _ in results])
+
+    def _note_echoes(self, call: Call, results: Sequence[Tensor]) -> None:
+        """Such a number may also be that of the channels which the module reads."""
+        entry = call.entry()
+        dims = varying_dims(entry) if entry is not None else []
+        if entry is None or len(dims) != 1:
+            return
+        read = along(entry, dims[0])
+        for labels in results:
+            for made in (along(labels, dim) for dim in varying_dims(labels)):
+                if len(made) == len(read) and not torch.equal(made, read):
+                    self.labels.echoes.append(Echo(call.module, made, read))
 
     def _value(self, node: fx.Node) -> Any:
         """What a node that depends on constants alone computes."""

@@ -29,7 +29,7 @@ from tas.nn.capture import Captured, unseen_layers
 from tas.nn.labels import TIED, Stage, along, condense, varying_dims
 from tas.nn.rules import KINDS, Draft
 
-OF_ONE_HEAD = re.compile("head.*(dim|size|width|channels)|(dim|size|width|channels).*head|^d_(head|k|v|kv)$|^key_dim$")
+OF_ONE_HEAD = re.compile("^(?!all|total).*head.*(dim|size|width|channels)|(dim|size|width).*head|^d_(head|k|v|kv)$")
 
 
 def build_graph(

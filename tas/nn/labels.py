@@ -40,6 +40,21 @@ class Heads:
 
 
 @dataclass(frozen=True)
+class Echo:
+    """Channels that a module gives a shape in numbers, next to the channels it reads, equally many.
+
+    Attributes:
+        module: its path.
+        made: labels of the channels it shapes.
+        read: labels of the channels it reads.
+    """
+
+    module: str
+    made: Tensor
+    read: Tensor
+
+
+@dataclass(frozen=True)
 class Passage:
     """Channels that pass an open shortcut.
 
@@ -74,6 +89,7 @@ class Labels:
 
     Attributes:
         heads: what modules split into heads.
+        echoes: channels that modules shape by a number, which may be that of the channels they read.
         passages: open shortcuts that were met.
         stages: depths of blocks with open shortcuts, by name.
         tied: why a shortcut or depth is not open after all, by path.
@@ -85,6 +101,7 @@ class Labels:
         self._parent = [FIXED]
         self._grids: list[Tensor] = []
         self.heads: list[Heads] = []
+        self.echoes: list[Echo] = []
         self.passages: list[Passage] = []
         self.stages: dict[str, Stage] = {}
         self.tied: dict[str, str] = {}

@@ -14,11 +14,11 @@ from tas.nn.blocks import find_depths, with_returns
 from tas.nn.capture import capture
 from tas.nn.counting import uncounted_macs, with_uncounted
 from tas.nn.grouping import build_graph
-from tas.nn.heads import tie_heads
 from tas.nn.keep import find_kept, keep_modules
 from tas.nn.selfcheck import self_check
 from tas.nn.shortcuts import free_residuals
 from tas.nn.surgery import fresh_copy, shared_copy
+from tas.nn.ties import tie_echoes, tie_heads
 from tas.options import split_patterns
 
 
@@ -80,6 +80,7 @@ def trace(
         captured = free_residuals(still, captured, inputs, depths, kept)
     graph = build_graph(still, captured, depths, shapes)
     with torch.random.fork_rng(devices=[]):
-        if tie_heads(still, captured, graph, inputs):
-            graph = build_graph(still, captured, depths, shapes)
+        for tie in (tie_heads, tie_echoes):
+            if tie(still, captured, graph, inputs):
+                graph = build_graph(still, captured, depths, shapes)
         return with_uncounted(self_check(still, keep_modules(graph, kept), inputs), rest)

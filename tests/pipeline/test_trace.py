@@ -477,6 +477,33 @@ def test_queries_that_are_learned_are_cut_with_what_reads_them():
     assert [item.axis for item in graph.frozen] == ["head.weight[0]"]
 
 
+def test_what_gets_the_shape_of_what_a_module_reads_is_cut_with_it():
+    graph = nets.graph_of("pyramid")
+    assert graph.full.widths == {"first.across.query": 4, "stem": 12, "grow": 10, "second.across.query": 2}
+    assert [item.axis for item in graph.frozen] == ["head.weight[0]"]
+
+
+class Resized(nn.Module):
+    """Positions of a class token and of patches, these for another number of them, joined again, as in DPT."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 2, stride=2), nn.Linear(8, 5)
+        self.token, self.positions = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 10, 8))
+
+    def forward(self, x):
+        places = self.positions[:, 1:].transpose(1, 2).reshape(1, -1, 3, 3)
+        places = nn.functional.interpolate(places, size=(4, 4), mode="bilinear").flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.stem(x).flatten(2).transpose(1, 2)], 1)
+        return self.head((x + torch.cat([self.positions[:, :1], places], 1)).mean(1))
+
+
+def test_positions_are_cut_through_resizing_and_joining():
+    graph = trace(Resized(), images())
+    assert graph.full.widths == {"stem": 8}
+    assert [item.axis for item in graph.frozen] == ["head.weight[0]"]
+
+
 def test_a_detector_is_cut_through_what_lies_before_its_boxes():
     class Backbone(nn.Module):
         out_channels = 8

@@ -258,10 +258,17 @@ def without_labels(call: Call, value: Callable[[], Any]) -> list[Constant]:
         if rule is elementwise:
             known = [entry for source in sources for entry in source.elements()]
             return [[(name, ids.expand(shape)) for name, ids in known] for shape in call.shapes]
+        if rule is pooling and len(sources) == 1:  # tables of positions are resized: their channels stay
+            return [[(name, _spread_out(ids, shape)) for name, ids in sources[0].elements()] for shape in call.shapes]
         if call.op == "embedding":
             rows, places = call.arguments["weight"], call.arguments["indices"].value()
             return [[(name, ids[places]) for name, ids in rows.elements()]]
-        if rule is movement and call.op not in ("cat", "stack"):
+        if call.op in ("cat", "stack"):
+            parts = [source.elements() for source in sources]
+            if len({name for part in parts for name, _ in part}) == 1 and {*map(len, parts)} == {1}:
+                join = torch.cat if call.op == "cat" else torch.stack
+                return [[(parts[0][0][0], join([ids for part in parts for _, ids in part], call.arguments["dim"]))]]
+        elif rule is movement:
             (source,) = [item for name, item in call.arguments.items() if name == "self"]
             moved = [(name, _moved_elements(call, ids)) for name, ids in source.elements()]
             return [[(name, ids[place]) for name, ids in moved] for place in range(len(call.shapes))]
@@ -271,6 +278,12 @@ def without_labels(call: Call, value: Callable[[], Any]) -> list[Constant]:
         return lambda: traced()[place]
 
     return [Constant(None, shape, of(place), _picked(value, place)) for place, shape in enumerate(call.shapes)]
+
+
+def _spread_out(ids: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """For all positions of a channel, the element that stood at its first one."""
+    first = ids[(..., *[slice(0, 1)] * (len(shape) - 2))]
+    return first.expand(shape)
 
 
 def _moved_elements(call: Call, ids: Tensor) -> list[Tensor]:

@@ -1,4 +1,8 @@
-"""Attention whose forward only works if its heads together are as wide as what it reads: both are cut alike then."""
+"""Forwards that only work if two widths are cut alike.
+
+Attention may need its heads together to be as wide as what it reads, and a module may give what it has computed the
+shape of what it has read (`x.reshape(batch, channels, -1)`, with `channels` from its input, as in PVT and SegFormer).
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tas.architecture import Architecture
 from tas.graph import Graph
 from tas.nn.capture import Captured
-from tas.nn.labels import Heads
+from tas.nn.labels import Echo, Heads
 from tas.nn.surgery import cut
 
 
@@ -50,18 +55,70 @@ def _width_of(graph: Graph, captured: Captured, heads: Heads) -> str | None:
     roots = captured.labels.roots()
     if set(roots[heads.split.numpy()]) & set(roots[heads.entry.numpy()]):
         return None
-    members = {layer.name for layer in graph.layers if f"{layer.name}.".startswith(f"{heads.module}.")}
+    return _width_with(set(roots[heads.split.numpy()].tolist()), roots, graph, captured, f"{heads.module}.")
+
+
+def _width_with(wanted: set[int], roots: np.ndarray, graph: Graph, captured: Captured, within: str = "") -> str | None:
+    """The width that stands alone on an axis with these channels, of a layer whose path begins like this."""
+    layers = {layer.name: layer for layer in graph.layers if f"{layer.name}.".startswith(within)}
     for (parameter, dim), labels in captured.labels.axes.items():
         owner = parameter.rpartition(".")[0]
-        if owner not in members or not set(roots[heads.split.numpy()]) <= set(roots[labels]):
+        if owner not in layers or not wanted <= set(roots[labels].tolist()):
             continue
-        for layer in graph.layers:
-            for item in layer.parameters if layer.name == owner else ():
-                layout = item.layouts[dim] if item.name == parameter else None
-                found = {run.width for run in layout or () if run.width is not None}
-                if len(found) == 1:
-                    return found.pop()
+        for item in layers[owner].parameters:
+            layout = item.layouts[dim] if item.name == parameter else None
+            found = {run.width for run in layout or () if run.width is not None}
+            if len(found) == 1:
+                return found.pop()
     return None
+
+
+def tie_echoes(model: nn.Module, captured: Captured, graph: Graph, example: Sequence[Tensor]) -> bool:
+    """Merge what modules read with what they give the same shape, where the model does not run otherwise.
+
+    Args:
+        model: in evaluation mode; not changed.
+        captured: its labels are merged in place.
+        graph: built from them.
+        example: inputs of its forward; their values do not matter.
+
+    Returns:
+        Whether anything was merged, so that the graph must be built again.
+    """
+    roots, found = captured.labels.roots(), dict[str, dict[str, Echo]]()
+    names: dict[bytes, str | None] = {}
+
+    def name_of(labels: Tensor) -> str | None:
+        vector = roots[labels.numpy()]
+        if vector.tobytes() not in names:
+            names[vector.tobytes()] = _width_with(set(vector.tolist()), roots, graph, captured)
+        return names[vector.tobytes()]
+
+    for echo in captured.labels.echoes:
+        read, made = name_of(echo.read), name_of(echo.made)
+        if read and made and read != made and graph.full.widths[read] == graph.full.widths[made] == len(echo.made):
+            found.setdefault(read, {}).setdefault(made, echo)
+    has_tied = False
+    for read, echoes in found.items():
+        if not _runs(model, graph, [read], example) and _runs(model, graph, [read, *echoes], example):
+            has_tied = True
+            for echo in echoes.values():
+                captured.labels.union(echo.read, echo.made, echo.module)
+    if has_tied:
+        captured.labels.settle()
+    return has_tied
+
+
+def _runs(model: nn.Module, graph: Graph, widths: Sequence[str], example: Sequence[Tensor]) -> bool:
+    """Whether the model runs with these widths, of one size, cut to half."""
+    half = {name: max(1, graph.full.widths[name] // 2) for name in widths}
+    try:
+        with torch.no_grad():
+            small = cut(model, graph, Architecture({**graph.full.widths, **half}, graph.full.depths))
+            small(*(tensor.clone() for tensor in example))
+    except Exception:  # a forward of the user's may fail in any way
+        return False
+    return True
 
 
 def _runs_with_fewer(model: nn.Module, graph: Graph, width: str, heads: Heads, example: Sequence[Tensor]) -> bool:
