@@ -35,6 +35,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import task_models
+from task_models import SMP, TASKS, VIDEO, segmentation_model, shape_of
+
 from tas.errors import TasError
 
 if TYPE_CHECKING:
@@ -108,7 +111,8 @@ class Row:
     """What one model did.
 
     Attributes:
-        name: as `tas.models.load` takes it; `ultralytics:NAME` is one of that package's.
+        name: as `tas.models.load` takes it; `ultralytics:NAME` and `smp:DECODER-ENCODER` (segmentation_models_pytorch)
+            are of these packages, `tasks:NAME` of `task_models.py`.
         status: refused by an error of ours; FAILED by anything that must not happen; passed otherwise.
         message: why it was refused or failed.
         size: height and width of the image; 0 where the model could not be built.
@@ -158,7 +162,10 @@ def all_names() -> list[str]:
     import torchvision
 
     classifiers = torchvision.models.list_models(module=torchvision.models)
-    lists = {"torchvision": (*classifiers, *SEGMENTATION), "timm": TIMM, "transformers": TRANSFORMERS}
+    lists = {"torchvision": (*classifiers, *SEGMENTATION, *VIDEO), "timm": TIMM, "transformers": TRANSFORMERS}
+    lists["tasks"] = tuple(TASKS)
+    if find_spec("segmentation_models_pytorch"):
+        lists["smp"] = SMP
     if find_spec("ultralytics"):
         lists["ultralytics"] = ULTRALYTICS
     return [f"{package}:{name}" for package, names in lists.items() for name in names]
@@ -173,6 +180,8 @@ def load_model(name: str) -> nn.Module:
         from ultralytics import RTDETR, YOLO  # pyright: ignore[reportMissingImports]
 
         return (RTDETR if short.startswith("rtdetr") else YOLO)(f"{short}.yaml").model
+    if package in ("tasks", "smp"):
+        return TASKS[short]() if package == "tasks" else segmentation_model(short)
     return tas.models.load(name)
 
 
@@ -230,16 +239,18 @@ def _build(row: Row, size: int | None) -> tuple[nn.Module, Row]:
     elif package == "transformers":
         own = getattr(model.config, "image_size", 224)  # type: ignore
         own = own if isinstance(own, int) else own[-1]
+    elif package in ("tasks", "smp") or short in VIDEO:
+        own = task_models.SIZES.get(short, task_models.SIZE)
     else:
         own = SIZES.get(short, 224)
-    return model, replace(row, size=size if size and _runs_at(model, size) else own)
+    return model, replace(row, size=size if size and _runs_at(model, short, size) else own)
 
 
-def _runs_at(model: nn.Module, size: int) -> bool:
+def _runs_at(model: nn.Module, name: str, size: int) -> bool:
     import torch
 
     try:
-        _outputs(model, torch.zeros(1, 3, size, size))
+        _outputs(model, torch.zeros(1, *shape_of(name, size)))
     except Exception:  # a size it was not built for; some models assert, some fail in a view
         return False
     return True
@@ -252,7 +263,7 @@ def _trace(model: nn.Module, row: Row) -> tuple[Graph, Row]:
     import tas
 
     tas.trace(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 8, 8))  # imports what a trace needs
-    example, start = torch.zeros(1, 3, row.size, row.size), time.perf_counter()
+    example, start = torch.zeros(1, *_shape(row)), time.perf_counter()
     try:
         graph = tas.trace(model, example)
     finally:
@@ -268,6 +279,10 @@ def _trace(model: nn.Module, row: Row) -> tuple[Graph, Row]:
     )
 
 
+def _shape(row: Row) -> tuple[int, ...]:
+    return shape_of(row.name.partition(":")[2], row.size)
+
+
 def _cut_and_compare(model: nn.Module, graph: Graph, row: Row, folder: Path | None) -> Row:
     import torch
     from safetensors.torch import save_file
@@ -278,7 +293,7 @@ def _cut_and_compare(model: nn.Module, graph: Graph, row: Row, folder: Path | No
 
     draw = torch.Generator().manual_seed(0)
     perturb_(model, draw)
-    images = torch.randn(1 if row.macs > _GIANT else 2, 3, row.size, row.size, generator=draw)
+    images = torch.randn(1 if row.macs > _GIANT else 2, *_shape(row), generator=draw)
     full, worst, in_double = _outputs(model, images), 0.0, False
     failures = _macs_failures("the full model", graph.macs(), count_macs(model, images[:1]))
     if not all(bool(tensor.isfinite().all()) for tensor in full):
@@ -556,7 +571,7 @@ def markdown(rows: Sequence[Row], command: str) -> str:
         "python": platform.python_version(),
         **{
             name: version(name)
-            for name in ("torch", "torchvision", "timm", "transformers", "ultralytics")
+            for name in ("torch", "torchvision", "timm", "transformers", "segmentation_models_pytorch", "ultralytics")
             if find_spec(name)
         },
     }

@@ -9,7 +9,9 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
 def load_script(name: str) -> ModuleType:
-    """A script by name, known under it as if it were imported."""
+    """A script by name, known under it as if it were imported; it may import its neighbours."""
+    if str(FOLDER) not in sys.path:
+        sys.path.append(str(FOLDER))
     specification = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert specification is not None
     assert specification.loader is not None

@@ -30,6 +30,8 @@ SMALL = (
     "timm:test_nfnet",
     "timm:test_resnet",
     "timm:test_vit",
+    "tasks:detr",
+    "tasks:videomae",
 )
 ROW = zoo.Row(
     "timm:one",

@@ -41,7 +41,8 @@ def learned(call: Call, constant: Constant, dim: int) -> Tensor:
         constant: of tables that are not learned, no channels can be chosen.
         dim: of the channels.
     """
-    if not all(name and isinstance(call.tensor(name), nn.Parameter) for name, _ in constant.elements()):
+    names = [name for name, _ in constant.elements()]
+    if not names or not all(name and isinstance(call.tensor(name), nn.Parameter) for name in names):
         return fixed(constant.shape)
     dim %= len(constant.shape)
     labels = spread(call.labels.fresh(constant.shape[dim]), dim, constant.shape)
