@@ -10,12 +10,18 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t", "mvit_v2_s")  # torchvision's
+VIDEO = (
+    "r3d_18",
+    "mc3_18",
+    "r2plus1d_18",
+    "s3d",
+    "swin3d_t",
+)  # of torchvision, those that do not take minutes on a CPU
 FRAMES = 16
-SIZES = {"depth_anything": 56, "s3d": 224, "mvit_v2_s": 224, "DPT-tu-vit_tiny_patch16_224": 224}
+SIZES = {"depth_anything": 56, "s3d": 224, "PAN-resnet18": 128}
 SIZE = 64  # of an image, where nothing else is said
-SMP = (  # of segmentation_models_pytorch: every decoder, and some encoders of other kinds
-    "DPT-tu-vit_tiny_patch16_224", "DeepLabV3-resnet18", "DeepLabV3Plus-resnet18", "FPN-resnet18", "Linknet-resnet18",
+SMP = (  # of segmentation_models_pytorch: every decoder but DPT, and some encoders of other kinds
+    "DeepLabV3-resnet18", "DeepLabV3Plus-resnet18", "FPN-resnet18", "Linknet-resnet18",
     "MAnet-resnet18", "PAN-resnet18", "PSPNet-resnet18", "Segformer-mit_b0", "UPerNet-resnet18",
     "Unet-densenet121", "Unet-dpn68", "Unet-efficientnet-b0", "Unet-mobilenet_v2", "Unet-mobileone_s0",
     "Unet-resnet18", "Unet-se_resnet50", "Unet-tu-convnext_atto", "Unet-vgg11_bn", "UnetPlusPlus-resnet18",

@@ -21,7 +21,8 @@ from tas.nn.surgery import cut, fresh_copy, mask, shared_copy
 from tas.space import SearchSpace
 
 TOLERANCE = 1e-4  # relative to the largest output
-_EXECUTIONS = 2  # of the supernet: trials take turns in them
+Execution = Literal["dense", "compact"]  # of the supernet
+EXECUTIONS: tuple[Execution, ...] = ("dense", "compact")
 _LARGE = 100_000  # weights
 _WEAK = 0.5  # standard deviation of what a layer makes of inputs of one; torch's linear layers begin at 0.58
 _GIANT = 10_000_000_000  # macs
@@ -59,7 +60,7 @@ def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: 
         return graph
     cut_so_far: set[str] = set()
     for name in [*graph.full.widths, *graph.full.depths]:
-        reason = witness.failure(graph, _EXECUTIONS * [_cut_only(graph, {*cut_so_far, name})])
+        reason = witness.failure(graph, [_cut_only(graph, {*cut_so_far, name})], EXECUTIONS)
         if reason is None:
             cut_so_far.add(name)
         else:
@@ -72,7 +73,7 @@ def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: 
 
 def _failing(witness: _Witness, graph: Graph, names: Sequence[str]) -> dict[str, str]:
     """Reason by name of every group that fails when cut alone; halves that pass are not looked into."""
-    reason = witness.failure(graph, _EXECUTIONS * [_cut_only(graph, set(names))]) if names else None
+    reason = witness.failure(graph, [_cut_only(graph, set(names))], EXECUTIONS) if names else None
     if reason is None:
         return {}
     if len(names) == 1:
@@ -206,8 +207,14 @@ class _Witness:
             return None
         return _Witness(model, inputs) if all(bool(torch.isfinite(tensor).all()) for tensor in outputs) else None
 
-    def failure(self, graph: Graph, architectures: Sequence[Architecture]) -> str | None:
-        """Why a cut model differs from the masked one; None if none does."""
+    def failure(
+        self, graph: Graph, architectures: Sequence[Architecture], executions: Sequence[Execution] = ()
+    ) -> str | None:
+        """Why a cut model, or the supernet in these executions, differs from the masked one; None if none does.
+
+        Without executions architectures take turns in them, the dear one where most is cut: that both agree is hardly
+        ever a property of the model.
+        """
         for place, architecture in enumerate(architectures):
             found, reason = self._cut(graph, architecture)
             if reason is not None:
@@ -220,10 +227,10 @@ class _Witness:
             reason = _difference(found, wanted)
             if reason is not None:
                 return f"the cut model {reason}"
-            # in turn, the dear one where most is cut: that both executions agree is no property of the model
-            reason = self._supernet_failure(graph, architecture, "compact" if place % 2 else "dense", wanted)
-            if reason is not None:
-                return reason
+            for execution in executions or EXECUTIONS[place % 2 :][:1]:
+                reason = self._supernet_failure(graph, architecture, execution, wanted)
+                if reason is not None:
+                    return reason
         return None
 
     def _cut(self, graph: Graph, architecture: Architecture) -> tuple[list[Tensor], str | None]:
@@ -242,7 +249,7 @@ class _Witness:
         return found, None
 
     def _supernet_failure(
-        self, graph: Graph, architecture: Architecture, execution: Literal["compact", "dense"], wanted: list[Tensor]
+        self, graph: Graph, architecture: Architecture, execution: Execution, wanted: list[Tensor]
     ) -> str | None:
         full = graph.full
         space = SearchSpace(

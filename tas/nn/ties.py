@@ -6,7 +6,7 @@ shape of what it has read (`x.reshape(batch, channels, -1)`, with `channels` fro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -96,11 +96,14 @@ def tie_echoes(model: nn.Module, captured: Captured, graph: Graph, example: Sequ
 
     for echo in captured.labels.echoes:
         read, made = name_of(echo.read), name_of(echo.made)
-        if read and made and read != made and graph.full.widths[read] == graph.full.widths[made] == len(echo.made):
+        if read and made and read != made:
             found.setdefault(read, {}).setdefault(made, echo)
     has_tied = False
     for read, echoes in found.items():
-        if not _runs(model, graph, [read], example) and _runs(model, graph, [read, *echoes], example):
+        size = graph.full.widths[read]
+        half = {read: size // 2}  # of heads, say, where those are what is read
+        also = {made: graph.full.widths[made] * (size // 2) // size for made in echoes}
+        if size > 1 and not _runs(model, graph, half, example) and _runs(model, graph, half | also, example):
             has_tied = True
             for echo in echoes.values():
                 captured.labels.union(echo.read, echo.made, echo.module)
@@ -109,12 +112,13 @@ def tie_echoes(model: nn.Module, captured: Captured, graph: Graph, example: Sequ
     return has_tied
 
 
-def _runs(model: nn.Module, graph: Graph, widths: Sequence[str], example: Sequence[Tensor]) -> bool:
-    """Whether the model runs with these widths, of one size, cut to half."""
-    half = {name: max(1, graph.full.widths[name] // 2) for name in widths}
+def _runs(model: nn.Module, graph: Graph, widths: Mapping[str, int], example: Sequence[Tensor]) -> bool:
+    """Whether the model runs with widths of these sizes."""
+    architecture = Architecture({**graph.full.widths, **widths}, graph.full.depths)
     try:
+        graph.check(architecture)
         with torch.no_grad():
-            small = cut(model, graph, Architecture({**graph.full.widths, **half}, graph.full.depths))
+            small = cut(model, graph, architecture)
             small(*(tensor.clone() for tensor in example))
     except Exception:  # a forward of the user's may fail in any way
         return False
