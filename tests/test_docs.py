@@ -169,14 +169,14 @@ def _loaders(source: TensorSource) -> list[DataLoader]:
     return [DataLoader(sets[0], batch_size=64, shuffle=True), DataLoader(sets[1], batch_size=64)]
 
 
-def _weights_of_a_file(source: TensorSource) -> None:
+def _weights_of_a_file(source: TensorSource, patch: pytest.MonkeyPatch) -> None:
     """The state dict of the network in my_model.py."""
     from my_model import build  # pyright: ignore[reportMissingImports]
 
     torch.save(build(num_classes=4).state_dict(), "my_weights.pt")
 
 
-def _run_of_digits(source: TensorSource) -> None:
+def _run_of_digits(source: TensorSource, patch: pytest.MonkeyPatch) -> None:
     """A finished run of the smallest ResNet-20."""
     full = _named_model("cifar_resnet:20")
     graph = tas.trace(full, torch.zeros(1, 3, 8, 8))
@@ -186,7 +186,21 @@ def _run_of_digits(source: TensorSource) -> None:
     tas.Record(Path("runs/digits/record.jsonl")).add("start", seed=1, versions={})
 
 
-def _canvases(source: TensorSource) -> dict[str, object]:
+def _masks(source: TensorSource, patch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Loaders of a segmentation, with a class for every pixel, and a small SegFormer that needs no download."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    options = {"hidden_sizes": [8, 16, 32, 64], "num_attention_heads": [1, 2, 4, 8], "decoder_hidden_size": 64}
+    patch.setattr(SegformerForSemanticSegmentation, "from_pretrained", lambda _: SegformerForSemanticSegmentation(
+        SegformerConfig(num_labels=3, depths=[1, 1, 2, 1], **options)))  # fmt: skip
+    images = torch.rand(32, 3, 32, 32)
+    masks = images.argmax(1)
+    masks[:, :4] = 255
+    loader = DataLoader(TensorDataset(images, masks), batch_size=8)
+    return {"train_loader": loader, "test_loader": loader}
+
+
+def _canvases(source: TensorSource, patch: pytest.MonkeyPatch) -> dict[str, object]:
     """Loaders of a detector: noise, with one object of ten in every image."""
     pytest.importorskip("ultralytics", reason="needs ultralytics (AGPL-3.0), which is not among the extras")
     boxes = torch.tensor([0.5, 0.5, 0.4, 0.4]).expand(32, 1, 4)
@@ -197,6 +211,7 @@ def _canvases(source: TensorSource) -> dict[str, object]:
 
 PREPARE = {  # what a page takes for granted
     "docs/detectors.md": _canvases,
+    "docs/other-tasks.md": _masks,
     "docs/prune-your-model.md": _weights_of_a_file,
     "docs/read-the-report.md": _run_of_digits,
     "docs/reload-and-export.md": _run_of_digits,
@@ -210,7 +225,7 @@ def test_the_python_examples_run(page, reader, monkeypatch, capsys):
     for name, block in files.items():
         Path(name).write_text(block)
         monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)
-    names = reader | (PREPARE.get(page, lambda _: None)(reader["source"]) or {})
+    names = reader | (PREPARE.get(page, lambda *_: None)(reader["source"], monkeypatch) or {})
     for block in blocks:
         if block not in files.values():
             exec(compile(block, page, "exec"), names)
