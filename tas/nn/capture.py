@@ -234,6 +234,7 @@ class _LabelRun:
         name = getattr(node.target, "_schema", None)
         op = name.name.rpartition("::")[2] if name is not None else str(node.target)
         op = op[:-1] if op.endswith("_") and not op.endswith("__") else op
+        op = "cat" if op in ("concat", "concatenate") else op
         return Call(
             op, _arguments(node, self.values), shapes, module_path(node), self.labels, self.drafts, self._model,
             self._batch, maker, lambda: self._entry(node),

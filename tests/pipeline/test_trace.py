@@ -504,6 +504,23 @@ def test_positions_are_cut_through_resizing_and_joining():
     assert [item.axis for item in graph.frozen] == ["head.weight[0]"]
 
 
+class OtherName(nn.Module):
+    """`torch.concat` is an operation of its own to torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 4, 1), nets.head(10)
+
+    def forward(self, x):
+        return self.head(torch.concat([self.left(x), self.right(x)], 1).relu())
+
+
+def test_concat_is_cat():
+    graph = trace(OtherName(), images())
+    assert graph.full.widths == {"left": 6, "right": 4}
+    assert len(graph.frozen) == 1
+
+
 def test_a_detector_is_cut_through_what_lies_before_its_boxes():
     class Backbone(nn.Module):
         out_channels = 8
