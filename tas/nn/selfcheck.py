@@ -154,7 +154,7 @@ def _perturbed(model: nn.Module, generator: torch.Generator) -> nn.Module:
 def _moved(parameter: nn.Parameter, generator: torch.Generator) -> nn.Parameter:
     with torch.no_grad():
         spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
-        strength = spread * parameter[0].numel() ** 0.5 if parameter.dim() > 1 else 1.0
+        strength = spread * parameter[0].numel() ** 0.5 if spread and parameter.dim() > 1 else 1.0
         scale = 1 / strength if 0 < strength < _WEAK else 1.0
         if parameter.numel() > _LARGE and spread > 0 and scale == 1:
             return parameter

@@ -258,7 +258,7 @@ def without_labels(call: Call, value: Callable[[], Any]) -> list[Constant]:
         if rule is elementwise:
             known = [entry for source in sources for entry in source.elements()]
             return [[(name, ids.expand(shape)) for name, ids in known] for shape in call.shapes]
-        if rule is pooling and len(sources) == 1:  # tables of positions are resized: their channels stay
+        if rule is pooling and sources and all(shape[:2] == sources[0].shape[:2] for shape in call.shapes):
             return [[(name, _spread_out(ids, shape)) for name, ids in sources[0].elements()] for shape in call.shapes]
         if call.op == "embedding":
             rows, places = call.arguments["weight"], call.arguments["indices"].value()
@@ -281,7 +281,7 @@ def without_labels(call: Call, value: Callable[[], Any]) -> list[Constant]:
 
 
 def _spread_out(ids: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """For all positions of a channel, the element that stood at its first one."""
+    """Of a resized table, for all positions of a channel, the element that stood at its first one."""
     first = ids[(..., *[slice(0, 1)] * (len(shape) - 2))]
     return first.expand(shape)
 
