@@ -76,14 +76,7 @@ def _width_with(wanted: set[int], roots: np.ndarray, graph: Graph, captured: Cap
 def tie_echoes(model: nn.Module, captured: Captured, graph: Graph, example: Sequence[Tensor]) -> bool:
     """Merge what modules read with what they give the same shape, where the model does not run otherwise.
 
-    Args:
-        model: in evaluation mode; not changed.
-        captured: its labels are merged in place.
-        graph: built from them.
-        example: inputs of its forward; their values do not matter.
-
-    Returns:
-        Whether anything was merged, so that the graph must be built again.
+    Takes and gives what `tie_heads` does.
     """
     roots, found = captured.labels.roots(), dict[str, dict[str, Echo]]()
     names: dict[bytes, str | None] = {}
