@@ -230,9 +230,13 @@ def _permutation(channels: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 def _skip(model: nn.Module, graph: Graph, architecture: Architecture) -> None:
     returns = {block: depth.returns for depth in graph.depths for block in depth.blocks}
+    dropped: dict[nn.Module, nn.Module] = {}
     for block in graph.skipped(architecture):
         parent, _, name = block.rpartition(".")
-        setattr(model.get_submodule(parent), name, Dropped(model.get_submodule(block), returns[block]))
+        old = model.get_submodule(block)
+        dropped[old] = Dropped(old, returns[block])
+        setattr(model.get_submodule(parent), name, dropped[old])
+    _replace_in_containers(model, dropped)
 
 
 def _is_skipped(path: str, graph: Graph, architecture: Architecture) -> bool:
@@ -264,13 +268,18 @@ def replaced(root: nn.Module, others: Mapping[nn.Module, nn.Module]) -> nn.Modul
         while found := [(name, child) for name, child in parent.named_children() if child in others]:
             for name, child in found:  # of a child under two names, the first is listed
                 setattr(parent, name, others[child])
-        for name, held in vars(parent).items():
-            if name not in _OWN and (held_now := _with_others(held, others)) is not held:
-                vars(parent)[name] = held_now
+    _replace_in_containers(root, others)
     return others.get(root, root)
 
 
 _OWN = vars(nn.Module()).keys()  # what torch keeps of a module itself
+
+
+def _replace_in_containers(root: nn.Module, others: Mapping[nn.Module, nn.Module]) -> None:
+    for parent in root.modules() if others else ():
+        for name, held in vars(parent).items():
+            if name not in _OWN and (held_now := _with_others(held, others)) is not held:
+                vars(parent)[name] = held_now
 
 
 def _with_others(held: Any, others: Mapping[nn.Module, nn.Module]) -> Any:

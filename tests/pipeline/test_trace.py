@@ -468,6 +468,29 @@ def test_layers_that_a_forward_finds_in_a_list_are_opened():
     assert [item.reason for item in graph.frozen] == ["output of the model"]
 
 
+class ListedBlocks(nn.Module):
+    """Its forward goes through a list of the blocks of a registered one."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.blocks = nets.conv_bn(3, 8), nn.ModuleList(nets.Block(8, 6) for _ in range(3))
+        self.order, self.fc = list(self.blocks), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        for block in self.order:
+            x = block(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_blocks_that_a_forward_finds_in_a_list_can_be_dropped():
+    model = nets.perturbed(ListedBlocks())
+    graph = trace(model, images())
+    assert graph.full.depths == {"blocks": 3}
+    smallest = SearchSpace.of(graph).smallest
+    assert graph.macs(smallest) == counted_macs(derive(model, graph, smallest), images())
+
+
 def test_queries_that_are_learned_are_cut_with_what_reads_them():
     graph = nets.graph_of("decoder")
     assert graph.full.widths["queries"] == 10
