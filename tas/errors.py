@@ -43,3 +43,8 @@ class TrainingError(TasError):
 
 class RunError(TasError):
     """A run folder is in use, or cannot be resumed."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what somebody else's error says; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

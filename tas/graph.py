@@ -50,7 +50,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Layer:
-    """A module with parameters.
+    """A module that is cut: with parameters, or one that averages over channels.
 
     Attributes:
         name: module path.
@@ -62,6 +62,7 @@ class Layer:
         mixed_by: the layer behind which the supernet mixes the candidates made here: itself, the batch norm that alone
             reads it, or None where nothing is mixed.
         channel_dim: dimension of its input that holds the channels; used by norms over channels.
+        channels: what stands there, for modules whose own forward averages over channels.
     """
 
     name: str
@@ -71,6 +72,12 @@ class Layer:
     gate: Gate | None = None
     mixed_by: str | None = None
     channel_dim: int = 1
+    channels: Layout | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything about it follows a width."""
+        return bool(self.channels) or any(any(parameter.layouts) for parameter in self.parameters)
 
 
 @dataclass(frozen=True)
@@ -310,12 +317,16 @@ def _count(value: dict[str, Any]) -> Count:
     return Count(value["constant"], tuple((width, times) for width, times in value["widths"]))
 
 
+def _read_layout(value: list[dict[str, Any]] | None) -> Layout | None:
+    return None if value is None else tuple(Run(**run) for run in value)
+
+
 def _layer(value: dict[str, Any]) -> Layer:
     parameters = tuple(
         Parameter(
             item["name"],
             tuple(item["shape"]),
-            tuple(None if layout is None else tuple(Run(**run) for run in layout) for layout in item["layouts"]),
+            tuple(map(_read_layout, item["layouts"])),
             item["is_buffer"],
         )
         for item in value["parameters"]
@@ -323,7 +334,7 @@ def _layer(value: dict[str, Any]) -> Layer:
     products = tuple((times, tuple(_count(factor) for factor in factors)) for times, factors in value["products"])
     return Layer(
         value["name"], value["kind"], parameters, products, _gate(value["gate"]), value["mixed_by"],
-        value.get("channel_dim", 1),
+        value.get("channel_dim", 1), _read_layout(value.get("channels")),
     )  # fmt: skip
 
 

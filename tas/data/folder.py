@@ -15,7 +15,7 @@ from tas.data.normalization import NAMED, Statistics
 from tas.data.source import Source
 from tas.data.streaming import StreamingSource
 from tas.data.tensors import TensorSource
-from tas.errors import DataError
+from tas.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -92,7 +92,7 @@ def read_image(path: str) -> "Image.Image":
             opaque = image.convert("RGBA") if "transparency" in image.info else image
             return opaque.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read the image {path} ({_first_line(error)}); replace or remove it") from None
+        raise DataError(f"cannot read the image {path} ({first_line(error)}); replace or remove it") from None
 
 
 def _list_part(root: Path, names: Sequence[str]) -> "ImageFolder":
@@ -165,7 +165,3 @@ def _decode(samples: Samples, size: tuple[int, int], image_size: int | None, wor
 def _usable_cores() -> int:
     # A container may own fewer cores than the machine has; only Linux tells.
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -15,7 +15,16 @@ from torch.fx.node import map_arg
 from tas.errors import ModelError
 from tas.nn.labels import Echo, Labels, Stage, along, expanded, fixed, spread, varying_dims
 from tas.nn.program import export, module_path, module_paths
-from tas.nn.rules import WITH_WEIGHTS, Call, Constant, Draft, label_rule, positions_in, without_labels
+from tas.nn.rules import (
+    WITH_WEIGHTS,
+    Call,
+    Constant,
+    Draft,
+    label_rule,
+    positions_in,
+    refuse_what_is_no_norm,
+    without_labels,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ def capture(
     if any(unseen_layers(model, run.labels)):
         run.follow_training(example)
     run.note_numbers_of_constants()
+    refuse_what_is_no_norm(run.labels, run.drafts)
     run.labels.settle()
     return Captured(nodes, run.values, run.labels, run.drafts, run.results, run.numbers)
 
@@ -75,7 +85,10 @@ def ends_of(nodes: Iterable[fx.Node], path: str) -> list[fx.Node]:
     return [node for node in inside if any(user not in inside for user in node.users)]
 
 
-_WITH_SIZES = ("view", "reshape", "_unsafe_view", "unflatten", "expand", "repeat", "split", "split_with_sizes", "slice")
+_WITH_SIZES = (
+    "view", "reshape", "_unsafe_view", "unflatten", "expand", "repeat", "split", "split_with_sizes", "slice",
+    "layer_norm", "rms_norm",
+)  # fmt: skip
 
 
 def unseen_layers(model: nn.Module, labels: Labels) -> Iterator[str]:

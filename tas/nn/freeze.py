@@ -89,7 +89,10 @@ def _with_renamed(layer: Layer, name: str, other: str | None, side: Side) -> Lay
         for new, old in zip(parameters, layer.parameters, strict=True)
         if (short := new.name.rpartition(".")[2]) in makes
     )
-    return replace(layer, parameters=parameters, products=products, mixed_by=None if changed else layer.mixed_by)
+    return replace(
+        layer, parameters=parameters, products=products, mixed_by=None if changed else layer.mixed_by,
+        channels=layout(layer.channels),
+    )  # fmt: skip
 
 
 def _run(run: Run, other: str | None) -> Run:

@@ -147,7 +147,7 @@ def _attributes(
     found: dict[tuple[str, str, int | None], Attribute] = {}
     classes = torch.as_tensor(roots)
     for path, labels, part in captured.numbers:
-        if kinds.get(path, "other") != "other":
+        if kinds.get(path, "other") not in ("other", "own_norm"):
             continue
         values = _whole_numbers(model.get_submodule(path))
         for dim in varying_dims(labels) if set(values.values()) & set(labels.shape) else ():
@@ -158,7 +158,8 @@ def _attributes(
             for (name, place), value in values.items() if count.widths else ():
                 if not is_alone and OF_ONE_HEAD.search(name):
                     continue
-                is_shape = place == dim and getattr(model.get_submodule(path), name) == tuple(labels.shape)
+                held = getattr(model.get_submodule(path), name)
+                is_shape = place is not None and (len(held) == 1 or (place == dim and held == tuple(labels.shape)))
                 if value == len(vector) and (place in (None, part) or is_shape):
                     found.setdefault((path, name, place), Attribute(path, name, count, place))
     return tuple(found.values())
@@ -270,8 +271,9 @@ def _layer(
         products.append((times, tuple(_count(vector, places) for vector in vectors)))
     gate = _gate(path, gates)
     kind = draft.kind if draft else "other"
-    mixed_by = _mixed_by(path, kind, captured, layouts)
-    return Layer(path, kind, tuple(parameters), tuple(products), gate, mixed_by, draft.channel_dim if draft else 1)
+    mixed_by, dim = _mixed_by(path, kind, captured, layouts), draft.channel_dim if draft else 1
+    channels = None if draft is None or draft.channels is None else _layout(roots[draft.channels.numpy()], places)
+    return Layer(path, kind, tuple(parameters), tuple(products), gate, mixed_by, dim, channels)
 
 
 def _count(vector: np.ndarray, places: dict[int, Place]) -> Count:

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
-from tas.errors import ModelError
+from tas.errors import ModelError, first_line
 from tas.nn.surgery import shared_copy
 
 
@@ -31,14 +31,14 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
         except Exception as error:  # the user's own forward may fail in any way
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example)
             raise ModelError(
-                f"{name} does not run on an example of shape {shapes}: {_first_line(error)}. Give an example with "
+                f"{name} does not run on an example of shape {shapes}: {first_line(error)}. Give an example with "
                 f"all the inputs its forward takes, of the size and channels it was built for"
             ) from error
         try:
             program = torch.export.export(captured, tuple(example))
         except Exception as error:  # export has no error root of its own
             raise ModelError(
-                f"torch.export cannot capture {name}: {type(error).__name__}: {_first_line(error)}. Rewrite the "
+                f"torch.export cannot capture {name}: {type(error).__name__}: {first_line(error)}. Rewrite the "
                 f"part of forward that depends on values of tensors, or trace a module of your own that leaves it out, "
                 f"as a detector's boxes behind its head"
             ) from error
@@ -84,9 +84,6 @@ def _module_at(model: nn.Module, path: str) -> nn.Module:
             model = model.get_submodule(part)
     return model
 
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def module_path(node: fx.Node) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tas.architecture import Architecture
-from tas.errors import ModelError
+from tas.errors import ModelError, first_line
 from tas.graph import Graph
 from tas.nn.freeze import without
 from tas.nn.supernet import Supernet
@@ -194,7 +194,7 @@ class _Witness:
             if all(bool(torch.isfinite(tensor).all()) for tensor in outputs):
                 return cls(trial, inputs)
         if error is not None:
-            raise ModelError(f"{type(model).__name__} fails on the example: {_first_line(error)}") from error
+            raise ModelError(f"{type(model).__name__} fails on the example: {first_line(error)}") from error
         return None
 
     def in_double(self) -> _Witness | None:
@@ -223,7 +223,7 @@ class _Witness:
                 with _no_fast_path():
                     wanted = _run(mask(self.model, graph, architecture), self.inputs)
             except Exception as error:  # the user's own forward may fail in any way
-                return f"the masked model fails: {_first_line(error)}"
+                return f"the masked model fails: {first_line(error)}"
             reason = _difference(found, wanted)
             if reason is not None:
                 return f"the cut model {reason}"
@@ -239,7 +239,7 @@ class _Witness:
             small = cut(self.model, graph, architecture)
             found = _run(small, self.inputs)
         except Exception as error:  # the user's own forward may fail in any way
-            return [], f"the cut model fails: {_first_line(error)}"
+            return [], f"the cut model fails: {first_line(error)}"
         count = sum(parameter.numel() for parameter in small.parameters())
         if count != graph.params(architecture):
             return [], f"the cut model has {count} parameters instead of {graph.params(architecture)}"
@@ -261,7 +261,7 @@ class _Witness:
             with opened.fixed(architecture) as supernet:
                 reason = _difference(_run(supernet, self.inputs), wanted)
         except Exception as error:
-            return f"the {execution} supernet fails: {_first_line(error)}"
+            return f"the {execution} supernet fails: {first_line(error)}"
         return reason and f"the {execution} supernet {reason}"
 
 
@@ -272,7 +272,7 @@ def _training_error(model: nn.Module, inputs: list[Tensor]) -> str | None:
         try:
             _run(model.train(), trial)
         except Exception as failure:  # the user's own forward may fail in any way
-            error = _first_line(failure)
+            error = first_line(failure)
             continue
         return None
     return error
@@ -308,9 +308,6 @@ def _difference(found: list[Tensor], wanted: list[Tensor]) -> str | None:
             return f"differs from the masked one by {error:.1e}"
     return None
 
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

@@ -14,6 +14,7 @@ from tas.architecture import Architecture
 from tas.errors import ArchitectureError, ConfigError
 from tas.graph import Graph
 from tas.nn.blocks import DepthState, OpenBlock, free_exits
+from tas.nn.compiled import as_written, is_compiled
 from tas.nn.mixing import (
     INTERPOLATIONS,
     PADDING,
@@ -97,6 +98,7 @@ class Supernet(nn.Module):
             (opened.get_submodule(item.module), item) for item in (graph.attributes if execution == "compact" else ())
         ]
         self.model = _opened(opened, graph, self._sizes, self._depths, execution)
+        self._is_compiled = execution == "compact" and is_compiled(self.model)
         self._set_attributes()
         choices = [*space.widths.values(), *space.depths.values()]
         columns = max(map(len, choices), default=1)
@@ -120,7 +122,8 @@ class Supernet(nn.Module):
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What the model's own forward returns, under the choices open now."""
-        return self.model(*inputs, **options)
+        with as_written(self._is_compiled):
+            return self.model(*inputs, **options)
 
     def weights(self) -> list[nn.Parameter]:
         """Every trainable parameter but the logits."""
@@ -283,7 +286,7 @@ def _opened(
     for layer in graph.layers:
         kind = KINDS[layer.kind]
         make = kind.compact if execution == "compact" else kind.dense
-        if any(any(parameter.layouts) for parameter in layer.parameters):
+        if layer.is_open:
             module = model.get_submodule(layer.name)
             others[module] = make(module, layer, sizes).train(module.training)
     for depth in graph.depths:

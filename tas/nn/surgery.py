@@ -59,7 +59,8 @@ def require_fit(model: nn.Module, graph: Graph) -> None:
                 has = "no such tensor" if found is None else f"shape {tuple(found.shape)}"
                 raise ModelError(
                     f"the graph does not fit this {type(model).__name__}: {parameter.name} should have shape "
-                    f"{parameter.shape}, the model has {has}; give the full, unpruned model the graph was traced from"
+                    f"{parameter.shape}, the model has {has}; give the full, unpruned model the graph was traced from, "
+                    "in the same wrappers (torch.compile, DataParallel)"
                 )
 
 
@@ -75,7 +76,7 @@ def cut(model: nn.Module, graph: Graph, architecture: Architecture, *, share_the
         architecture: what to keep.
         share_the_rest: whether parameters that no width touches are those of `model` instead of copies.
     """
-    open_layers = [layer for layer in graph.layers if any(any(item.layouts) for item in layer.parameters)]
+    open_layers = [layer for layer in graph.layers if layer.is_open]
     cut_away = [
         _tensor(model.get_submodule(layer.name), item)
         for layer in open_layers
@@ -163,7 +164,7 @@ def mask(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Modul
     wrapped = {}
     for layer in graph.layers:
         kind = KINDS[layer.kind]
-        if _is_skipped(layer.name, graph, architecture) or not any(any(item.layouts) for item in layer.parameters):
+        if _is_skipped(layer.name, graph, architecture) or not layer.is_open:
             continue
         module = masked.get_submodule(layer.name)
         for name, dim in kind.reads.items():

@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tas.errors import ConfigError, ModelError
+from tas.errors import ConfigError, ModelError, first_line
 from tas.graph import Graph
 from tas.nn.blocks import find_depths, with_returns
 from tas.nn.capture import capture
+from tas.nn.compiled import as_written, is_compiled
 from tas.nn.counting import uncounted_macs, with_uncounted
 from tas.nn.grouping import build_graph
 from tas.nn.keep import find_kept, keep_modules
@@ -63,15 +64,23 @@ def trace(
         raise ModelError("the example must be one tensor or several, with a batch dimension first")
     if next(model.parameters(), None) is None:
         raise ModelError(f"{type(model).__name__} has no parameters; there is nothing to prune")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ModelError("TorchScript cannot be cut; give the Python module that it was made of")
     try:
         is_here = all(tensor.device.type == "cpu" for tensor in (*model.parameters(), *model.buffers()))
         still = (shared_copy(model) if is_here else fresh_copy(model).cpu()).eval()
     except Exception as error:  # anything may hang on a user's module
         raise ModelError(
-            f"{type(model).__name__} cannot be copied ({error}); remove what holds computed tensors"
+            f"{type(model).__name__} cannot be copied ({first_line(error)}): remove what holds computed tensors. "
+            "torch.nn.utils.prune.remove makes masks permanent, torch.nn.utils.remove_weight_norm old weight norms; "
+            "lazy layers need one forward first"
         ) from error
-    inputs = [tensor.detach().cpu() for tensor in inputs]
-    kept = find_kept(still, split_patterns(keep))
+    with as_written(is_compiled(still)):
+        return _traced(still, [tensor.detach().cpu() for tensor in inputs], split_patterns(keep), residuals)
+
+
+def _traced(still: nn.Module, inputs: list[Tensor], keep: Sequence[str], residuals: str) -> Graph:
+    kept = find_kept(still, keep)
     captured = capture(still, inputs)
     rest = uncounted_macs(still, captured, inputs)
     depths = with_returns(shared_copy(still), find_depths(still, captured), inputs)

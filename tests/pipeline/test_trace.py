@@ -8,6 +8,7 @@ import torch
 from named import traced
 from nets import images, perturbed
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
@@ -227,6 +228,13 @@ def test_what_has_no_rule_is_frozen_with_the_reason(name):
     assert any(reason in found for found in reasons), reasons
 
 
+def test_a_weight_that_is_a_product_of_parameters_is_parametrised_and_not_unused():
+    model = nets.Plain()
+    nn.utils.parametrizations.orthogonal(model.first[0])
+    (found,) = [item.reason for item in trace(model, images()).frozen if item.axis == "first.0.weight[0]"]
+    assert found.startswith("its weight is parametrised")
+
+
 def test_what_the_reason_of_a_parametrised_weight_advises_opens_it():
     model = nets.ALL["parametrised"]()
     for layer in (model.spectral, model.weighted):
@@ -338,6 +346,15 @@ def test_a_model_that_cannot_be_copied_is_an_error_of_ours():
     model.cache = model.first[0].weight * 2  # not a leaf: torch refuses to copy it
     with pytest.raises(ModelError, match="Plain cannot be copied"):
         trace(model, images())
+
+
+def test_of_masks_that_are_still_computed_the_error_says_how_to_make_them_permanent():
+    model = nets.Plain()
+    prune.l1_unstructured(model.first[0], "weight", 0.5)
+    with pytest.raises(ModelError, match="cannot be copied.*torch.nn.utils.prune.remove makes masks permanent"):
+        trace(model, images())
+    prune.remove(model.first[0], "weight")
+    assert trace(model, images()).widths
 
 
 def test_a_single_layer_has_nothing_to_choose():

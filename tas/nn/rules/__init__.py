@@ -13,7 +13,7 @@ KINDS: dict[str, Kind] = {
 WITH_WEIGHTS = {**projection.LABELS, **attention.LABELS}  # these give channels even where they read a constant
 
 
-without_labels = shape.without_labels
+without_labels, refuse_what_is_no_norm = shape.without_labels, channel_norm.refuse_what_is_no_norm
 
 
 def label_rule(call: Call) -> LabelRule:
@@ -23,4 +23,7 @@ def label_rule(call: Call) -> LabelRule:
     return LABELS.get(call.op, shape.unknown)
 
 
-__all__ = ["KINDS", "WITH_WEIGHTS", "Call", "Constant", "Draft", "Kind", "label_rule", "positions_in", "without_labels"]
+__all__ = [
+    "KINDS", "WITH_WEIGHTS", "Call", "Constant", "Draft", "Kind", "label_rule", "positions_in",
+    "refuse_what_is_no_norm", "without_labels",
+]  # fmt: skip

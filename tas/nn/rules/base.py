@@ -53,13 +53,16 @@ def positions_in(shape: tuple[int, ...]) -> Tensor:
 class Draft:
     """A layer while it is being traced: `products` hold label vectors instead of counts.
 
-    `makers` has, for every call of a norm, the path of the layer whose output it alone reads, or None.
+    `makers` has, for every call of a norm, the path of the layer whose output it alone reads, or None; `channels` what
+    a module reads whose own forward averages over channels, and `averaged` the operations that do, with their labels.
     """
 
     kind: str
     products: list[tuple[int, tuple[Tensor, ...]]] = field(default_factory=list)
     makers: list[str | None] = field(default_factory=list)
     channel_dim: int = 1
+    channels: Tensor | None = None
+    averaged: list[tuple[str, Tensor]] = field(default_factory=list)
 
 
 @dataclass
@@ -129,18 +132,22 @@ class Call:
             found.kind = kind
         return found
 
-    def owner(self, weight: Constant, kind: type[nn.Module]) -> tuple[str, str | None]:
+    def is_parametrised(self) -> bool:
+        """Whether the module computes its parameters from others (`torch.nn.utils.parametrize`)."""
+        return torch.nn.utils.parametrize.is_parametrized(self.model.get_submodule(self.module))
+
+    def owner(self, weight: Constant | Tensor, kind: type[nn.Module]) -> tuple[str, str | None]:
         """Path of the layer that stores a weight, and why it cannot be opened, or None if it can.
 
         A forward may use the weight of a module inside. A subclass may have a forward of its own; the supernet calls
         it, and the self-check has the last word.
         """
-        path, _, short = (weight.name or "").rpartition(".")
-        if weight.name is None:
-            is_parametrised = torch.nn.utils.parametrize.is_parametrized(self.model.get_submodule(self.module))
-            return self.module, PARAMETRISED if is_parametrised else "its weight is computed in forward, not stored"
+        name = weight.name if isinstance(weight, Constant) else None
+        if name is None:
+            return self.module, PARAMETRISED if self.is_parametrised() else "its weight is computed in forward, not stored"
+        path, _, short = name.rpartition(".")
         if short != "weight" or not (path == self.module or path.startswith(f"{self.module}.") or not self.module):
-            return self.module, f"its weight {weight.name} belongs to another module"
+            return self.module, f"its weight {name} belongs to another module"
         owner = self.model.get_submodule(path)
         if not isinstance(owner, kind):
             return path, f"{type(owner).__name__} is not a layer with a rule"

@@ -1,4 +1,7 @@
-"""Norms whose statistics run over channels: layer, RMS and group norm. A cut one uses the channels that stay."""
+"""Norms whose statistics run over channels: layer, RMS and group norm, and what a module computes like one by itself.
+
+A cut one uses the channels that stay.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tas.graph import Layer, positions_of
-from tas.nn.labels import varying_dims
+from tas.nn.labels import Labels, varying_dims
 from tas.nn.mixing import DenseAxis, DenseWidth
-from tas.nn.rules.base import Call, Constant, Kind, layout_of
-from tas.nn.rules.opened import CompactLayer, Opened, call_with
+from tas.nn.rules.base import Call, Constant, Draft, Kind, layout_of
+from tas.nn.rules.opened import CompactLayer, Opened, call_with, no_numbers
 
 
 def layer_norm(call: Call) -> Any:
@@ -26,6 +29,8 @@ def layer_norm(call: Call) -> Any:
         return inputs
     if set(along) - set(over):
         call.labels.merge_along(inputs, set(over) & set(along), call.module)
+        return inputs
+    if weight is None and len(over) == 1 and in_own_norm(call, inputs):
         return inputs
     problem = _problem(call, weight) or ("is normalised over several dimensions" if len(over) > 1 else None)
     if problem:
@@ -43,6 +48,46 @@ def group_norm(call: Call) -> Any:
     if groups < len(channels):
         call.labels.union(channels.view(groups, -1), channels.view(groups, -1)[:1], call.module)
     return _cut_with(call, channels, "group_norm")
+
+
+def in_own_norm(call: Call, labels: Tensor) -> bool:
+    """Whether the innermost module averages these labels by itself over the channels that it reads; if so, note it.
+
+    An RMS norm of Hugging Face, ConvNeXt's `LayerNorm` and its response norm, spatial attention. Its own forward is
+    called for the channels that stay, wherever it is cut; the self-check has the last word.
+    """
+    entry = call.entry()
+    dims = [] if entry is None else varying_dims(entry)
+    if not call.module or entry is None or len(dims) != 1:
+        return False
+    channels = call.labels.channel_vector(entry, dims[0])
+    draft = call.draft("own_norm")
+    if draft.kind != "own_norm" or [labels.shape[dim] for dim in varying_dims(labels)] != [len(channels)]:
+        return False
+    if draft.channels is not None and len(draft.channels) != len(channels):
+        return False
+    if draft.channels is not None:  # called twice: what it reads is cut alike
+        call.labels.union(draft.channels, channels, call.module)
+    draft.channels, draft.channel_dim = channels, dims[0]
+    draft.averaged.append((call.op, call.labels.channel_vector(labels, varying_dims(labels)[0])))
+    return True
+
+
+def refuse_what_is_no_norm(labels: Labels, drafts: Mapping[str, Draft]) -> None:
+    """Freeze what a module averages that is not what it reads, or what layers inside it read or make as well."""
+    if not any(draft.averaged for draft in drafts.values()):
+        return
+    roots = torch.as_tensor(labels.roots())
+    for path, draft in drafts.items():
+        if draft.channels is None:
+            continue
+        mine = roots[draft.channels]
+        inside = [axis for (name, _), axis in labels.axes.items() if name.rpartition(".")[0].startswith(f"{path}.")]
+        has_layers = any(bool(torch.isin(roots[torch.as_tensor(axis)], mine).any()) for axis in inside)
+        if has_layers or not all(torch.equal(roots[vector], mine) for _, vector in draft.averaged):
+            for op, vector in draft.averaged:
+                labels.freeze(vector, f"is reduced over channels by {op}", path)
+            draft.kind, draft.channels = "other", None
 
 
 def _problem(call: Call, weight: Any) -> str | None:
@@ -66,32 +111,65 @@ def _cut_with(call: Call, channels: Tensor, kind: str) -> Tensor:
     return call.arguments["input"]
 
 
-def channel_norm_numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Channels, and groups where each has one channel."""
-    weight = tensors.get("weight", module.weight)
-    assert isinstance(weight, Tensor)
-    if not isinstance(module, nn.GroupNorm):
-        return {"normalized_shape": (len(weight),)}
-    has_own = module.num_groups == module.num_channels > 1
-    return {"num_channels": len(weight), "num_groups": len(weight) if has_own else module.num_groups}
+def channel_norm_numbers(module: nn.Module, tensors: Mapping[str, Tensor], channels: int = 0) -> dict[str, Any]:
+    """Channels, and groups where each has one channel; nothing of modules that are no such norms."""
+    count = channels or len(tensors.get("weight", module.weight))  # type: ignore[arg-type]
+    if isinstance(module, nn.GroupNorm):
+        has_own = module.num_groups == module.num_channels > 1
+        return {"num_channels": count, "num_groups": count if has_own else module.num_groups}
+    return {"normalized_shape": (count,)} if hasattr(module, "normalized_shape") else {}
 
 
-class MaskedChannelNorm(Opened):
-    """The norm of some channels in a tensor of all; the others are zero."""
+class _SomeChannels(Opened):
+    """A norm called for some of the channels in a tensor of all; the others become zero."""
 
-    def __init__(self, module: nn.Module, layer: Layer, sizes: Mapping[str, int]):
+    def __init__(self, module: nn.Module, layer: Layer):
         super().__init__(module)
-        layout = layout_of(layer, "weight", 0)
-        assert layout is not None
-        self._kept, self._dim = torch.as_tensor(positions_of(layout, sizes)), layer.channel_dim
+        self._axes = [
+            (item.name.rpartition(".")[2], dim)
+            for item in layer.parameters
+            for dim, layout in enumerate(item.layouts)
+            if layout is not None
+        ]
+        self._layout, self._dim = layer.channels or layout_of(layer, "weight", 0), layer.channel_dim
+        assert self._layout is not None
+
+    def _kept(self, inputs: Tensor) -> Tensor:
+        """Positions of the channels."""
+        raise AssertionError("abstract")
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Full shape in and out."""
-        own = self.module.named_parameters(recurse=False)
-        tensors = {name: value[self._kept] for name, value in own if name in ("weight", "bias")}
-        numbers = channel_norm_numbers(self.module, tensors)
-        outputs = call_with(self.module, tensors, numbers, inputs.index_select(self._dim, self._kept))
-        return torch.zeros_like(inputs).index_copy(self._dim, self._kept, outputs)
+        """Full shape in and out; averages of channels have no channels."""
+        kept = self._kept(inputs)
+        tensors = {name: getattr(self.module, name).index_select(dim, kept) for name, dim in self._axes}
+        numbers = channel_norm_numbers(self.module, tensors, len(kept))
+        outputs = call_with(self.module, tensors, numbers, inputs.index_select(self._dim, kept))
+        sizes = outputs.shape if len(kept) > 1 else self.module(inputs).shape  # of one channel the average looks alike
+        if len(sizes) <= self._dim or sizes[self._dim] not in (len(kept), inputs.shape[self._dim]):
+            return outputs
+        return torch.zeros_like(inputs).index_copy(self._dim, kept, outputs)
+
+
+class MaskedChannelNorm(_SomeChannels):
+    """The norm of the channels that an architecture keeps."""
+
+    def __init__(self, module: nn.Module, layer: Layer, sizes: Mapping[str, int]):
+        super().__init__(module, layer)
+        self._places = torch.as_tensor(positions_of(self._layout, sizes))
+
+    def _kept(self, inputs: Tensor) -> Tensor:
+        return self._places.to(inputs.device)
+
+
+class DenseOwnNorm(_SomeChannels):
+    """A norm of a module's own for the active channels. How many they are is looked up: this alone breaks a graph."""
+
+    def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, DenseWidth]):
+        super().__init__(module, layer)
+        self._axis = DenseAxis(self._layout, widths)
+
+    def _kept(self, inputs: Tensor) -> Tensor:
+        return self._axis.mask(inputs.new_ones(inputs.shape[self._dim]), 0).nonzero().flatten()
 
 
 class DenseChannelNorm(Opened):
@@ -132,4 +210,7 @@ def _compact(module: nn.Module, layer: Layer, widths: dict[str, Any]) -> nn.Modu
 
 _CHANNEL_NORM = Kind(channel_norm_numbers, _compact, DenseChannelNorm, masked=MaskedChannelNorm)
 LABELS = {"layer_norm": layer_norm, "rms_norm": layer_norm, "group_norm": group_norm}
-KINDS = {"layer_norm": _CHANNEL_NORM, "rms_norm": _CHANNEL_NORM, "group_norm": _CHANNEL_NORM}
+KINDS = {
+    **dict.fromkeys(LABELS, _CHANNEL_NORM),
+    "own_norm": Kind(no_numbers, CompactLayer, DenseOwnNorm, masked=MaskedChannelNorm),
+}

@@ -28,7 +28,7 @@ def convolution(call: Call) -> Any:
     """Read the input's channels, make new ones, equally many per group; a depthwise convolution passes them on."""
     values = call.arguments
     inputs, weight, groups = values["input"], values["weight"], values["groups"]
-    if not isinstance(weight, Constant):
+    if not isinstance(weight, Constant) and not call.is_parametrised():
         return call.refuse(f"{call.op} convolves with a kernel that depends on the input")
     if not isinstance(inputs, Tensor):
         inputs = fixed(inputs.shape)
@@ -70,7 +70,7 @@ def _odd_call(call: Call, inputs: Tensor, weight: Constant, is_transposed: bool)
 def linear(call: Call) -> Any:
     """Read the features on the last dimension, make new ones."""
     inputs, weight = call.arguments["input"], call.arguments["weight"]
-    if not isinstance(weight, Constant):
+    if not isinstance(weight, Constant) and not call.is_parametrised():
         return call.refuse("linear multiplies with a weight that depends on the input")
     positions = prod(call.shape[:-1])
     if isinstance(inputs, Tensor):  # a table of positions, say, is computed once, whatever the batch
@@ -125,8 +125,8 @@ def _refused(call: Call, reason: str, cost: int) -> Any:
     """Count it all the same, and report its output as frozen."""
     call.draft("other").products.append((cost, ()))
     weight, dim = call.arguments["weight"], 1 if call.op.startswith("conv_transpose") else 0
-    makes = call.labels.fresh(weight.shape[dim])
-    call.labels.attach(weight.name or f"{call.module}.weight".lstrip("."), dim, makes)
+    makes, name = call.labels.fresh(weight.shape[dim]), weight.name if isinstance(weight, Constant) else None
+    call.labels.attach(name or f"{call.module}.weight".lstrip("."), dim, makes)
     call.labels.freeze(makes, reason, call.module)
     return call.refuse(f"is read by {call.module or 'the model'}: {reason}")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tas.nn.labels import FIXED, expanded, fixed, spread, varying_dims
 from tas.nn.rules.base import Call, Constant, positions_in
+from tas.nn.rules.channel_norm import in_own_norm
 from tas.nn.rules.parameter import bind
 
 
@@ -51,7 +52,7 @@ def pooling(call: Call) -> Any:
 
 
 def reduction(call: Call) -> Any:
-    """Mean, sum, maximum over some dimensions: not over channels, unless each of them stands for several positions."""
+    """Mean, sum, maximum over some dimensions: over channels in a norm alone, or where each has several positions."""
     inputs = call.label_tensors()[0]
     dims = call.arguments.get("dim")
     dims = list(range(inputs.dim())) if dims in (None, []) else [dims] if isinstance(dims, int) else list(dims)
@@ -59,7 +60,10 @@ def reduction(call: Call) -> Any:
     varying = varying_dims(inputs)
     if set(dims) & set(varying):
         if set(varying) <= set(dims):
-            return call.refuse(f"is reduced over channels by {call.op}")
+            if call.op not in _STATISTICS or not in_own_norm(call, inputs):
+                return call.refuse(f"is reduced over channels by {call.op}")
+            results = [fixed(shape) for shape in call.shapes]
+            return results[0] if len(results) == 1 else results
         call.labels.merge_along(inputs, set(dims) & set(varying), call.module)
     keeps = bool(call.arguments.get("keepdim", False))
     for dim in sorted(dims, reverse=True):
@@ -119,6 +123,8 @@ def movement(call: Call) -> Any:
     """Do to the labels what the operation does to the values."""
     if call.op == "cat":
         return _concatenation(call)
+    if call.op == "expand_as":
+        return elementwise(call)
     moved = _move(call)
     is_list = isinstance(moved, list | tuple)
     results = [expanded(result) for result in (moved if is_list else [moved])]
@@ -309,7 +315,9 @@ _ELEMENTWISE = """
     softplus log_sigmoid softsign exp log abs neg sqrt rsqrt pow clamp clamp_min clamp_max dropout feature_dropout
     alpha_dropout clone contiguous to _to_copy type_as detach alias identity positive minimum maximum where
     lift_fresh_copy square floor bernoulli rand_like zeros_like ones_like full_like lerp addcmul reciprocal erf sin
-    sign logical_not eq ne gt lt ge le threshold rrelu masked_fill
+    sign logical_not eq ne gt lt ge le threshold rrelu masked_fill rsub addcdiv cos tan asin acos atan sinh cosh exp2
+    expm1 log1p log2 log10 logit softshrink hardshrink round ceil trunc frac nan_to_num randn_like empty_like isnan
+    isinf isfinite logical_and logical_or logical_xor erfc atan2 hypot fmod remainder float_power true_divide
 """
 _POOLING = """
     avg_pool2d max_pool2d max_pool2d_with_indices adaptive_avg_pool2d adaptive_max_pool2d avg_pool1d max_pool1d
@@ -323,15 +331,13 @@ _MOVEMENT = """
     swapaxes numpy_T pixel_shuffle pixel_unshuffle index repeat_interleave
     reshape_as view_as
 """
-_REDUCTIONS = """
-    mean sum amax amin max min norm linalg_vector_norm std var std_mean var_mean logsumexp median prod
-"""
+_STATISTICS = "mean sum amax amin norm linalg_vector_norm std var std_mean var_mean logsumexp prod".split()
 _ALONG = "softmax log_softmax _softmax _log_softmax cumsum logcumsumexp sort topk"
 LABELS = (
     dict.fromkeys(_ELEMENTWISE.split(), elementwise)
     | dict.fromkeys(_POOLING.split(), pooling)
     | dict.fromkeys(_MOVEMENT.split(), movement)
-    | dict.fromkeys(_REDUCTIONS.split(), reduction)
+    | dict.fromkeys([*_STATISTICS, "max", "min", "median"], reduction)
     | dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), made_anew)
     | {"glu": gated, "im2col": windows, "grid_sampler": sampled}
     | dict.fromkeys(_ALONG.split(), along)
