@@ -645,6 +645,90 @@ class Detects(nn.Module):
         return torch.cat([right - left + self.anchors, right + left, torch.cat(scores, 2).sigmoid()], 1)
 
 
+class ChannelsFirst(nn.Module):
+    """ConvNeXt's layer norm: an average over channels that the module takes by itself."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(1, keepdim=True)
+        normal = centred / (centred.pow(2).mean(1, keepdim=True) + 1e-6).sqrt()
+        return self.weight[:, None, None] * normal + self.bias[:, None, None]
+
+
+class Response(nn.Module):
+    """ConvNeXt V2's global response norm, channels last."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(1, 1, 1, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.norm(dim=(1, 2), keepdim=True)
+        return self.gamma * x * (size / (size.mean(-1, keepdim=True) + 1e-6)) + x
+
+
+class Unit(nn.Module):
+    """Vectors of length one; nothing stored."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1)
+
+
+class Spot(nn.Module):
+    """A map of where to look, from averages over channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)).sigmoid()
+
+
+class OwnNorms(nn.Module):
+    """Norms without a rule, norms without weights, and spatial attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 10, 3), nn.Conv2d(10, 6, 3)
+        self.one, self.two, self.three = ChannelsFirst(8), Response(10), nn.LayerNorm(6, elementwise_affine=False)
+        self.spot, self.unit, self.head = Spot(), Unit(), head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(F.relu(self.one(self.first(x))))
+        x = self.third(F.gelu(self.two(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)))
+        x = self.three(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.head(self.unit(x * self.spot(x) + 0.1))
+
+
+class NoNorms(nn.Module):
+    """Averages over channels that are no norms: of what a layer inside reads as well, and of what one inside makes."""
+
+    class Reads(nn.Module):
+        def __init__(self, channels: int):
+            super().__init__()
+            self.layer = nn.Conv2d(channels, channels, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * x.mean(1, keepdim=True)
+
+    class Makes(Reads):
+        def forward(self, x: Tensor) -> Tensor:
+            made = self.layer(x)
+            return x * made.mean(1, keepdim=True)
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = conv_bn(3, 8), conv_bn(8, 12), head(12)
+        self.reads, self.makes = self.Reads(8), self.Makes(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.makes(self.second(self.reads(self.first(x)))))
+
+
 EXACT = {
     "plain": Plain,
     "without norm": WithoutNorm,
@@ -688,6 +772,8 @@ PARTLY_FROZEN = {
     "parametrised": Parametrised,
     "functional norms": FunctionalNorms,
     "various": Various,
+    "own norms": OwnNorms,
+    "averages that are no norms": NoNorms,
 }
 ALL = EXACT | PARTLY_FROZEN | TOKEN_NETS
 CUT_ALONE = {  # what is hard in them is traced and cut

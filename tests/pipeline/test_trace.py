@@ -135,6 +135,8 @@ EXPECTED = {  # widths by name, depths by name
     "layer norm": ({"conv.0": 8}, {}),
     "reads a weight": ({}, {}),
     "various": ({"first.0": 8, "second.0": 6}, {}),
+    "own norms": ({"first": 8, "second": 10, "third": 6}, {}),
+    "averages that are no norms": ({"reads.layer": 8, "second.0": 12}, {}),
     "statistics": ({"first.0": 8, "second.0": 6}, {}),
     "listed parameters": ({"stem.0": 8}, {}),
     "attention across": (
@@ -197,6 +199,7 @@ REASONS = {
     "mixer": ("over_tokens.0", "mixes positions, not channels"),
     "attention weights": ("inner", "is reduced over channels by mean"),
     "auxiliary head": ("auxiliary.2", "output of the model"),
+    "averages that are no norms": ("makes.layer", "is reduced over channels by mean"),
 }
 
 
