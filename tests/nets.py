@@ -729,6 +729,30 @@ class NoNorms(nn.Module):
         return self.head(self.makes(self.second(self.reads(self.first(x)))))
 
 
+class Compares(nn.Module):
+    """A block that projects its shortcut where two numbers that it keeps differ; it reads neither otherwise."""
+
+    class Block(nn.Module):
+        def __init__(self, dim: int, dim_out: int):
+            super().__init__()
+            self.dim, self.dim_out = dim, dim_out
+            self.conv, self.project = conv_bn(dim, dim_out), nn.Conv2d(dim, dim_out, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            count, channels, height, width = x.shape
+            x = x.reshape(count, channels, -1).reshape(count, channels, height, width)
+            made = self.conv(x)
+            made = made.reshape(count, made.shape[1], -1).reshape(made.shape)
+            return F.relu(made + (self.project(x) if self.dim != self.dim_out else x))
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.block, self.head = conv_bn(3, 8), self.Block(8, 12), head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.first(x)))
+
+
 EXACT = {
     "plain": Plain,
     "without norm": WithoutNorm,
@@ -774,6 +798,7 @@ PARTLY_FROZEN = {
     "various": Various,
     "own norms": OwnNorms,
     "averages that are no norms": NoNorms,
+    "compared numbers": Compares,
 }
 ALL = EXACT | PARTLY_FROZEN | TOKEN_NETS
 CUT_ALONE = {  # what is hard in them is traced and cut

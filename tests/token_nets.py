@@ -337,6 +337,75 @@ class Decoder(nn.Module):
         return self.head(found).mean(1)
 
 
+class Turned(nn.Module):
+    """Rotary positions, made in forward, for all tokens but the first ones, of which there are none."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.num_heads, self.scale = heads, nn.Parameter(torch.tensor(1.5))
+        self.query, self.key, self.value, self.out = (nn.Linear(channels, channels) for _ in range(4))
+
+    def turned(self, x: Tensor, alone: int) -> Tensor:
+        angles = self.scale * torch.arange(x.shape[2] - alone)[:, None] / torch.arange(1, 1 + x.shape[3])
+        left, right = x.chunk(2, -1)
+        turned = x[:, :, alone:] * angles.cos() + torch.cat([-right, left], -1)[:, :, alone:] * angles.sin()
+        return torch.cat([x[:, :, :alone], turned], 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            p(x).view(*x.shape[:2], self.num_heads, -1).transpose(1, 2) for p in (self.query, self.key, self.value)
+        )
+        y = F.scaled_dot_product_attention(self.turned(q, 0), self.turned(k, 0), v)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Table(nn.Module):
+    """A value per pair of tokens and head, given by a method, in a shape that the module keeps."""
+
+    def __init__(self, tokens: int, heads: int):
+        super().__init__()
+        self.shape = (tokens, tokens, heads)
+        self.table = nn.Parameter(0.3 * torch.randn(9, heads))
+        self.register_buffer("index", torch.arange(tokens * tokens) % 9)
+
+    def given(self) -> Tensor:
+        return self.table[self.index].view(self.shape).permute(2, 0, 1)
+
+
+class Asks(nn.Module):
+    """Attention that asks a table by a method of it."""
+
+    def __init__(self, channels: int, heads: int, tokens: int):
+        super().__init__()
+        self.num_heads, self.table = heads, Table(tokens, heads)
+        self.qkv, self.proj = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.table.given())
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+class Cascaded(nn.Module):
+    """One number tells two layers apart into parts, and one of the parts is a width of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.key_dim, self.value_dim = 4, 6
+        self.one, self.two = nn.Conv2d(10, 10, 1), nn.Conv2d(6, 10, 1)
+        self.stem = nn.Conv2d(3, 10, 4, stride=4)
+        self.proj, self.head = nn.Conv2d(12, 10, 1), nn.Linear(10, 5)
+
+    def attended(self, made: Tensor) -> Tensor:
+        key, value = made.split([self.key_dim, self.value_dim], 1)
+        key = key.flatten(2)
+        return (value.flatten(2) @ (key.transpose(1, 2) @ key).softmax(-1)).view_as(value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.attended(self.one(self.stem(x)))
+        return self.head(self.proj(torch.cat([first, self.attended(self.two(first))], 1).relu()).mean((2, 3)))
+
+
 class Reduced(nn.Module):
     """As PVT's attention: keys and values come from fewer places, which get the channels that were read, by number."""
 
@@ -383,4 +452,7 @@ TOKEN_NETS = {
     "split": Split,
     "one and three dimensions": OneAndThree,
     "interleaved": Interleaved,
+    "rotary": lambda: Tokens(Turned(12, 3)),
+    "asked table": lambda: Tokens(Asks(12, 3, 5)),
+    "cascaded": Cascaded,
 }

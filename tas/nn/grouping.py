@@ -26,7 +26,7 @@ from tas.graph import (
 )  # fmt: skip
 from tas.layout import Place, runs_of
 from tas.nn.capture import Captured, unseen_layers
-from tas.nn.labels import TIED, Stage, along, condense, varying_dims
+from tas.nn.labels import TIED, Echo, Stage, along, condense, varying_dims
 from tas.nn.rules import KINDS, Draft
 
 OF_ONE_HEAD = re.compile("^(?!all|total).*head.*(dim|size|width|channels)|(dim|size|width).*head|^d_(head|k|v|kv)$")
@@ -144,7 +144,7 @@ def _attributes(
     A guess, such as `num_heads`; the self-check has the last word. Layers with a rule know their own numbers. Where
     another axis has the same size, as with as many heads as channels in each, `head_dim` is not taken for their number.
     """
-    found: dict[tuple[str, str, int | None], Attribute] = {}
+    found: dict[tuple[str, str, int | None], tuple[Attribute, torch.Tensor]] = {}
     classes = torch.as_tensor(roots)
     for path, labels, part in captured.numbers:
         if kinds.get(path, "other") not in ("other", "own_norm"):
@@ -161,8 +161,11 @@ def _attributes(
                 held = getattr(model.get_submodule(path), name)
                 is_shape = place is not None and (len(held) == 1 or (place == dim and held == tuple(labels.shape)))
                 if value == len(vector) and (place in (None, part) or is_shape):
-                    found.setdefault((path, name, place), Attribute(path, name, count, place))
-    return tuple(found.values())
+                    attribute = Attribute(path, name, count, place)
+                    first, labels_of_first = found.setdefault((path, name, place), (attribute, vector))
+                    if first != attribute:  # one number for two widths
+                        captured.labels.echoes.append(Echo(path, vector, labels_of_first))
+    return tuple(attribute for attribute, _ in found.values())
 
 
 def _whole_numbers(module: nn.Module) -> dict[tuple[str, int | None], int]:

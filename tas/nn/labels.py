@@ -41,12 +41,12 @@ class Heads:
 
 @dataclass(frozen=True)
 class Echo:
-    """Channels that a module gives a shape in numbers, next to the channels it reads, equally many.
+    """Channels that a module gives a shape in numbers, and equally many others that these numbers may be of.
 
     Attributes:
         module: its path.
         made: labels of the channels it shapes.
-        read: labels of the channels it reads.
+        read: labels of the channels it reads, or shapes by the same number that it keeps.
     """
 
     module: str

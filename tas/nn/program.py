@@ -85,7 +85,6 @@ def _module_at(model: nn.Module, path: str) -> nn.Module:
     return model
 
 
-
 def module_path(node: fx.Node) -> str:
     """Path of the innermost module a node belongs to."""
     stack = node.meta.get("nn_module_stack") or {"": ("", None)}

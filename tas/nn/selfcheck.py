@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tas.architecture import Architecture
 from tas.errors import ModelError, first_line
 from tas.graph import Graph
+from tas.nn.compared import architectures_alike, compared_numbers
 from tas.nn.freeze import without
 from tas.nn.supernet import Supernet
 from tas.nn.surgery import cut, fresh_copy, mask, shared_copy
@@ -43,10 +44,29 @@ def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: 
     Raises:
         ModelError: the model itself fails on the example.
     """
-    names = [*graph.full.widths, *graph.full.depths]
     witness = _Witness.find(model, example, torch.Generator().manual_seed(seed))
     if witness is None:
+        names = [*graph.full.widths, *graph.full.depths]
         return _without_all(graph, names, "the outputs of the model are not finite, so that no cut can be proven")
+    graph = _proven(witness, graph, seed)
+    for compared in compared_numbers(model, graph, witness.inputs):
+        # what need not follow a width stays: with other numbers the forward might take another way
+        fewer = replace(graph, attributes=tuple(item for item in graph.attributes if item not in compared))
+        if witness.failure(fewer, _trials(fewer, seed)) is None:
+            graph = fewer
+            continue
+        for alike in architectures_alike(graph, compared):
+            reason = witness.failure(graph, [alike])
+            for name in [name for name in alike.widths if reason and alike.widths[name] < graph.full.widths[name]]:
+                graph = without(
+                    graph, name, f"its forward compares numbers that follow it; where they are equal, {reason}"
+                )
+    return graph
+
+
+def _proven(witness: _Witness, graph: Graph, seed: int) -> Graph:
+    """The graph without what fails."""
+    names = [*graph.full.widths, *graph.full.depths]
     if witness.failure(graph, _trials(graph, seed)) is None:
         return graph
     exact = witness.in_double()
@@ -307,7 +327,6 @@ def _difference(found: list[Tensor], wanted: list[Tensor]) -> str | None:
         if not error <= TOLERANCE:
             return f"differs from the masked one by {error:.1e}"
     return None
-
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

@@ -7,12 +7,15 @@ import torch
 from nets import images, perturbed
 from torch import nn
 
+from tas.architecture import Architecture
 from tas.errors import ModelError
 from tas.graph import Run
 from tas.nn.blocks import find_depths
 from tas.nn.capture import capture
 from tas.nn.grouping import build_graph
 from tas.nn.selfcheck import self_check, without
+from tas.nn.surgery import mask
+from tas.pipeline.derive import derive
 from tas.pipeline.trace import trace
 
 
@@ -203,3 +206,36 @@ def test_what_differs_by_rounding_alone_is_not_frozen():
 def test_what_does_not_run_in_double_is_judged_as_it_is():
     graph = trace(perturbed(Delicate(torch.float32)), images())
     assert "differs from the masked one" in " ".join(item.reason for item in graph.frozen)
+
+
+def test_numbers_that_are_compared_stay_where_nothing_needs_them():
+    model = perturbed(nets.Compares(), dtype=torch.double)
+    assert {(item.module, item.name) for item in by_rules_alone(nets.Compares()).attributes} == {
+        ("block", "dim"), ("block", "dim_out"),
+    }  # fmt: skip
+    graph = trace(model, images(dtype=torch.double))
+    assert graph.attributes == ()
+    assert graph.full.widths == {"first.0": 8, "block.conv.0": 12}
+    alike = Architecture({"first.0": 5, "block.conv.0": 5}, {})  # another way, were both numbers 5
+    inputs = images(dtype=torch.double)
+    assert torch.allclose(mask(model, graph, alike)(inputs), derive(model, graph, alike)(inputs), atol=1e-9)
+
+
+def test_numbers_that_are_compared_follow_where_a_forward_needs_them():
+    class Asserts(nets.Compares.Block):
+        def forward(self, x):
+            assert x.shape[1] == self.dim
+            return super().forward(x)
+
+    model = nets.Compares()
+    model.block.__class__ = Asserts
+    graph = trace(perturbed(model), images())
+    assert graph.full.widths == {}  # both at 5, it would not project
+    assert "compares numbers that follow it; where they are equal, the cut model differs" in graph.frozen[-1].reason
+
+    model = nets.Compares()
+    model.block = Asserts(8, 8)
+    model.head = nets.head(8)
+    graph = trace(perturbed(model), images())
+    assert [item.name for item in graph.attributes] == ["dim", "dim_out"]
+    assert graph.full.widths == {"first.0": 8}

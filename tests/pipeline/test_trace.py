@@ -178,6 +178,9 @@ EXPECTED = {  # widths by name, depths by name
     "split": ({"stem": 7, "stem:2": 5, "parts.0": 4, "parts.1": 6, "last": 8}, {}),
     "one and three dimensions": ({"volume": 8, "up": 10, "line": 6}, {}),
     "interleaved": ({"left": 6, "last": 8}, {}),
+    "rotary": ({"patches": 12, "blocks.0.attention.query": 3, "blocks.0.mlp.0": 10}, {}),
+    "asked table": ({"patches": 12, "blocks.0.attention.qkv": 3, "blocks.0.mlp.0": 10}, {}),
+    "cascaded": ({"stem": 10, "one": 6, "proj": 10}, {}),
 }  # fmt: skip
 
 

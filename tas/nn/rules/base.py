@@ -144,7 +144,10 @@ class Call:
         """
         name = weight.name if isinstance(weight, Constant) else None
         if name is None:
-            return self.module, PARAMETRISED if self.is_parametrised() else "its weight is computed in forward, not stored"
+            return (
+                self.module,
+                PARAMETRISED if self.is_parametrised() else "its weight is computed in forward, not stored",
+            )
         path, _, short = name.rpartition(".")
         if short != "weight" or not (path == self.module or path.startswith(f"{self.module}.") or not self.module):
             return self.module, f"its weight {name} belongs to another module"

@@ -131,8 +131,9 @@ class _SomeChannels(Opened):
             for dim, layout in enumerate(item.layouts)
             if layout is not None
         ]
-        self._layout, self._dim = layer.channels or layout_of(layer, "weight", 0), layer.channel_dim
-        assert self._layout is not None
+        layout = layer.channels or layout_of(layer, "weight", 0)
+        assert layout is not None
+        self._layout, self._dim = layout, layer.channel_dim
 
     def _kept(self, inputs: Tensor) -> Tensor:
         """Positions of the channels."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -86,9 +87,12 @@ class CompactLayer(Opened):
         self._numbers = numbers
 
     def __getattr__(self, name: str) -> Any:
-        """Tensors as they act now: a forward around it may read the weight of an embedding."""
-        is_cut = "_tensors" in vars(self) and name in self._tensors
-        return self._tensors.one(self.module, name) if is_cut else super().__getattr__(name)
+        """Tensors as they act now: a forward around it may read the weight of an embedding, or call a method."""
+        if "_tensors" in vars(self) and name in self._tensors:
+            return self._tensors.one(self.module, name)
+        value = super().__getattr__(name)
+        is_own = isinstance(value, MethodType) and value.__self__ is self.module
+        return MethodType(value.__func__, self) if is_own else value
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What the module gives, for active channels in and out."""

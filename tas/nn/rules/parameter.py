@@ -55,7 +55,10 @@ def learned(call: Call, constant: Constant, dim: int) -> Tensor:
 def _bind_one(call: Call, name: str, elements: Tensor, labels: Tensor, along: list[int]) -> str | None:
     if not name:
         meets = set(varying_dims(elements)) & set(along)
-        return "is combined with a tensor made in forward, which differs between channels" if meets else None
+        if not meets or meets == set(along):
+            return "is combined with a tensor made in forward, which differs between channels" if meets else None
+        call.labels.merge_along(labels, meets, call.module)  # rotary positions: the same for all heads
+        return None
     shape = call.tensor(name).shape
     coordinates = torch.unravel_index(elements, shape)
     meeting = {k: set(varying_dims(c)) & set(along) for k, c in enumerate(coordinates)}

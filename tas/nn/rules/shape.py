@@ -123,8 +123,12 @@ def movement(call: Call) -> Any:
     """Do to the labels what the operation does to the values."""
     if call.op == "cat":
         return _concatenation(call)
-    if call.op == "expand_as":
-        return elementwise(call)
+    if (
+        call.op == "expand_as"
+        and isinstance(call.arguments["self"], Tensor)
+        and not varying_dims(call.arguments["self"])
+    ):
+        return elementwise(call)  # one number for all channels of the other
     moved = _move(call)
     is_list = isinstance(moved, list | tuple)
     results = [expanded(result) for result in (moved if is_list else [moved])]
@@ -183,8 +187,9 @@ def _follows_numbers(call: Call, sizes: list[int], whole: int) -> bool:
 def _concatenation(call: Call) -> Any:
     """Over channels: one after the other. Over positions: all hold the same channels, a class token too."""
     items, shape = list(call.arguments["tensors"]), call.shape
-    items = [item for item in items if len(item.shape) == len(shape)]  # torch ignores empty vectors
     dim = call.arguments.get("dim", 0) % len(shape)
+    # torch ignores empty vectors; a part may have no positions, as before the tokens that turn
+    items = [item for item in items if len(item.shape) == len(shape) and item.shape[dim]]
     tensors = [item for item in items if isinstance(item, Tensor)]
     if (
         not tensors
@@ -331,7 +336,10 @@ _MOVEMENT = """
     swapaxes numpy_T pixel_shuffle pixel_unshuffle index repeat_interleave
     reshape_as view_as
 """
-_STATISTICS = "mean sum amax amin norm linalg_vector_norm std var std_mean var_mean logsumexp prod".split()
+_STATISTICS = (
+    "mean", "sum", "amax", "amin", "norm", "linalg_vector_norm", "std", "var", "std_mean", "var_mean", "logsumexp",
+    "prod",
+)  # fmt: skip
 _ALONG = "softmax log_softmax _softmax _log_softmax cumsum logcumsumexp sort topk"
 LABELS = (
     dict.fromkeys(_ELEMENTWISE.split(), elementwise)
