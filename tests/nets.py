@@ -729,6 +729,21 @@ class NoNorms(nn.Module):
         return self.head(self.makes(self.second(self.reads(self.first(x)))))
 
 
+class Recurrent(nn.Module):
+    """Columns of an image read one after the other, as in text recognition: both directions, two layers; then a GRU."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.tall = conv_bn(3, 8), nn.Conv2d(8, 6, (8, 1))
+        self.lines = nn.LSTM(6, 5, num_layers=2, bidirectional=True, batch_first=True)
+        self.mixed, self.again, self.head = nn.Linear(10, 7), nn.GRU(7, 4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = self.lines(self.tall(F.relu(self.conv(x))).squeeze(2).transpose(1, 2))
+        x, _ = self.again(self.mixed(x).relu().transpose(0, 1))
+        return self.head(x[-1])
+
+
 class Compares(nn.Module):
     """A block that projects its shortcut where two numbers that it keeps differ; it reads neither otherwise."""
 
@@ -799,6 +814,7 @@ PARTLY_FROZEN = {
     "own norms": OwnNorms,
     "averages that are no norms": NoNorms,
     "compared numbers": Compares,
+    "recurrent": Recurrent,
 }
 ALL = EXACT | PARTLY_FROZEN | TOKEN_NETS
 CUT_ALONE = {  # what is hard in them is traced and cut
