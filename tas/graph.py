@@ -105,11 +105,13 @@ class Width:
         name: path of the first layer that makes these channels.
         size: channels in the full model.
         layers: paths of all layers with an axis in it.
+        fewest: channels that must stay: 2 where a convolution standardises a weight that has one number for each.
     """
 
     name: str
     size: int
     layers: tuple[str, ...]
+    fewest: int = 1
 
 
 @dataclass(frozen=True)
@@ -257,9 +259,11 @@ class Graph:
                     f"the architecture does not belong to this graph: {what} {odd[0]!r} is in one and not in the other "
                     f"({len(odd)} such); trace the model it was made for, with the same options"
                 )
+            fewest = {width.name: width.fewest for width in self.widths}
             for name, size in given.items():
-                if not 1 <= size <= full[name]:
-                    raise ArchitectureError(f"{what} {name!r} keeps {size}; the model has 1 to {full[name]}")
+                if not fewest.get(name, 1) <= size <= full[name]:
+                    limits = f"{fewest.get(name, 1)} to {full[name]}"
+                    raise ArchitectureError(f"{what} {name!r} keeps {size}; the model has {limits}")
         return architecture
 
     def skipped(self, architecture: Architecture) -> tuple[str, ...]:
@@ -296,7 +300,7 @@ class Graph:
             if value.pop("format") > FORMAT:
                 raise ArchitectureError("this graph was written by a newer tas; upgrade, or trace the model again")
             return cls(
-                tuple(Width(v["name"], v["size"], tuple(v["layers"])) for v in value["widths"]),
+                tuple(Width(v["name"], v["size"], tuple(v["layers"]), v.get("fewest", 1)) for v in value["widths"]),
                 tuple(Depth(v["name"], tuple(v["blocks"]), v.get("returns", 0)) for v in value["depths"]),
                 tuple(_layer(v) for v in value["layers"]),
                 tuple(Frozen(**v) for v in value["frozen"]),

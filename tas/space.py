@@ -121,10 +121,10 @@ class SearchSpace:
         full, listed = graph.full, _lists(graph, config)
         shares = tuple(map(float, config.ratios))  # a ratio of 1 is all channels, not one
         widths = {
-            name: (size,)
+            width.name: (width.size,)
             if config.choose == "depth"
-            else _offered(listed.get(name, shares), size, *_grid(graph, name, config))
-            for name, size in full.widths.items()
+            else _offered(listed.get(width.name, shares), width.size, *_grid(graph, width.name, config), width.fewest)
+            for width in graph.widths
         }
         depths = {
             name: (blocks,)
@@ -198,14 +198,14 @@ def _is_size(size: Any) -> bool:
     return isinstance(size, float | str) and 0 < _share(size) <= 1
 
 
-def _offered(sizes: Sequence[Size], full: int, step: int = 1, least: int = 1) -> tuple[int, ...]:
-    """The candidates that sizes and shares stand for; shares become multiples of `step`, at least `least`."""
+def _offered(sizes: Sequence[Size], full: int, step: int = 1, least: int = 1, fewest: int = 1) -> tuple[int, ...]:
+    """The candidates that sizes and shares stand for, `fewest` or more; shares are multiples of `step` from `least`."""
     found = {full}
     for size in sizes:
         if not isinstance(size, int):
             nearest = int(_part(_share(size), full) / step + 0.5) * step
-            found.add(min(max(nearest, least), full))
-        elif size <= full:
+            found.add(min(max(nearest, least, fewest), full))
+        elif fewest <= size <= full:
             found.add(size)
     return tuple(sorted(found))
 

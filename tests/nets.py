@@ -729,6 +729,35 @@ class NoNorms(nn.Module):
         return self.head(self.makes(self.second(self.reads(self.first(x)))))
 
 
+class Standardised(nn.Conv2d):
+    """A convolution that standardises its weight, as of BiT; with a gain for every channel, as of an NFNet."""
+
+    def __init__(self, *sizes: int, **options):
+        super().__init__(*sizes, **options)
+        self.gain = nn.Parameter(torch.ones(self.out_channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, self.gain.view(-1), training=True).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class StandardisedNet(nn.Module):
+    """Such convolutions, plain, grouped and depthwise, before a batch norm, a group norm and none."""
+
+    def __init__(self, kernel: int = 3):
+        super().__init__()
+        options = {"kernel_size": kernel, "padding": kernel // 2}
+        self.first, self.norm = Standardised(3, 8, **options, bias=False), nn.BatchNorm2d(8)
+        self.second, self.group_norm = Standardised(8, 6, **options), nn.GroupNorm(1, 6)
+        self.each, self.third = Standardised(6, 6, 3, padding=1, groups=6), Standardised(6, 8, **options)
+        self.grouped, self.head = Standardised(8, 10, **options, groups=2), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.group_norm(self.second(self.norm(self.first(x)).relu())).relu()
+        return self.head(self.grouped(F.gelu(self.third(self.each(x)))))
+
+
 class Recurrent(nn.Module):
     """Columns of an image read one after the other, as in text recognition: both directions, two layers; then a GRU."""
 
@@ -815,6 +844,7 @@ PARTLY_FROZEN = {
     "averages that are no norms": NoNorms,
     "compared numbers": Compares,
     "recurrent": Recurrent,
+    "standardised": StandardisedNet,
 }
 ALL = EXACT | PARTLY_FROZEN | TOKEN_NETS
 CUT_ALONE = {  # what is hard in them is traced and cut

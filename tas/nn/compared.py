@@ -5,12 +5,11 @@ A block that projects its shortcut `if self.dim != self.dim_out` would not do so
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from tas.architecture import Architecture
 from tas.graph import Attribute, Graph
 from tas.nn.surgery import shared_copy
 
@@ -30,19 +29,6 @@ def compared_numbers(model: nn.Module, graph: Graph, example: Sequence[Tensor]) 
         if (kind, item.name) in seen:
             found[kind].append(item)
     return list(found.values())
-
-
-def architectures_alike(graph: Graph, compared: Sequence[Attribute]) -> Iterator[Architecture]:
-    """For every module that compares numbers of several widths, an architecture in which those are equal."""
-    by_module: dict[str, set[str]] = {}
-    for item in compared:
-        is_one = item.count.constant == 0 and [times for _, times in item.count.widths] == [1]
-        by_module.setdefault(item.module, set()).update(name for name, _ in item.count.widths if is_one)
-    full = graph.full
-    for names in by_module.values():
-        sizes = {full.widths[name] for name in names}
-        if len(sizes) > 1:
-            yield Architecture({**full.widths, **dict.fromkeys(names, max(1, min(sizes) // 2))}, full.depths)
 
 
 class _Watched(int):

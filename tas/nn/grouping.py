@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
+from math import prod
 
 import numpy as np
-import torch
 from torch import nn
 
-from tas.cost import Count, Gate
+from tas.cost import Gate
 from tas.graph import (
-    Attribute,
     Depth,
     Exit,
     Frozen,
@@ -21,15 +19,13 @@ from tas.graph import (
     Parameter,
     Shortcut,
     Width,
-    count_of,
     whole_width,
 )  # fmt: skip
-from tas.layout import Place, runs_of
+from tas.layout import Place
 from tas.nn.capture import Captured, unseen_layers
-from tas.nn.labels import TIED, Echo, Stage, along, condense, varying_dims
+from tas.nn.labels import TIED, Stage
+from tas.nn.numbers import count_at, find_attributes, layout_at
 from tas.nn.rules import KINDS, Draft
-
-OF_ONE_HEAD = re.compile("^(?!all|total).*head.*(dim|size|width|channels)|(dim|size|width).*head|^d_(head|k|v|kv)$")
 
 
 def build_graph(
@@ -49,14 +45,15 @@ def build_graph(
         for path in _layer_order(model, captured)
     )
     members = _members(layers)
+    fewest = _fewest(layers)
     found = tuple(
-        Width(name, size, tuple(members[name]))
+        Width(name, size, tuple(members[name]), fewest.get(name, 1))
         for name, size in widths.items()
         if name not in {item.name for item in exits}
     )
     tied = [Frozen(path, reason, path) for path, reason in captured.labels.tied.items()]
     frozen = (*_frozen(captured, roots, reasons, places), *_unseen(model, captured), *tied)
-    attributes = _attributes(model, captured, {layer.name: layer.kind for layer in layers}, roots, places)
+    attributes = find_attributes(model, captured, {layer.name: layer.kind for layer in layers}, roots, places)
     return Graph(found, depths, layers, frozen, input_shapes, attributes, shortcuts, exits)
 
 
@@ -86,7 +83,7 @@ def tie_unclear(captured: Captured) -> None:
 
 def _end(roots: np.ndarray, places: dict[int, Place], widths: dict[str, int]) -> str | None:
     """The width that these channels are, all of it and in order; None if they are never cut, empty for all else."""
-    layout = _layout(roots, places)
+    layout = layout_at(roots, places)
     if layout is None:
         return None
     whole = whole_width(layout)
@@ -134,47 +131,6 @@ def _shortcuts(
 
 def _gate(path: str, gates: dict[str, Gate]) -> Gate | None:
     return next((gate for block, gate in gates.items() if path == block or path.startswith(block + ".")), None)
-
-
-def _attributes(
-    model: nn.Module, captured: Captured, kinds: dict[str, str], roots: np.ndarray, places: dict[int, Place]
-) -> tuple[Attribute, ...]:
-    """Numbers on modules that equal the size of an axis they give in numbers: they are taken to follow it.
-
-    A guess, such as `num_heads`; the self-check has the last word. Layers with a rule know their own numbers. Where
-    another axis has the same size, as with as many heads as channels in each, `head_dim` is not taken for their number.
-    """
-    found: dict[tuple[str, str, int | None], tuple[Attribute, torch.Tensor]] = {}
-    classes = torch.as_tensor(roots)
-    for path, labels, part in captured.numbers:
-        if kinds.get(path, "other") not in ("other", "own_norm"):
-            continue
-        values = _whole_numbers(model.get_submodule(path))
-        for dim in varying_dims(labels) if set(values.values()) & set(labels.shape) else ():
-            vector = along(labels, dim)
-            if labels.shape[dim] not in values.values() or dim not in varying_dims(classes[condense(labels)]):
-                continue
-            count, is_alone = _count(roots[vector.numpy()], places), list(labels.shape).count(len(vector)) == 1
-            for (name, place), value in values.items() if count.widths else ():
-                if not is_alone and OF_ONE_HEAD.search(name):
-                    continue
-                held = getattr(model.get_submodule(path), name)
-                is_shape = place is not None and (len(held) == 1 or (place == dim and held == tuple(labels.shape)))
-                if value == len(vector) and (place in (None, part) or is_shape):
-                    attribute = Attribute(path, name, count, place)
-                    first, labels_of_first = found.setdefault((path, name, place), (attribute, vector))
-                    if first != attribute:  # one number for two widths
-                        captured.labels.echoes.append(Echo(path, vector, labels_of_first))
-    return tuple(attribute for attribute, _ in found.values())
-
-
-def _whole_numbers(module: nn.Module) -> dict[tuple[str, int | None], int]:
-    """Whole numbers that a module keeps, by attribute and place in it."""
-    found: dict[tuple[str, int | None], int] = {}
-    for name, value in vars(module).items():
-        items = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
-        found |= {(name, place): item for place, item in items if type(item) is int}
-    return found
 
 
 def _frozen_roots(captured: Captured, roots: np.ndarray) -> dict[int, tuple[str, str]]:
@@ -234,13 +190,9 @@ def _layouts(captured: Captured, roots: np.ndarray, places: dict[int, Place]) ->
         vector = roots[labels]
         key = vector.tobytes()
         if key not in known:
-            known[key] = _layout(vector, places)
+            known[key] = layout_at(vector, places)
         layouts[axis] = known[key]
     return layouts
-
-
-def _layout(roots: np.ndarray, places: dict[int, Place]) -> Layout | None:
-    return runs_of([places.get(root) for root in roots.tolist()])
 
 
 def _layer_order(model: nn.Module, captured: Captured) -> list[str]:
@@ -271,17 +223,12 @@ def _layer(
     products = []
     for times, factors in draft.products if draft else ():
         vectors = [roots[factor.numpy()] for factor in factors]
-        products.append((times, tuple(_count(vector, places) for vector in vectors)))
+        products.append((times, tuple(count_at(vector, places) for vector in vectors)))
     gate = _gate(path, gates)
     kind = draft.kind if draft else "other"
     mixed_by, dim = _mixed_by(path, kind, captured, layouts), draft.channel_dim if draft else 1
-    channels = None if draft is None or draft.channels is None else _layout(roots[draft.channels.numpy()], places)
+    channels = None if draft is None or draft.channels is None else layout_at(roots[draft.channels.numpy()], places)
     return Layer(path, kind, tuple(parameters), tuple(products), gate, mixed_by, dim, channels)
-
-
-def _count(vector: np.ndarray, places: dict[int, Place]) -> Count:
-    layout = _layout(vector, places)
-    return Count(len(vector)) if layout is None else count_of(layout)
 
 
 def _mixed_by(path: str, kind: str, captured: Captured, layouts: dict[tuple[str, int], Layout | None]) -> str | None:
@@ -313,6 +260,16 @@ def _makes_width(path: str, captured: Captured, layouts: dict[tuple[str, int], L
         if whole is not None:
             return whole.repeat
     return 0
+
+
+def _fewest(layers: tuple[Layer, ...]) -> dict[str, int]:
+    """Widths of which a layer needs two: a weight that is standardised must not be a single number."""
+    fewest = {}
+    for layer in layers:
+        for item in layer.parameters if layer.kind == "own_convolution" else ():
+            if item.name.endswith("weight") and (reads := whole_width(item.layouts[1])) and prod(item.shape[2:]) == 1:
+                fewest[reads.width] = 2
+    return fewest
 
 
 def _members(layers: tuple[Layer, ...]) -> dict[str, list[str]]:

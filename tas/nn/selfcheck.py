@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +13,8 @@ from torch import Tensor, nn
 from tas.architecture import Architecture
 from tas.errors import ModelError, first_line
 from tas.graph import Graph
-from tas.nn.compared import architectures_alike, compared_numbers
+from tas.nn.compared import compared_numbers
+from tas.nn.cuts import architectures_alike, architectures_to_try, cut_only
 from tas.nn.freeze import without
 from tas.nn.supernet import Supernet
 from tas.nn.surgery import cut, fresh_copy, mask, shared_copy
@@ -26,7 +25,7 @@ Execution = Literal["dense", "compact"]  # of the supernet
 EXECUTIONS: tuple[Execution, ...] = ("dense", "compact")
 _LARGE = 100_000  # weights
 _WEAK = 0.5  # standard deviation of what a layer makes of inputs of one; torch's linear layers begin at 0.58
-_GIANT = 10_000_000_000  # macs
+_ROUNDS = 3  # of looking for what fails in a trial of many sizes
 
 
 def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: int = 0) -> Graph:
@@ -52,7 +51,7 @@ def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: 
     for compared in compared_numbers(model, graph, witness.inputs):
         # what need not follow a width stays: with other numbers the forward might take another way
         fewer = replace(graph, attributes=tuple(item for item in graph.attributes if item not in compared))
-        if witness.failure(fewer, _trials(fewer, seed)) is None:
+        if witness.failure(fewer, architectures_to_try(fewer, seed)) is None:
             graph = fewer
             continue
         for alike in architectures_alike(graph, compared):
@@ -67,33 +66,50 @@ def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: 
 def _proven(witness: _Witness, graph: Graph, seed: int) -> Graph:
     """The graph without what fails."""
     names = [*graph.full.widths, *graph.full.depths]
-    if witness.failure(graph, _trials(graph, seed)) is None:
+    if witness.failure(graph, architectures_to_try(graph, seed)) is None:
         return graph
     exact = witness.in_double()
     if exact is not None:  # rounding is no fault of the graph
         witness = exact
-        if witness.failure(graph, _trials(graph, seed)) is None:
+        if witness.failure(graph, architectures_to_try(graph, seed)) is None:
             return graph
     for name, reason in _failing(witness, graph, names).items():
         graph = without(graph, name, reason)
-    if witness.failure(graph, _trials(graph, seed)) is None:
+    if witness.failure(graph, architectures_to_try(graph, seed)) is None:
         return graph
+    graph = _cut_one_by_one(witness, graph, cut_only(graph, set(names)), "cut together with other groups")
+    for _ in range(_ROUNDS):
+        failed = next(
+            (trial for trial in architectures_to_try(graph, seed) if witness.failure(graph, [trial], EXECUTIONS)), None
+        )
+        if failed is None:
+            return graph
+        graph = _cut_one_by_one(witness, graph, failed, "cut to some sizes")
+    reason = witness.failure(graph, architectures_to_try(graph, seed))
+    if reason is not None:  # nothing can be promised
+        graph = _without_all(graph, [*graph.full.widths, *graph.full.depths], f"cut to some sizes, {reason}")
+    return graph
+
+
+def _cut_one_by_one(witness: _Witness, graph: Graph, trial: Architecture, how: str) -> Graph:
+    """The graph without the groups with which it fails when all are cut to the sizes of a trial, one after another."""
     cut_so_far: set[str] = set()
     for name in [*graph.full.widths, *graph.full.depths]:
-        reason = witness.failure(graph, [_cut_only(graph, {*cut_so_far, name})], EXECUTIONS)
+        parts = [
+            {key: given[key] if key in {*cut_so_far, name} else size for key, size in full.items()}
+            for given, full in ((trial.widths, graph.full.widths), (trial.depths, graph.full.depths))
+        ]
+        reason = witness.failure(graph, [Architecture(*parts)], EXECUTIONS)
         if reason is None:
             cut_so_far.add(name)
         else:
-            graph = without(graph, name, f"cut together with other groups, {reason}")
-    reason = witness.failure(graph, _trials(graph, seed))
-    if reason is not None:  # nothing can be promised
-        graph = _without_all(graph, sorted(cut_so_far), f"cut to some sizes, {reason}")
+            graph = without(graph, name, f"{how}, {reason}")
     return graph
 
 
 def _failing(witness: _Witness, graph: Graph, names: Sequence[str]) -> dict[str, str]:
     """Reason by name of every group that fails when cut alone; halves that pass are not looked into."""
-    reason = witness.failure(graph, [_cut_only(graph, set(names))], EXECUTIONS) if names else None
+    reason = witness.failure(graph, [cut_only(graph, set(names))], EXECUTIONS) if names else None
     if reason is None:
         return {}
     if len(names) == 1:
@@ -106,49 +122,6 @@ def _without_all(graph: Graph, names: Sequence[str], reason: str) -> Graph:
     for name in names:
         graph = without(graph, name, reason)
     return graph
-
-
-def _trials(graph: Graph, seed: int) -> list[Architecture]:
-    """A small architecture, and some that cut widths of one size to different sizes: a forward may mix them up.
-
-    Those keep every block: what a dropped block does wrong is not seen. Where stages of free blocks hand on the width
-    of the last one that is kept, one more drops some.
-    """
-    draw, full = random.Random(seed), graph.full
-    counts = Counter(full.widths.values())
-    # where there are more widths of a size than sizes to draw, two of them may get the same by chance; a giant, whose
-    # trials take long, has so many channels that the streams differ
-    has_many = any(count > len(_sizes(size)) for size, count in counts.items())
-    repeats = 3 if has_many and graph.macs() < _GIANT else 1
-    third = Architecture(
-        {name: max(1, size * 3 // 10) for name, size in full.widths.items()}, dict.fromkeys(full.depths, 1)
-    )
-    mixed = [_mixed(full, draw) for _ in range(repeats)]
-    if graph.exits:
-        fewer = {name: draw.randint(1, size) for name, size in full.depths.items()}
-        mixed.append(Architecture(_mixed(full, draw).widths, fewer))
-    return [third, *mixed]
-
-
-def _sizes(size: int) -> range:
-    """What a width of many channels is cut to is small: the trial is cheap."""
-    return range(1, max(2, size if size <= 16 else size // 2 + 1))
-
-
-def _mixed(full: Architecture, draw: random.Random) -> Architecture:
-    left: dict[int, list[int]] = {}
-    widths: dict[str, int] = {}
-    for name, size in full.widths.items():
-        if not left.get(size):
-            left[size] = draw.sample(_sizes(size), len(_sizes(size)))
-        widths[name] = left[size].pop()
-    return Architecture(widths, full.depths)
-
-
-def _cut_only(graph: Graph, names: set[str]) -> Architecture:
-    full = graph.full
-    widths = {name: max(1, size * 3 // 10) if name in names else size for name, size in full.widths.items()}
-    return Architecture(widths, {name: 1 if name in names else size for name, size in full.depths.items()})
 
 
 def _perturbed(model: nn.Module, generator: torch.Generator) -> nn.Module:

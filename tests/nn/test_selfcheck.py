@@ -239,3 +239,21 @@ def test_numbers_that_are_compared_follow_where_a_forward_needs_them():
     graph = trace(perturbed(model), images())
     assert [item.name for item in graph.attributes] == ["dim", "dim_out"]
     assert graph.full.widths == {"first.0": 8}
+
+
+def test_of_what_fails_at_some_sizes_only_the_culprit_is_frozen():
+    class Picky(nets.Plain):
+        def forward(self, x):
+            x = self.first(x).relu()
+            assert x.shape[1] > 2  # what three tenths of 12 pass
+            return self.head(self.second(x).relu())
+
+    model = Picky()
+    model.first, model.second = nets.conv_bn(3, 12), nets.conv_bn(12, 20)
+    model.head = nets.head(20)
+    graphs = [self_check(perturbed(model), by_rules_alone(model), [images()], seed) for seed in range(8)]
+    found = [set(graph.full.widths) for graph in graphs]
+    assert {"second.0"} in found  # where a trial has one or two of the first
+    assert all("second.0" in widths for widths in found)
+    (reason,) = {item.reason for graph in graphs for item in graph.frozen if item.axis == "first.0.weight[0]"}
+    assert reason.startswith("cut to some sizes, the cut model fails")

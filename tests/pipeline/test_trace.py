@@ -1,5 +1,6 @@
 import copy
 import random
+from dataclasses import replace
 from functools import partial
 
 import nets
@@ -13,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 
-from tas.errors import ModelError
+from tas.errors import ArchitectureError, ModelError
+from tas.graph import Graph
 from tas.nn.surgery import mask
 from tas.pipeline.derive import derive
 from tas.pipeline.trace import trace
@@ -137,6 +139,7 @@ EXPECTED = {  # widths by name, depths by name
     "layer norm": ({"conv.0": 8}, {}),
     "reads a weight": ({}, {}),
     "various": ({"first.0": 8, "second.0": 6}, {}),
+    "standardised": ({"first": 8, "second": 6, "third": 4, "grouped": 5}, {}),
     "recurrent": ({"conv.0": 8, "tall": 6, "mixed": 7}, {}),
     "own norms": ({"first": 8, "second": 10, "third": 6}, {}),
     "averages that are no norms": ({"reads.layer": 8, "second.0": 12}, {}),
@@ -235,6 +238,19 @@ def test_what_has_no_rule_is_frozen_with_the_reason(name):
     axes = (f"{layer}.weight[0]", f"{layer}.in_proj_weight[0]")
     reasons = [item.reason for item in graph.frozen if item.axis in axes]
     assert any(reason in found for found in reasons), reasons
+
+
+def test_a_weight_that_is_standardised_keeps_two_numbers():
+    model = perturbed(nets.StandardisedNet(kernel=1))
+    graph = trace(model, images())
+    fewest = {width.name: width.fewest for width in graph.widths}
+    assert fewest == {"first": 2, "second": 2, "third": 2, "grouped": 1}
+    space = SearchSpace.of(graph, candidates={"*": [1, 2, 0.1]})
+    assert {name: sizes[0] for name, sizes in space.widths.items()} == {**fewest, "grouped": 1}
+    derive(model, graph, space.smallest)(images())
+    with pytest.raises(ArchitectureError, match="'first' keeps 1; the model has 2 to 8"):
+        derive(model, graph, replace(space.smallest, widths={**space.smallest.widths, "first": 1}))
+    assert Graph.from_json(graph.to_json()) == graph
 
 
 def test_a_weight_that_is_a_product_of_parameters_is_parametrised_and_not_unused():

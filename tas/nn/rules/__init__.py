@@ -1,16 +1,24 @@
 """Per kind of layer: how labels pass, what it costs, how it is cut, how it is opened. One home for each."""
 
-from tas.nn.rules import attention, channel_norm, normalization, parameter, projection, recurrent, shape, shortcut
+from tas.nn.rules import (
+    attention,
+    channel_norm,
+    normalization,
+    own_projection,
+    parameter,
+    projection,
+    recurrent,
+    shape,
+    shortcut,
+)  # fmt: skip
 from tas.nn.rules.base import Call, Constant, Draft, Kind, LabelRule, positions_in
 
 _HOMES = (shape, parameter, projection, attention, normalization, channel_norm, recurrent)
 LABELS: dict[str, LabelRule] = {op: rule for home in _HOMES for op, rule in home.LABELS.items()}
-KINDS: dict[str, Kind] = {
-    name: kind
-    for home in _HOMES[1:]
-    for name, kind in home.KINDS.items()
-}
-WITH_WEIGHTS = {**projection.LABELS, **attention.LABELS, **recurrent.LABELS}  # these give channels even where they read a constant
+KINDS: dict[str, Kind] = {name: kind for home in (*_HOMES[1:], own_projection) for name, kind in home.KINDS.items()}
+WITH_WEIGHTS = {  # these give channels even where they read a constant
+    **projection.LABELS, **attention.LABELS, **recurrent.LABELS,
+}  # fmt: skip
 
 
 without_labels, refuse_what_is_no_norm = shape.without_labels, channel_norm.refuse_what_is_no_norm

@@ -36,7 +36,8 @@ def convolution(call: Call) -> Any:
     kernel = prod(weight.shape[2:])
     positions = prod(inputs.shape if is_transposed else call.shape) * kernel // call.batch
     path, problem = call.owner(weight, CONVOLUTIONS[call.op])
-    problem = problem or _odd_call(call, inputs, weight, is_transposed)
+    is_own = problem is not None and not is_transposed and _computes_its_weight(call, weight, CONVOLUTIONS[call.op])
+    problem = _odd_call(call, inputs, weight, is_transposed) or (None if is_own else problem)
     if problem:
         return _refused(call, problem, positions * weight.shape[1])
     reads = call.labels.channel_vector(inputs, 1)
@@ -52,8 +53,16 @@ def convolution(call: Call) -> Any:
     if is_transposed:
         draft = call.draft("transposed", path)
         return _connected(call, draft, positions, (makes, reads), {"weight": (1, makes)}, {"weight": (0, reads)})
-    draft, reads = call.draft("convolution", path), reads[:per_group]
+    draft, reads = call.draft("own_convolution" if is_own else "convolution", path), reads[:per_group]
     return _connected(call, draft, positions, (makes, reads), {"weight": (0, makes)}, {"weight": (1, reads)})
+
+
+def _computes_its_weight(call: Call, weight: Any, kind: type[nn.Module]) -> bool:
+    """Whether the module computes the weight from one of that shape that it stores, as standardised convolutions do."""
+    owner = call.model.get_submodule(call.module)
+    stored = owner._parameters.get("weight") if type(owner) is not kind and isinstance(owner, kind) else None
+    is_computed = isinstance(weight, Constant) and weight.name is None and not call.is_parametrised()
+    return is_computed and stored is not None and tuple(stored.shape) == weight.shape
 
 
 def _odd_call(call: Call, inputs: Tensor, weight: Constant, is_transposed: bool) -> str | None:
@@ -113,12 +122,20 @@ def _connected(
     draft.products.append((positions, factors))
     weight, bias = call.arguments["weight"], call.arguments.get("bias")
     for dim, labels in (*makes.values(), *(reads or {}).values()):
-        call.labels.attach(weight.name, dim, labels)
+        call.labels.attach(weight.name or f"{call.module}.weight", dim, labels)
     ((_, made),) = makes.values()
+    if weight.name is None:  # the module computes it, perhaps with a gain for every channel
+        _attach_vectors(call, made)
     stored = bias.stored_name() if isinstance(bias, Constant) else None
     if stored is not None:
         call.labels.attach(stored, 0, made)
     return spread(made, channel_dim, call.shape)
+
+
+def _attach_vectors(call: Call, made: Tensor) -> None:
+    for name, parameter in call.model.get_submodule(call.module).named_parameters(recurse=False):
+        if name not in ("weight", "bias") and parameter.numel() == len(made) == max(parameter.shape):
+            call.labels.attach(f"{call.module}.{name}", list(parameter.shape).index(len(made)), made)
 
 
 def _refused(call: Call, reason: str, cost: int) -> Any:

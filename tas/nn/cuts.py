@@ -1,0 +1,73 @@
+"""Architectures with which the self-check tries a graph."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from tas.architecture import Architecture
+from tas.graph import Attribute, Graph
+
+_GIANT = 10_000_000_000  # macs
+
+
+def architectures_to_try(graph: Graph, seed: int) -> list[Architecture]:
+    """A small architecture, and some that cut widths of one size to different sizes: a forward may mix them up.
+
+    Those keep every block: what a dropped block does wrong is not seen. Where stages of free blocks hand on the width
+    of the last one that is kept, one more drops some.
+    """
+    draw, full = random.Random(seed), graph.full
+    counts = Counter(full.widths.values())
+    # where there are more widths of a size than sizes to draw, two of them may get the same by chance; a giant, whose
+    # trials take long, has so many channels that the streams differ
+    has_many = any(count > len(_sizes(size)) for size, count in counts.items())
+    repeats = 3 if has_many and graph.macs() < _GIANT else 1
+    third = Architecture(
+        {width.name: max(width.fewest, width.size * 3 // 10) for width in graph.widths}, dict.fromkeys(full.depths, 1)
+    )
+    mixed = [_mixed(graph, draw) for _ in range(repeats)]
+    if graph.exits:
+        fewer = {name: draw.randint(1, size) for name, size in full.depths.items()}
+        mixed.append(Architecture(_mixed(graph, draw).widths, fewer))
+    return [third, *mixed]
+
+
+def _sizes(size: int) -> range:
+    """What a width of many channels is cut to is small: the trial is cheap."""
+    return range(1, max(2, size if size <= 16 else size // 2 + 1))
+
+
+def _mixed(graph: Graph, draw: random.Random) -> Architecture:
+    left: dict[int, list[int]] = {}
+    widths: dict[str, int] = {}
+    for width in graph.widths:
+        size = width.size
+        if not left.get(size):
+            left[size] = draw.sample(_sizes(size), len(_sizes(size)))
+        widths[width.name] = max(width.fewest, left[size].pop())
+    return Architecture(widths, graph.full.depths)
+
+
+def cut_only(graph: Graph, names: set[str]) -> Architecture:
+    """Three tenths of these widths, the first block of these depths, all of the others."""
+    full = graph.full
+    widths = {
+        width.name: max(width.fewest, width.size * 3 // 10) if width.name in names else width.size
+        for width in graph.widths
+    }
+    return Architecture(widths, {name: 1 if name in names else size for name, size in full.depths.items()})
+
+
+def architectures_alike(graph: Graph, compared: Sequence[Attribute]) -> Iterator[Architecture]:
+    """For every module that compares numbers of several widths, an architecture in which those are equal."""
+    by_module: dict[str, set[str]] = {}
+    for item in compared:
+        is_one = item.count.constant == 0 and [times for _, times in item.count.widths] == [1]
+        by_module.setdefault(item.module, set()).update(name for name, _ in item.count.widths if is_one)
+    full = graph.full
+    for names in by_module.values():
+        sizes = {full.widths[name] for name in names}
+        if len(sizes) > 1:
+            yield Architecture({**full.widths, **dict.fromkeys(names, max(1, min(sizes) // 2))}, full.depths)

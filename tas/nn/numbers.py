@@ -1,0 +1,69 @@
+"""Numbers that modules keep beside their parameters and that follow the widths."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import torch
+from torch import nn
+
+from tas.cost import Count
+from tas.graph import Attribute, Layout, count_of
+from tas.layout import Place, runs_of
+from tas.nn.capture import Captured
+from tas.nn.labels import Echo, along, condense, varying_dims
+
+OF_ONE_HEAD = re.compile("^(?!all|total).*head.*(dim|size|width|channels)|(dim|size|width).*head|^d_(head|k|v|kv)$")
+
+
+def find_attributes(
+    model: nn.Module, captured: Captured, kinds: dict[str, str], roots: np.ndarray, places: dict[int, Place]
+) -> tuple[Attribute, ...]:
+    """Numbers on modules that equal the size of an axis they give in numbers: they are taken to follow it.
+
+    A guess, such as `num_heads`; the self-check has the last word. Layers with a rule know their own numbers. Where
+    another axis has the same size, as with as many heads as channels in each, `head_dim` is not taken for their number.
+    """
+    found: dict[tuple[str, str, int | None], tuple[Attribute, torch.Tensor]] = {}
+    classes = torch.as_tensor(roots)
+    for path, labels, part in captured.numbers:
+        if kinds.get(path, "other") not in ("other", "own_norm"):
+            continue
+        values = _whole_numbers(model.get_submodule(path))
+        for dim in varying_dims(labels) if set(values.values()) & set(labels.shape) else ():
+            vector = along(labels, dim)
+            if labels.shape[dim] not in values.values() or dim not in varying_dims(classes[condense(labels)]):
+                continue
+            count, is_alone = count_at(roots[vector.numpy()], places), list(labels.shape).count(len(vector)) == 1
+            for (name, place), value in values.items() if count.widths else ():
+                if not is_alone and OF_ONE_HEAD.search(name):
+                    continue
+                held = getattr(model.get_submodule(path), name)
+                is_shape = place is not None and (len(held) == 1 or (place == dim and held == tuple(labels.shape)))
+                if value == len(vector) and (place in (None, part) or is_shape):
+                    attribute = Attribute(path, name, count, place)
+                    first, labels_of_first = found.setdefault((path, name, place), (attribute, vector))
+                    if first != attribute:  # one number for two widths
+                        captured.labels.echoes.append(Echo(path, vector, labels_of_first))
+    return tuple(attribute for attribute, _ in found.values())
+
+
+def _whole_numbers(module: nn.Module) -> dict[tuple[str, int | None], int]:
+    """Whole numbers that a module keeps, by attribute and place in it."""
+    found: dict[tuple[str, int | None], int] = {}
+    for name, value in vars(module).items():
+        items = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
+        found |= {(name, place): item for place, item in items if type(item) is int}
+    return found
+
+
+def layout_at(roots: np.ndarray, places: dict[int, Place]) -> Layout | None:
+    """What stands on an axis with these classes; None where nothing is cut."""
+    return runs_of([places.get(root) for root in roots.tolist()])
+
+
+def count_at(roots: np.ndarray, places: dict[int, Place]) -> Count:
+    """How many positions such an axis has."""
+    layout = layout_at(roots, places)
+    return Count(len(roots)) if layout is None else count_of(layout)
