@@ -386,6 +386,44 @@ class Asks(nn.Module):
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
+class JoinedBias(Attention):
+    """Biases of queries, keys and values stored apart, those of keys zero, as in BEiT."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__(channels, heads)
+        self.qkv.bias = None
+        self.query, self.value = (nn.Parameter(0.3 * torch.randn(channels)) for _ in range(2))
+        self.register_buffer("key", torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = F.linear(x, self.qkv.weight, torch.cat([self.query, self.key, self.value]))
+        q, k, v = qkv.view(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Lent(nn.Module):
+    """A block that is lent a layer which all blocks share, as in CoaT."""
+
+    def __init__(self, shared: nn.Module, channels: int):
+        super().__init__()
+        self.shared, self.layer = shared, nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(self.shared(x)).relu()
+
+
+class Lends(nn.Module):
+    """Blocks that share a depthwise convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.shared = nn.Conv2d(3, 10, 4, stride=4), nn.Conv2d(10, 10, 3, padding=1, groups=10)
+        self.blocks, self.head = nn.Sequential(Lent(self.shared, 10), Lent(self.shared, 10)), nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
 class Cascaded(nn.Module):
     """One number tells two layers apart into parts, and one of the parts is a width of its own."""
 
@@ -455,4 +493,6 @@ TOKEN_NETS = {
     "rotary": lambda: Tokens(Turned(12, 3)),
     "asked table": lambda: Tokens(Asks(12, 3, 5)),
     "cascaded": Cascaded,
+    "joined bias": lambda: Tokens(JoinedBias(12, 3)),
+    "lent": Lends,
 }

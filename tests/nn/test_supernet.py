@@ -389,7 +389,9 @@ def test_weights_can_start_anew_in_every_net(name):
     for (path, parameter), twin, old in zip(
         one.model.named_parameters(), other.weights(), Supernet(model, graph, space).weights(), strict=True
     ):
-        if re.search(r"\b(token|position|query|scale|table|gamma|gain|scales\..*|shifts\..*)$|\.parametrizations\.", path):
+        if re.search(
+            r"\b(token|position|query|scale|table|gamma|gain|scales\..*|shifts\..*)$|\.parametrizations\.", path
+        ):
             continue  # nobody knows how these start
         assert torch.equal(parameter, twin)
         assert parameter.dim() == 1 or not torch.equal(parameter, old)

@@ -186,6 +186,8 @@ EXPECTED = {  # widths by name, depths by name
     "interleaved": ({"left": 6, "last": 8}, {}),
     "rotary": ({"patches": 12, "blocks.0.attention.query": 3, "blocks.0.mlp.0": 10}, {}),
     "asked table": ({"patches": 12, "blocks.0.attention.qkv": 3, "blocks.0.mlp.0": 10}, {}),
+    "joined bias": ({"patches": 12, "blocks.0.attention.qkv": 3, "blocks.0.mlp.0": 10}, {}),
+    "lent": ({"stem": 10}, {}),
     "cascaded": ({"stem": 10, "one": 6, "proj": 10}, {}),
 }  # fmt: skip
 
@@ -201,7 +203,7 @@ REASONS = {
     "unknown operation": ("conv.0", "passes the operation cummax, which has no rule"),
     "input added": ("back.0", "is combined with values that are not channels"),
     "spatial attention": ("gate", "one channel acts on many (it is broadcast over channels)"),
-    "subclassed": ("own", "its weight is computed in forward, not stored"),
+    "subclassed": ("own", "the cut model differs from the masked one by"),
     "functional norms": ("first.0", "is normalised by the model, which has no weights that could follow a cut"),
     "parametrised": ("spectral", "its weight is parametrised; torch.nn.utils.parametrize.remove_parametrizations"),
     "einsum attention": ("blocks.0.attention.query", "einsum sums over it; of attention, only whole heads are cut"),

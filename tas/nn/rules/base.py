@@ -26,12 +26,14 @@ class Constant:
         elements: gives the tensors it was computed from, each as (name, which of its elements stands at every
             position); the name is empty where nothing is known but the shape.
         value: gives the tensor itself.
+        joined: vectors that it was joined of, one after the other, as the biases of queries, keys and values.
     """
 
     name: str | None
     shape: tuple[int, ...]
     elements: Callable[[], list[tuple[str, Tensor]]]
     value: Callable[[], Any]
+    joined: tuple[Constant, ...] = ()
 
     def stored_name(self) -> str | None:
         """Name of the parameter whose elements these are, in their order; a clone has one too."""
@@ -149,7 +151,10 @@ class Call:
                 PARAMETRISED if self.is_parametrised() else "its weight is computed in forward, not stored",
             )
         path, _, short = name.rpartition(".")
-        if short != "weight" or not (path == self.module or path.startswith(f"{self.module}.") or not self.module):
+        is_mine = f"{path}.".startswith(f"{self.module}.") or not self.module
+        if short != "weight" or not (
+            is_mine or self.model.get_submodule(path) is self.model.get_submodule(self.module)
+        ):
             return self.module, f"its weight {name} belongs to another module"
         owner = self.model.get_submodule(path)
         if not isinstance(owner, kind):

@@ -126,9 +126,12 @@ def _connected(
     ((_, made),) = makes.values()
     if weight.name is None:  # the module computes it, perhaps with a gain for every channel
         _attach_vectors(call, made)
-    stored = bias.stored_name() if isinstance(bias, Constant) else None
-    if stored is not None:
-        call.labels.attach(stored, 0, made)
+    start = 0
+    for part in (bias.joined or (bias,)) if isinstance(bias, Constant) else ():
+        stored, end = part.stored_name(), start + part.shape[0]
+        if stored is not None:
+            call.labels.attach(stored, 0, made[start:end])
+        start = end
     return spread(made, channel_dim, call.shape)
 
 

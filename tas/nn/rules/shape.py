@@ -288,7 +288,8 @@ def without_labels(call: Call, value: Callable[[], Any]) -> list[Constant]:
     def of(place: int) -> Callable[[], list[tuple[str, Tensor]]]:
         return lambda: traced()[place]
 
-    return [Constant(None, shape, of(place), _picked(value, place)) for place, shape in enumerate(call.shapes)]
+    joined = tuple(sources) if call.op == "cat" and len(call.shapes[0]) == 1 else ()
+    return [Constant(None, shape, of(place), _picked(value, place), joined) for place, shape in enumerate(call.shapes)]
 
 
 def _spread_out(ids: Tensor, shape: tuple[int, ...]) -> Tensor:
