@@ -187,7 +187,7 @@ EXPECTED = {  # widths by name, depths by name
     "rotary": ({"patches": 12, "blocks.0.attention.query": 3, "blocks.0.mlp.0": 10}, {}),
     "asked table": ({"patches": 12, "blocks.0.attention.qkv": 3, "blocks.0.mlp.0": 10}, {}),
     "joined bias": ({"patches": 12, "blocks.0.attention.qkv": 3, "blocks.0.mlp.0": 10}, {}),
-    "lent": ({"stem": 10}, {}),
+    "lent": ({}, {"blocks": 2}),
     "cascaded": ({"stem": 10, "one": 6, "proj": 10}, {}),
 }  # fmt: skip
 

@@ -151,10 +151,7 @@ class Call:
                 PARAMETRISED if self.is_parametrised() else "its weight is computed in forward, not stored",
             )
         path, _, short = name.rpartition(".")
-        is_mine = f"{path}.".startswith(f"{self.module}.") or not self.module
-        if short != "weight" or not (
-            is_mine or self.model.get_submodule(path) is self.model.get_submodule(self.module)
-        ):
+        if short != "weight" or not (path == self.module or path.startswith(f"{self.module}.") or not self.module):
             return self.module, f"its weight {name} belongs to another module"
         owner = self.model.get_submodule(path)
         if not isinstance(owner, kind):
