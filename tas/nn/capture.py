@@ -165,10 +165,7 @@ class _LabelRun:
         self.drafts, self.results, self._batch, self.labels.passages = counted, results, size, passages
 
     def note_numbers_of_constants(self) -> None:
-        """The same for parameters that turned out to be cut after they had been given a shape (`bias_shape`).
-
-        The number may be kept by the module that holds the parameter: a method of it may have given the shape.
-        """
+        """The same for parameters that turned out to be cut after they had been given a shape (`bias_shape`)."""
         axes: dict[str, list[tuple[int, Tensor]]] = {}
         for (name, dim), vector in self.labels.axes.items():
             axes.setdefault(name, []).append((dim, torch.as_tensor(vector)))
@@ -178,8 +175,7 @@ class _LabelRun:
                     coordinates = torch.unravel_index(elements, self._tensors[name].shape)[dim]
                     labels = expanded(vector[coordinates])
                     if len(varying_dims(labels)) == 1 and labels.shape == constant.shape:
-                        holders = dict.fromkeys((path, name.rpartition(".")[0]))
-                        self.numbers += [(holder, labels, None) for holder in holders]
+                        self.numbers.append((path, labels, None))
 
     def _step(self, node: fx.Node) -> None:
         self.nodes.append(node)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tas.cost import Count
 from tas.graph import Attribute, Layout, count_of
 from tas.layout import Place, runs_of
 from tas.nn.capture import Captured
 from tas.nn.labels import Echo, along, condense, varying_dims
+from tas.nn.program import module_paths
 
 OF_ONE_HEAD = re.compile("^(?!all|total).*head.*(dim|size|width|channels)|(dim|size|width).*head|^d_(head|k|v|kv)$")
 
@@ -27,7 +29,8 @@ def find_attributes(
     """
     found: dict[tuple[str, str, int | None], tuple[Attribute, torch.Tensor]] = {}
     classes = torch.as_tensor(roots)
-    for path, labels, part in captured.numbers:
+    called = {path for node in captured.nodes for path in module_paths(node)}
+    for path, labels, part in _with_holders(model, captured.numbers, called):
         if kinds.get(path, "other") not in ("other", "own_norm"):
             continue
         values = _whole_numbers(model.get_submodule(path))
@@ -47,6 +50,18 @@ def find_attributes(
                     if first != attribute:  # one number for two widths
                         captured.labels.echoes.append(Echo(path, vector, labels_of_first))
     return tuple(attribute for attribute, _ in found.values())
+
+
+def _with_holders(
+    model: nn.Module, numbers: list[tuple[str, Tensor, int | None]], called: set[str]
+) -> Iterator[tuple[str, Tensor, int | None]]:
+    """The same labels also for modules inside that are never called: a method of theirs may have given the numbers."""
+    for path, labels, part in numbers:
+        yield path, labels, part
+        for name, _ in model.get_submodule(path).named_children():
+            inside = f"{path}.{name}".lstrip(".")
+            if inside not in called:
+                yield inside, labels, part
 
 
 def _whole_numbers(module: nn.Module) -> dict[tuple[str, int | None], int]:
