@@ -58,9 +58,9 @@ def _with_holders(
     """The same labels also for modules inside that are never called: a method of theirs may have given the numbers."""
     for path, labels, part in numbers:
         yield path, labels, part
-        for name, _ in model.get_submodule(path).named_children():
+        for name, child in model.get_submodule(path).named_children():
             inside = f"{path}.{name}".lstrip(".")
-            if inside not in called:
+            if inside not in called and not type(child).__module__.startswith("torch.nn."):  # a layer for nothing
                 yield inside, labels, part
 
 
