@@ -75,7 +75,8 @@ def print_export(found: Mapping[str, Any]) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     if found["accuracy"] is not None:
-        table.add_row("accuracy", *(f"{found[name]:.2f} %" for name in ("model_accuracy", "accuracy")))
+        name, value, _ = quality_words(found["metric"])
+        table.add_row(name, *(value.format(found[key]) for key in ("model_accuracy", "accuracy")))
     table.add_row("size", *(f"{found[name] / 1e6:.3f} MB" for name in ("model_bytes", "file_bytes")))
     table.add_row("latency", *(f"{found[name]:.3f} ms" for name in ("model_latency_ms", "latency_ms")))
     table.add_row("largest difference", "", f"{found['difference']:.1e}")

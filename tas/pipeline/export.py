@@ -23,8 +23,9 @@ from tas.onnx_file import (
     write_onnx,
 )
 from tas.pipeline.measure import evaluate, measure_latency
+from tas.profile import metric_name, quality_words
 from tas.storage import write_with
-from tas.task import dtype_of, tensors_of
+from tas.task import Metric, dtype_of, tensors_of
 
 Format = Literal["onnx", "torch-export", "onnx-int8"]
 FILES: dict[str, str] = {"onnx": "model.onnx", "torch-export": "model.pt2", "onnx-int8": "model-int8.onnx"}
@@ -43,8 +44,9 @@ class ExportResult:
         model_bytes: size of the model's parameters and buffers.
         latency_ms: of the file, median.
         model_latency_ms: of the model in PyTorch, median, timed in turn with the file.
-        accuracy: of the file on the test set, in percent; None unless it was asked for (int8).
+        accuracy: of the file on the test set, in percent or as the metric is; None unless it was asked for (int8).
         model_accuracy: of the model in PyTorch likewise.
+        metric: name of the user's own metric; empty for the percentage of right classes.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class ExportResult:
     model_latency_ms: float
     accuracy: float | None = None
     model_accuracy: float | None = None
+    metric: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ class ExportConfig:
             absolute output of the model on the compared images; > 0. Not for int8.
         opset: version of the ONNX operators; None is the exporter's own.
         calibration_images: training images that the ranges of the int8 activations are measured on; >= 1.
-        accuracy_tolerance: percentage points of test accuracy that int8 may lose; >= 0.
+        accuracy_tolerance: percentage points of test accuracy that int8 may lose, or so much of the metric; >= 0.
         latency_batch: images in the timed forward passes; >= 1.
         seconds: time spent on measuring latency, for each of the two.
     """
@@ -95,6 +98,7 @@ def export(
     format: Format = "onnx",
     data: Any = None,
     example: Tensor | None = None,
+    metric: Metric | None = None,
     config: ExportConfig | None = None,
     **options: Any,
 ) -> ExportResult:
@@ -109,6 +113,8 @@ def export(
         format: onnx for ONNX Runtime and others, torch-export for `torch.export.load`, onnx-int8 with 8-bit integers.
         data: a source, or a pair of loaders; its test images are compared. onnx-int8 needs it.
         example: without data, one input, batch first, whose shape random inputs get.
+        metric: (outputs, targets) to the mean over the batch, by which int8 is judged, larger is better; several
+            outputs are a list in the model's order. By default the percentage of right classes.
         config: None for the defaults.
         options: fields of `ExportConfig`, instead of it.
 
@@ -130,10 +136,10 @@ def export(
     images = _images(source, example, dtype_of(model))
 
     def write(temporary: Path) -> None:
-        found.append(_write_and_check(model, temporary, format, images, source, config))
+        found.append(_write_and_check(model, temporary, format, images, source, metric, config))
 
     write_with(path, write)
-    return ExportResult(path, format, *found[0])
+    return ExportResult(path, format, *found[0], metric=metric_name(metric))
 
 
 def _require_format(format: str) -> None:
@@ -168,7 +174,13 @@ def _images(source: Source | None, example: Tensor | None, dtype: torch.dtype) -
 
 
 def _write_and_check(
-    model: nn.Module, path: Path, format: str, images: Tensor, source: Source | None, config: ExportConfig
+    model: nn.Module,
+    path: Path,
+    format: str,
+    images: Tensor,
+    source: Source | None,
+    metric: Metric | None,
+    config: ExportConfig,
 ) -> tuple:
     """Fill a file; the fields of `ExportResult` behind the format."""
     program = capture_any_batch(model, images[:2])
@@ -191,8 +203,8 @@ def _write_and_check(
             name=type(model).__name__,
         )
         exported = open_onnx(path)
-        accuracies = evaluate(exported, source), evaluate(model, source)
-        _require_accuracy(*accuracies, config.accuracy_tolerance)
+        accuracies = evaluate(exported, source, metric=metric), evaluate(model, source, metric=metric)
+        _require_accuracy(*accuracies, config.accuracy_tolerance, metric_name(metric))
     difference = largest_difference(model, exported, images)
     if format != "onnx-int8" and not difference <= config.tolerance:  # NaN is no success
         raise ModelError(
@@ -236,11 +248,13 @@ def largest_difference(model: nn.Module, exported: nn.Module, images: Tensor) ->
     return float(torch.tensor(worst, dtype=torch.double).max())  # unlike Python's max, it keeps a NaN
 
 
-def _require_accuracy(found: float, wanted: float, tolerance: float) -> None:
+def _require_accuracy(found: float, wanted: float, tolerance: float, metric: str) -> None:
     if not wanted - found <= tolerance:
+        name, value, difference = quality_words(metric)
         raise ModelError(
-            f"int8 has an accuracy of {found:.2f} %, the model {wanted:.2f} %: it loses more than {tolerance:g} "
-            f"points; no file was written. Calibrate on more images, allow a greater loss, or keep floats (onnx)"
+            f"int8 has {name} {value.format(found)}, the model {value.format(wanted)}: it loses more than "
+            f"{difference.format(tolerance).lstrip('+')}; no file was written. Calibrate on more images, allow a "
+            f"greater loss, or keep floats (onnx)"
         )
 
 

@@ -115,11 +115,25 @@ def test_int8_is_judged_by_accuracy_and_is_smaller(trained, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
 
 
+def test_int8_is_judged_by_a_metric_of_the_users_own(trained, tmp_path):
+    def smallness(outputs, labels):
+        return -(outputs - labels[:, None]).abs().mean()
+
+    options = {"format": "onnx-int8", "data": tiny_source(), "metric": smallness, **QUICK}
+    found = export(trained, tmp_path / "m.onnx", accuracy_tolerance=0.5, **options)
+    assert found.metric == "smallness"
+    assert found.model_accuracy < 0  # no percentage
+    assert found.accuracy == pytest.approx(found.model_accuracy, abs=0.5)
+    values = iter([-2.0, *[-1.0] * 100])
+    with pytest.raises(tas.ModelError, match=r"int8 has metric -.*, the model -.*: it loses more than 0; no file"):
+        export(trained, tmp_path / "n.onnx", accuracy_tolerance=0.0, **options | {"metric": lambda *_: next(values)})
+
+
 def test_int8_that_loses_too_much_leaves_no_file(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(
         verb, "calibration_batches", lambda source, count: iter([torch.zeros(1, 3, 8, 8)])
     )  # ranges of nothing
-    with pytest.raises(tas.ModelError, match=r"loses more than 2 points; no file was written"):
+    with pytest.raises(tas.ModelError, match=r"loses more than 2.00 points; no file was written"):
         export(trained, tmp_path / "m.onnx", format="onnx-int8", data=tiny_source(), **QUICK)
     assert list(tmp_path.iterdir()) == []
 
