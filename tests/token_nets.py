@@ -424,6 +424,44 @@ class Lends(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+class Matrix(nn.Module):
+    """A product with a matrix that the module stores, written in one of several ways."""
+
+    def __init__(self, inputs: int, outputs: int, how: str):
+        super().__init__()
+        shape = (outputs, inputs) if how in ("linear", "transposed") else (inputs, outputs)
+        self.matrix, self.bias = nn.Parameter(torch.randn(shape) / inputs**0.5), nn.Parameter(torch.randn(outputs))
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "linear":
+            return F.linear(x, self.matrix, self.bias)
+        if self.how == "transposed":
+            return x @ self.matrix.t() + self.bias
+        if self.how == "einsum":
+            return torch.einsum("bnc,cd->bnd", x, self.matrix) + self.bias
+        if self.how == "addmm":
+            return torch.addmm(self.bias, x.flatten(0, 1), self.matrix).view(*x.shape[:2], -1)
+        return x @ self.matrix + self.bias
+
+
+class Matrices(nn.Module):
+    """Layers read by such products, whose own outputs stay; one at the end, of the model itself, as in CLIP."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 4, stride=4)
+        self.matrices = nn.ModuleList(Matrix(12, 7, how) for how in ("linear", "transposed", "einsum", "addmm", "@"))
+        self.layers = nn.ModuleList(nn.Linear(7, 12) for _ in range(5))
+        self.norm, self.proj = nn.LayerNorm(12), nn.Parameter(torch.randn(12, 5) / 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        for matrix, layer in zip(self.matrices, self.layers, strict=True):
+            x = layer(matrix(x).relu()).relu()
+        return self.norm(x.mean(1)) @ self.proj
+
+
 class Cascaded(nn.Module):
     """One number tells two layers apart into parts, and one of the parts is a width of its own."""
 
@@ -493,6 +531,7 @@ TOKEN_NETS = {
     "rotary": lambda: Tokens(Turned(12, 3)),
     "asked table": lambda: Tokens(Asks(12, 3, 5)),
     "cascaded": Cascaded,
+    "own matrices": Matrices,
     "joined bias": lambda: Tokens(JoinedBias(12, 3)),
     "lent": Lends,
 }

@@ -31,7 +31,7 @@ def find_attributes(
     classes = torch.as_tensor(roots)
     called = {path for node in captured.nodes for path in module_paths(node)}
     for path, labels, part in _with_holders(model, captured.numbers, called):
-        if kinds.get(path, "other") not in ("other", "own_norm"):
+        if kinds.get(path, "other") not in ("other", "own_norm", "product"):
             continue
         values = _whole_numbers(model.get_submodule(path))
         for dim in varying_dims(labels) if set(values.values()) & set(labels.shape) else ():

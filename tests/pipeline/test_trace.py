@@ -186,6 +186,7 @@ EXPECTED = {  # widths by name, depths by name
     "interleaved": ({"left": 6, "last": 8}, {}),
     "rotary": ({"patches": 12, "blocks.0.attention.query": 3, "blocks.0.mlp.0": 10}, {}),
     "asked table": ({"patches": 12, "blocks.0.attention.qkv": 3, "blocks.0.mlp.0": 10}, {}),
+    "own matrices": ({"patches": 12, **{f"layers.{place}": 12 for place in range(5)}}, {}),
     "joined bias": ({"patches": 12, "blocks.0.attention.qkv": 3, "blocks.0.mlp.0": 10}, {}),
     "lent": ({}, {"blocks": 2}),
     "cascaded": ({"stem": 10, "one": 6, "proj": 10}, {}),

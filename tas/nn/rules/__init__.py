@@ -6,6 +6,7 @@ from tas.nn.rules import (
     normalization,
     own_projection,
     parameter,
+    products,
     projection,
     recurrent,
     shape,
@@ -13,11 +14,11 @@ from tas.nn.rules import (
 )  # fmt: skip
 from tas.nn.rules.base import Call, Constant, Draft, Kind, LabelRule, positions_in
 
-_HOMES = (shape, parameter, projection, attention, normalization, channel_norm, recurrent)
-LABELS: dict[str, LabelRule] = {op: rule for home in _HOMES for op, rule in home.LABELS.items()}
-KINDS: dict[str, Kind] = {name: kind for home in (*_HOMES[1:], own_projection) for name, kind in home.KINDS.items()}
+_HOMES = (parameter, projection, attention, normalization, channel_norm, own_projection, recurrent)
+LABELS: dict[str, LabelRule] = {op: rule for home in (shape, products, *_HOMES) for op, rule in home.LABELS.items()}
+KINDS: dict[str, Kind] = {name: kind for home in _HOMES for name, kind in home.KINDS.items()}
 WITH_WEIGHTS = {  # these give channels even where they read a constant
-    **projection.LABELS, **attention.LABELS, **recurrent.LABELS,
+    **projection.LABELS, **products.LABELS, **attention.LABELS, **recurrent.LABELS,
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Products of activations, and attention: what is cut there is a whole head."""
+"""Attention: what is cut there is a whole head."""
 
 from __future__ import annotations
 
@@ -11,120 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tas.graph import Layer
-from tas.nn.labels import Heads, along, condense, fixed, spread, varying_dims
+from tas.nn.labels import spread, varying_dims
 from tas.nn.mixing import DenseAxis
 from tas.nn.rules.base import Call, Constant, Kind, layout_of
 from tas.nn.rules.opened import ActiveTensors, Opened
 from tas.nn.rules.parameter import learned
+from tas.nn.rules.products import contraction, sum_call
 from tas.nn.rules.projection import MixedWidth, connect_linear, fold
 from tas.nn.rules.projection import linear as plain_linear
 from tas.nn.rules.shape import elementwise
-
-
-def contraction(call: Call, left: Any, right: Any, letters: tuple[str, str, str]) -> Any:
-    """A product summed over some dimensions, in the letters of einsum.
-
-    Where an operand has different channels along several dimensions, the one that both operands and the result share
-    (the head) is what can be cut; then one that the result has. What is summed over stays.
-    """
-    first, second, result = letters
-    constant = first if isinstance(left, Constant) else second if isinstance(right, Constant) else ""
-    left, right = (fixed(item.shape) if isinstance(item, Constant) else item for item in (left, right))
-    chosen = [_reduced(call, labels, word, letters) for labels, word in ((left, first), (right, second))]
-    if any(letter is not None and letter in constant for letter in chosen):
-        _count(call, (left, right), letters, {})
-        return call.refuse(f"{call.op} multiplies it with a tensor that is not the weight of a layer")
-    for letter, other in ((chosen[0], 1), (chosen[1], 0)):
-        current = chosen[other]
-        if letter is not None and letter in letters[other] and current is not None and current != letter:
-            call.labels.merge_along((left, right)[other], [letters[other].index(current)], call.module)
-            chosen[other] = letter
-    operands = {word: labels for labels, word in ((left, first), (right, second))}
-    vectors: dict[str, Tensor] = {}
-    for word, labels in operands.items():
-        for letter in dict.fromkeys(letter for letter in chosen if letter is not None and letter in word):
-            vector = call.labels.channel_vector(labels, word.index(letter))
-            if letter in vectors:
-                call.labels.union(vectors[letter], vector, call.module)
-            vectors.setdefault(letter, vector)
-    for letter in vectors:
-        if letter in first and letter in second and letter in result:
-            _note_heads(call, left, first.index(letter))
-    for letter, vector in vectors.items():
-        if (
-            letter not in result
-        ):  # what is dropped would have to be zero here, and norms or biases make it something else
-            call.labels.freeze(vector, f"{call.op} sums over it; of attention, only whole heads are cut", call.module)
-    _count(call, (left, right), letters, vectors)
-    kept = [letter for letter in vectors if letter in result]
-    if len(kept) > 1:
-        return call.refuse(f"{call.op} pairs every channel with every other")
-    return spread(vectors[kept[0]], result.index(kept[0]), call.shape) if kept else fixed(call.shape)
-
-
-def _note_heads(call: Call, operand: Tensor, head: int) -> None:
-    """Keep in mind which channels become heads: some forwards only work if those are the channels they read."""
-    entry, varying = call.entry(), varying_dims(operand)
-    dims = varying_dims(entry) if entry is not None else []
-    if entry is None or len(dims) != 1 or len(varying) > 2 or head not in varying:
-        return
-    order = [*(dim for dim in range(operand.dim()) if dim not in varying), head, *(d for d in varying if d != head)]
-    split, read = condense(operand.permute(order)).flatten(), along(entry, dims[0])
-    if len(split) == len(read):
-        call.labels.heads.append(Heads(call.module, split, read, tuple(entry.shape)))
-
-
-def _reduced(call: Call, labels: Tensor, word: str, letters: tuple[str, str, str]) -> str | None:
-    """The one letter along which this operand may be cut."""
-    along = [word[dim] for dim in varying_dims(labels)]
-    if not along:
-        return None
-    order = sorted(along, key=lambda letter: (sum(letter not in word for word in letters), letter not in letters[2]))
-    call.labels.merge_along(labels, [word.index(letter) for letter in along if letter != order[0]], call.module)
-    return order[0]
-
-
-def _sizes(operands: tuple[Any, Any], letters: tuple[str, str, str]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for operand, word in zip(operands, letters, strict=False):
-        for letter, size in zip(word, operand.shape, strict=True):
-            found[letter] = max(size, found.get(letter, 1))
-    return found
-
-
-def _count(call: Call, operands: tuple[Any, Any], letters: tuple[str, str, str], vectors: Mapping[str, Tensor]) -> None:
-    """Note the multiply-adds of one sample."""
-    others = prod(size for letter, size in _sizes(operands, letters).items() if letter not in vectors)
-    factors = list(vectors.values())
-    if others % call.batch == 0:
-        others //= call.batch
-    elif factors:  # samples and heads stand on one dimension
-        factors[0] = factors[0].view(call.batch, -1)[0]
-    call.draft("other").products.append((others, tuple(factors)))
-
-
-def matrix_product(call: Call) -> Any:
-    """Products of two activations, stacked along any number of dimensions in front."""
-    tensors = [value for value in call.arguments.values() if isinstance(value, Tensor | Constant)]
-    left, right = tensors[-2:]
-    if min(len(left.shape), len(right.shape)) < 2:
-        return call.refuse(f"{call.op} multiplies with a vector")
-    front = "abcdefgh"[: max(len(left.shape), len(right.shape)) - 2]
-    words = [front[len(front) - len(operand.shape) + 2 :] for operand in (left, right)]
-    result = contraction(call, left, right, (words[0] + "nk", words[1] + "km", front + "nm"))
-    if len(tensors) == 3:  # baddbmm and the like add something
-        result = elementwise(_sum_call(call, [result, tensors[0]]))
-    return result
-
-
-def einsum(call: Call) -> Any:
-    """Products of two activations in any order of dimensions."""
-    tensors, equation = call.arguments["tensors"], call.arguments["equation"].replace(" ", "")
-    words, _, result = equation.partition("->")
-    words = words.split(",")
-    if len(words) != 2 or "." in equation or any(len(set(word)) < len(word) for word in words):
-        return call.refuse(f"einsum {equation!r} has no rule")
-    return contraction(call, tensors[0], tensors[1], (words[0], words[1], result))
 
 
 def attention(call: Call) -> Any:
@@ -138,15 +33,9 @@ def attention(call: Call) -> Any:
     call.shapes = [weights]
     scores = contraction(call, query, key, (f"{front}nk", f"{front}mk", f"{front}nm"))
     if call.arguments.get("attn_mask") is not None:
-        scores = elementwise(_sum_call(call, [scores, call.arguments["attn_mask"]]))
+        scores = elementwise(sum_call(call, [scores, call.arguments["attn_mask"]]))
     call.shapes = [shape]
     return contraction(call, scores, value, (f"{front}nm", f"{front}mv", f"{front}nv"))
-
-
-def _sum_call(call: Call, operands: list[Any]) -> Call:
-    return Call(
-        "add", {"tensors": operands}, call.shapes, call.module, call.labels, call.drafts, call.model, call.batch
-    )
 
 
 def linear(call: Call) -> Any:
@@ -159,7 +48,17 @@ def linear(call: Call) -> Any:
     if is_own and weight.name == name and isinstance(inputs, Tensor):
         return connect_linear(call, call.draft("attention"), inputs, positions, "in_proj_weight")
     rows = _rows(weight, name) if is_own else None
-    return plain_linear(call) if rows is None else _projection(call, name, rows, positions)
+    if rows is not None:
+        return _projection(call, name, rows, positions)
+    holder, _, short = (weight.stored_name() or "").rpartition(".") if isinstance(weight, Constant) else ("", "", "")
+    if short and isinstance(inputs, Tensor) and not (short == "weight" and _is_layer(call, holder)):
+        front = "abcdefgh"[: inputs.dim() - 1]
+        return contraction(call, inputs, weight, (f"{front}k", "mk", f"{front}m"))
+    return plain_linear(call)
+
+
+def _is_layer(call: Call, path: str) -> bool:
+    return isinstance(call.model.get_submodule(path), nn.Linear | nn.MultiheadAttention)
 
 
 def _rows(weight: Constant, name: str) -> Tensor | None:
@@ -325,11 +224,6 @@ class DenseAttention(OpenAttention):
 
 LABELS = {
     "linear": linear,
-    "matmul": matrix_product,
-    "bmm": matrix_product,
-    "mm": matrix_product,
-    "baddbmm": matrix_product,
-    "einsum": einsum,
     "scaled_dot_product_attention": attention,
 }
 KINDS = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tas.graph import Layer, positions_of
 from tas.nn.mixing import DenseAxis, DenseWidth
-from tas.nn.rules.base import Kind, layout_of
+from tas.nn.rules.base import Kind, LabelRule, layout_of
 from tas.nn.rules.opened import call_with
 from tas.nn.rules.projection import CompactProjection, OpenProjection, convolution_numbers, fold
 
@@ -77,6 +77,7 @@ def _mixed(layer: OpenProjection, outputs: Tensor) -> Tensor:
     return outputs if matrix is None or layer._mixed is None else fold(outputs, matrix, layer._mixed.repeat, 1)
 
 
+LABELS: dict[str, LabelRule] = {}  # `projection` tells them apart
 KINDS = {
     "own_convolution": Kind(
         convolution_numbers, CompactOwnProjection, DenseOwnProjection, makes={"weight": 0}, masked=MaskedOwnProjection

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tas.graph import Layer
+from tas.graph import Layer, positions_of
 from tas.nn.labels import fixed, spread, varying_dims
+from tas.nn.mixing import DenseAxis
 from tas.nn.rules.base import Call, Constant, Kind
-from tas.nn.rules.opened import ActiveTensors, CompactLayer, DenseLayer, Opened, no_numbers
+from tas.nn.rules.opened import ActiveTensors, CompactLayer, DenseLayer, Opened, call_with, no_numbers
 
 
 def bind(call: Call, constant: Constant, labels: Tensor) -> str | None:
@@ -50,6 +51,30 @@ def learned(call: Call, constant: Constant, dim: int) -> Tensor:
     if problem:
         call.labels.freeze(labels, problem, call.module)
     return labels
+
+
+def read_by_parameter(call: Call, constant: Constant, dim: int, reads: Tensor) -> bool:
+    """Cut a parameter with the channels that a product with it sums over; whether that can be done.
+
+    Args:
+        call: the product; what it makes is not cut.
+        constant: made of one parameter that its module keeps, as CLIP's `x @ self.proj`.
+        dim: of the constant that is summed over.
+        reads: labels of the channels.
+    """
+    names = [name for name, _ in constant.elements()]
+    if len(names) != 1 or not names[0] or not isinstance(call.tensor(names[0]), nn.Parameter):
+        return False
+    path = names[0].rpartition(".")[0]
+    draft = call.drafts.get(path)
+    if any(isinstance(call.model.get_submodule(path), types) for types in _OWNERS.values()):
+        return False
+    if (draft is not None and draft.kind not in ("other", "product")) or bind(
+        call, constant, spread(reads, dim, constant.shape)
+    ):
+        return False
+    call.draft("product", path)
+    return True
 
 
 def _bind_one(call: Call, name: str, elements: Tensor, labels: Tensor, along: list[int]) -> str | None:
@@ -163,6 +188,60 @@ class CompactParameters(DenseParameters):
         return {**super()._named(), **self._tensors.of(self.module)}
 
 
+class _Zeroed(Opened):
+    """A module of full shape whose own parameters are zero for channels that do not count."""
+
+    def __init__(self, module: nn.Module, layer: Layer):
+        super().__init__(module)
+        self._axes = {
+            item.name.rpartition(".")[2]: [(dim, layout) for dim, layout in enumerate(item.layouts) if layout]
+            for item in layer.parameters
+            if any(item.layouts)
+        }
+
+    def _zeroed(self, tensor: Tensor, name: str) -> Tensor:
+        raise AssertionError("abstract")
+
+    def __getattr__(self, name: str) -> Any:
+        """Tensors as they act now."""
+        value = super().__getattr__(name)
+        return self._zeroed(value, name) if name in vars(self).get("_axes", ()) else value
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """What the module gives."""
+        tensors = {name: self._zeroed(getattr(self.module, name), name) for name in self._axes}
+        return call_with(self.module, tensors, {}, *inputs, **options)
+
+
+class DenseProduct(_Zeroed):
+    """Zero for inactive channels."""
+
+    def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, Any]):
+        super().__init__(module, layer)
+        self._masks = {
+            name: [(dim, DenseAxis(layout, widths)) for dim, layout in axes] for name, axes in self._axes.items()
+        }
+
+    def _zeroed(self, tensor: Tensor, name: str) -> Tensor:
+        for dim, axis in self._masks[name]:
+            tensor = axis.mask(tensor, dim)
+        return tensor
+
+
+class MaskedProduct(_Zeroed):
+    """Zero for channels that an architecture drops."""
+
+    def __init__(self, module: nn.Module, layer: Layer, sizes: Mapping[str, int]):
+        super().__init__(module, layer)
+        self._sizes = sizes
+
+    def _zeroed(self, tensor: Tensor, name: str) -> Tensor:
+        for dim, layout in self._axes[name]:
+            kept = torch.as_tensor(positions_of(layout, self._sizes), device=tensor.device)
+            tensor = torch.zeros_like(tensor).index_copy(dim, kept, tensor.index_select(dim, kept))
+        return tensor
+
+
 def _compact_embedding(module: nn.Module, layer: Layer, widths: dict[str, Any]) -> nn.Module:
     return CompactLayer(module, layer, widths, embedding_numbers)
 
@@ -178,4 +257,5 @@ KINDS = {
     "prelu": Kind(prelu_numbers, _compact_prelu, DenseLayer),
     "embedding": Kind(embedding_numbers, _compact_embedding, DenseLayer),
     "parameters": Kind(no_numbers, CompactParameters, DenseParameters),
+    "product": Kind(no_numbers, CompactLayer, DenseProduct, masked=MaskedProduct),
 }

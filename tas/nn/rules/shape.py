@@ -337,16 +337,13 @@ _MOVEMENT = """
     swapaxes numpy_T pixel_shuffle pixel_unshuffle index repeat_interleave
     reshape_as view_as
 """
-_STATISTICS = (
-    "mean", "sum", "amax", "amin", "norm", "linalg_vector_norm", "std", "var", "std_mean", "var_mean", "logsumexp",
-    "prod",
-)  # fmt: skip
+_STATISTICS = ("mean", "sum", "amax", "amin", "norm", "linalg_vector_norm", "std", "var", "std_mean", "var_mean")
 _ALONG = "softmax log_softmax _softmax _log_softmax cumsum logcumsumexp sort topk"
 LABELS = (
     dict.fromkeys(_ELEMENTWISE.split(), elementwise)
     | dict.fromkeys(_POOLING.split(), pooling)
     | dict.fromkeys(_MOVEMENT.split(), movement)
-    | dict.fromkeys([*_STATISTICS, "max", "min", "median"], reduction)
+    | dict.fromkeys([*_STATISTICS, "max", "min", "median", "logsumexp", "prod"], reduction)
     | dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), made_anew)
     | {"glu": gated, "im2col": windows, "grid_sampler": sampled}
     | dict.fromkeys(_ALONG.split(), along)

@@ -1,0 +1,138 @@
+"""Products of activations with each other and with parameters: what both operands and the result share is a head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from tas.nn.labels import Heads, along, condense, fixed, spread, varying_dims
+from tas.nn.rules.base import Call, Constant
+from tas.nn.rules.parameter import read_by_parameter
+from tas.nn.rules.shape import elementwise
+
+
+def contraction(call: Call, left: Any, right: Any, letters: tuple[str, str, str]) -> Any:
+    """A product summed over some dimensions, in the letters of einsum.
+
+    Where an operand has different channels along several dimensions, the one that both operands and the result share
+    (the head) is what can be cut; then one that the result has. What is summed over stays.
+    """
+    first, second, result = letters
+    constant, table = ("", None)
+    for item, word in ((left, first), (right, second)):
+        constant, table = (word, item) if isinstance(item, Constant) else (constant, table)
+    left, right = (fixed(item.shape) if isinstance(item, Constant) else item for item in (left, right))
+    chosen = [_reduced(call, labels, word, letters) for labels, word in ((left, first), (right, second))]
+    met = next((letter for letter in chosen if letter is not None and letter in constant), None)
+    if met is not None and table is not None:
+        labels, word = (left, first) if met in first and constant == second else (right, second)
+        vector = call.labels.channel_vector(labels, word.index(met))
+        if not read_by_parameter(call, table, constant.index(met), vector):
+            _count(call, (left, right), letters, {})
+            return call.refuse(f"{call.op} multiplies it with a tensor that is not the weight of a layer")
+        _count(call, (left, right), letters, {met: vector})
+        return spread(vector, result.index(met), call.shape) if met in result else fixed(call.shape)
+    for letter, other in ((chosen[0], 1), (chosen[1], 0)):
+        current = chosen[other]
+        if letter is not None and letter in letters[other] and current is not None and current != letter:
+            call.labels.merge_along((left, right)[other], [letters[other].index(current)], call.module)
+            chosen[other] = letter
+    operands = {word: labels for labels, word in ((left, first), (right, second))}
+    vectors: dict[str, Tensor] = {}
+    for word, labels in operands.items():
+        for letter in dict.fromkeys(letter for letter in chosen if letter is not None and letter in word):
+            vector = call.labels.channel_vector(labels, word.index(letter))
+            if letter in vectors:
+                call.labels.union(vectors[letter], vector, call.module)
+            vectors.setdefault(letter, vector)
+    for letter in vectors:
+        if letter in first and letter in second and letter in result:
+            _note_heads(call, left, first.index(letter))
+    for letter, vector in vectors.items():
+        if (
+            letter not in result
+        ):  # what is dropped would have to be zero here, and norms or biases make it something else
+            call.labels.freeze(vector, f"{call.op} sums over it; of attention, only whole heads are cut", call.module)
+    _count(call, (left, right), letters, vectors)
+    kept = [letter for letter in vectors if letter in result]
+    if len(kept) > 1:
+        return call.refuse(f"{call.op} pairs every channel with every other")
+    return spread(vectors[kept[0]], result.index(kept[0]), call.shape) if kept else fixed(call.shape)
+
+
+def _note_heads(call: Call, operand: Tensor, head: int) -> None:
+    """Keep in mind which channels become heads: some forwards only work if those are the channels they read."""
+    entry, varying = call.entry(), varying_dims(operand)
+    dims = varying_dims(entry) if entry is not None else []
+    if entry is None or len(dims) != 1 or len(varying) > 2 or head not in varying:
+        return
+    order = [*(dim for dim in range(operand.dim()) if dim not in varying), head, *(d for d in varying if d != head)]
+    split, read = condense(operand.permute(order)).flatten(), along(entry, dims[0])
+    if len(split) == len(read):
+        call.labels.heads.append(Heads(call.module, split, read, tuple(entry.shape)))
+
+
+def _reduced(call: Call, labels: Tensor, word: str, letters: tuple[str, str, str]) -> str | None:
+    """The one letter along which this operand may be cut."""
+    along = [word[dim] for dim in varying_dims(labels)]
+    if not along:
+        return None
+    order = sorted(along, key=lambda letter: (sum(letter not in word for word in letters), letter not in letters[2]))
+    call.labels.merge_along(labels, [word.index(letter) for letter in along if letter != order[0]], call.module)
+    return order[0]
+
+
+def _sizes(operands: tuple[Any, Any], letters: tuple[str, str, str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for operand, word in zip(operands, letters, strict=False):
+        for letter, size in zip(word, operand.shape, strict=True):
+            found[letter] = max(size, found.get(letter, 1))
+    return found
+
+
+def _count(call: Call, operands: tuple[Any, Any], letters: tuple[str, str, str], vectors: Mapping[str, Tensor]) -> None:
+    """Note the multiply-adds of one sample."""
+    others = prod(size for letter, size in _sizes(operands, letters).items() if letter not in vectors)
+    factors = list(vectors.values())
+    if others % call.batch == 0:
+        others //= call.batch
+    elif factors:  # samples and heads stand on one dimension
+        factors[0] = factors[0].view(call.batch, -1)[0]
+    call.draft("other").products.append((others, tuple(factors)))
+
+
+def matrix_product(call: Call) -> Any:
+    """Products of two activations, stacked along any number of dimensions in front."""
+    tensors = [value for value in call.arguments.values() if isinstance(value, Tensor | Constant)]
+    left, right = tensors[-2:]
+    if min(len(left.shape), len(right.shape)) < 2:
+        return call.refuse(f"{call.op} multiplies with a vector")
+    front = "abcdefgh"[: max(len(left.shape), len(right.shape)) - 2]
+    words = [front[len(front) - len(operand.shape) + 2 :] for operand in (left, right)]
+    result = contraction(call, left, right, (words[0] + "nk", words[1] + "km", front + "nm"))
+    if len(tensors) == 3:  # baddbmm and the like add something
+        result = elementwise(sum_call(call, [result, tensors[0]]))
+    return result
+
+
+def einsum(call: Call) -> Any:
+    """Products of two activations in any order of dimensions."""
+    tensors, equation = call.arguments["tensors"], call.arguments["equation"].replace(" ", "")
+    words, _, result = equation.partition("->")
+    words = words.split(",")
+    if len(words) != 2 or "." in equation or any(len(set(word)) < len(word) for word in words):
+        return call.refuse(f"einsum {equation!r} has no rule")
+    return contraction(call, tensors[0], tensors[1], (words[0], words[1], result))
+
+
+def sum_call(call: Call, operands: list[Any]) -> Call:
+    """The sum of some operands, in the place of this call."""
+    return Call(
+        "add", {"tensors": operands}, call.shapes, call.module, call.labels, call.drafts, call.model, call.batch
+    )
+
+
+LABELS = dict.fromkeys(("matmul", "bmm", "mm", "baddbmm", "addmm"), matrix_product) | {"einsum": einsum}
