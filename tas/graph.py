@@ -105,13 +105,18 @@ class Width:
         name: path of the first layer that makes these channels.
         size: channels in the full model.
         layers: paths of all layers with an axis in it.
-        fewest: channels that must stay: 2 where a convolution standardises a weight that has one number for each.
+        excluded: sizes that it may not have: 1 where a convolution standardises a weight that has one number for each
+            channel, or one at which a forward would take another way.
     """
 
     name: str
     size: int
     layers: tuple[str, ...]
-    fewest: int = 1
+    excluded: tuple[int, ...] = ()
+
+    def allowed(self, size: int) -> int:
+        """The smallest size from this one on, at least 1, that it may have."""
+        return next(found for found in range(max(1, size), self.size + 1) if found not in self.excluded)
 
 
 @dataclass(frozen=True)
@@ -259,11 +264,12 @@ class Graph:
                     f"the architecture does not belong to this graph: {what} {odd[0]!r} is in one and not in the other "
                     f"({len(odd)} such); trace the model it was made for, with the same options"
                 )
-            fewest = {width.name: width.fewest for width in self.widths}
+            excluded = {width.name: width.excluded for width in self.widths if width.excluded}
             for name, size in given.items():
-                if not fewest.get(name, 1) <= size <= full[name]:
-                    limits = f"{fewest.get(name, 1)} to {full[name]}"
-                    raise ArchitectureError(f"{what} {name!r} keeps {size}; the model has {limits}")
+                if not 1 <= size <= full[name]:
+                    raise ArchitectureError(f"{what} {name!r} keeps {size}; the model has 1 to {full[name]}")
+                if what == "width" and size in excluded.get(name, ()):
+                    raise ArchitectureError(f"width {name!r} keeps {size}, a size that its forward does not allow")
         return architecture
 
     def skipped(self, architecture: Architecture) -> tuple[str, ...]:
@@ -300,7 +306,10 @@ class Graph:
             if value.pop("format") > FORMAT:
                 raise ArchitectureError("this graph was written by a newer tas; upgrade, or trace the model again")
             return cls(
-                tuple(Width(v["name"], v["size"], tuple(v["layers"]), v.get("fewest", 1)) for v in value["widths"]),
+                tuple(
+                    Width(v["name"], v["size"], tuple(v["layers"]), tuple(v.get("excluded", ())))
+                    for v in value["widths"]
+                ),
                 tuple(Depth(v["name"], tuple(v["blocks"]), v.get("returns", 0)) for v in value["depths"]),
                 tuple(_layer(v) for v in value["layers"]),
                 tuple(Frozen(**v) for v in value["frozen"]),

@@ -123,7 +123,7 @@ class SearchSpace:
         widths = {
             width.name: (width.size,)
             if config.choose == "depth"
-            else _offered(listed.get(width.name, shares), width.size, *_grid(graph, width.name, config), width.fewest)
+            else _offered(listed.get(width.name, shares), width.size, *_grid(graph, width.name, config), width.excluded)
             for width in graph.widths
         }
         depths = {
@@ -198,14 +198,19 @@ def _is_size(size: Any) -> bool:
     return isinstance(size, float | str) and 0 < _share(size) <= 1
 
 
-def _offered(sizes: Sequence[Size], full: int, step: int = 1, least: int = 1, fewest: int = 1) -> tuple[int, ...]:
-    """The candidates that sizes and shares stand for, `fewest` or more; shares are multiples of `step` from `least`."""
+def _offered(
+    sizes: Sequence[Size], full: int, step: int = 1, least: int = 1, excluded: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """The candidates that sizes and shares stand for; shares become multiples of `step`, at least `least`."""
     found = {full}
     for size in sizes:
         if not isinstance(size, int):
             nearest = int(_part(_share(size), full) / step + 0.5) * step
-            found.add(min(max(nearest, least, fewest), full))
-        elif fewest <= size <= full:
+            nearest = max(nearest, least)
+            while nearest in excluded:
+                nearest += step
+            found.add(min(nearest, full))
+        elif size <= full and size not in excluded:
             found.add(size)
     return tuple(sorted(found))
 

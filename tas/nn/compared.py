@@ -13,51 +13,57 @@ from torch import Tensor, nn
 from tas.graph import Attribute, Graph
 from tas.nn.surgery import shared_copy
 
+Compared = dict[Attribute, set[int]]  # the numbers that each was compared with
 
-def compared_numbers(model: nn.Module, graph: Graph, example: Sequence[Tensor]) -> list[list[Attribute]]:
+
+def compared_numbers(model: nn.Module, graph: Graph, example: Sequence[Tensor]) -> list[Compared]:
     """Attributes that a forward compares with whole numbers; those of one class together, as they are compared."""
-    trial, seen = shared_copy(model), set[tuple[type, str]]()
+    trial, seen = shared_copy(model), dict[Attribute, set[int]]()
     for item in graph.attributes:
-        module = trial.get_submodule(item.module)
         if item.place is None:
-            setattr(module, item.name, _Watched.of(getattr(module, item.name), (type(module), item.name), seen))
-    with torch.no_grad():
-        trial(*(tensor.clone() for tensor in example))
-    found: dict[type, list[Attribute]] = {kind: [] for kind, _ in seen}
+            module = trial.get_submodule(item.module)
+            setattr(module, item.name, _Watched.of(getattr(module, item.name), item, seen))
+    try:
+        with torch.no_grad():
+            trial(*(tensor.clone() for tensor in example))
+    except Exception:  # a forward of the user's may want nothing but plain numbers
+        return []
+    found: dict[type, Compared] = {}
+    names = {(type(model.get_submodule(item.module)), item.name) for item in seen}
     for item in graph.attributes:
         kind = type(model.get_submodule(item.module))
-        if (kind, item.name) in seen:
-            found[kind].append(item)
+        if (kind, item.name) in names:
+            found.setdefault(kind, {})[item] = seen.get(item, set())
     return list(found.values())
 
 
 class _Watched(int):
     """A number that notes when it is compared with another."""
 
-    _key: tuple[type, str]
-    _seen: set[tuple[type, str]]
+    _item: Attribute
+    _seen: Compared
 
     @classmethod
-    def of(cls, value: int, key: tuple[type, str], seen: set[tuple[type, str]]) -> _Watched:
+    def of(cls, value: int, item: Attribute, seen: Compared) -> _Watched:
         """The same number."""
         watched = cls(value)
-        watched._key, watched._seen = key, seen
+        watched._item, watched._seen = item, seen
         return watched
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, int):
-            self._seen.add(self._key)
+            self._seen.setdefault(self._item, set()).add(int(other))
         return int(self) == other
 
     def __ne__(self, other: object) -> bool:
         return not self == other
 
     def __lt__(self, other: int) -> bool:
-        self._seen.add(self._key)
+        self._seen.setdefault(self._item, set())
         return int(self) < other
 
     def __gt__(self, other: int) -> bool:
-        self._seen.add(self._key)
+        self._seen.setdefault(self._item, set())
         return int(self) > other
 
     def __le__(self, other: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 from tas.architecture import Architecture
 from tas.graph import Attribute, Graph
@@ -25,7 +25,7 @@ def architectures_to_try(graph: Graph, seed: int) -> list[Architecture]:
     has_many = any(count > len(_sizes(size)) for size, count in counts.items())
     repeats = 3 if has_many and graph.macs() < _GIANT else 1
     third = Architecture(
-        {width.name: max(width.fewest, width.size * 3 // 10) for width in graph.widths}, dict.fromkeys(full.depths, 1)
+        {width.name: width.allowed(width.size * 3 // 10) for width in graph.widths}, dict.fromkeys(full.depths, 1)
     )
     mixed = [_mixed(graph, draw) for _ in range(repeats)]
     if graph.exits:
@@ -46,7 +46,7 @@ def _mixed(graph: Graph, draw: random.Random) -> Architecture:
         size = width.size
         if not left.get(size):
             left[size] = draw.sample(_sizes(size), len(_sizes(size)))
-        widths[width.name] = max(width.fewest, left[size].pop())
+        widths[width.name] = width.allowed(left[size].pop())
     return Architecture(widths, graph.full.depths)
 
 
@@ -54,13 +54,29 @@ def cut_only(graph: Graph, names: set[str]) -> Architecture:
     """Three tenths of these widths, the first block of these depths, all of the others."""
     full = graph.full
     widths = {
-        width.name: max(width.fewest, width.size * 3 // 10) if width.name in names else width.size
-        for width in graph.widths
+        width.name: width.allowed(width.size * 3 // 10) if width.name in names else width.size for width in graph.widths
     }
     return Architecture(widths, {name: 1 if name in names else size for name, size in full.depths.items()})
 
 
-def architectures_alike(graph: Graph, compared: Sequence[Attribute]) -> Iterator[Architecture]:
+def cut_to(graph: Graph, sizes: Mapping[str, int]) -> Architecture:
+    """These widths cut to these sizes, all else whole."""
+    return Architecture({**graph.full.widths, **sizes}, graph.full.depths)
+
+
+def sizes_compared(graph: Graph, compared: Mapping[Attribute, Iterable[int]]) -> list[tuple[str, int]]:
+    """Sizes of widths at which a number that follows one equals what it was compared with in the full model."""
+    full = graph.full.widths
+    found = [
+        (item.count.widths[0][0], other)
+        for item, others in compared.items()
+        for other in others
+        if item.count.constant == 0 and [times for _, times in item.count.widths] == [1]
+    ]
+    return [(name, size) for name, size in dict.fromkeys(found) if name in full and 1 <= size < full[name]]
+
+
+def architectures_alike(graph: Graph, compared: Iterable[Attribute]) -> Iterator[Architecture]:
     """For every module that compares numbers of several widths, an architecture in which those are equal."""
     by_module: dict[str, set[str]] = {}
     for item in compared:
@@ -70,4 +86,5 @@ def architectures_alike(graph: Graph, compared: Sequence[Attribute]) -> Iterator
     for names in by_module.values():
         sizes = {full.widths[name] for name in names}
         if len(sizes) > 1:
-            yield Architecture({**full.widths, **dict.fromkeys(names, max(1, min(sizes) // 2))}, full.depths)
+            size = max(width.allowed(min(sizes) // 2) for width in graph.widths if width.name in names)
+            yield cut_to(graph, dict.fromkeys(names, size))

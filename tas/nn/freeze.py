@@ -72,6 +72,14 @@ def _renamed(graph: Graph, name: str, other: str | None, size: int) -> Graph:
     )
 
 
+def without_size(graph: Graph, name: str, size: int) -> Graph:
+    """The graph whose width `name` may not have this size."""
+    widths = (
+        replace(width, excluded=(*width.excluded, size)) if width.name == name else width for width in graph.widths
+    )
+    return replace(graph, widths=tuple(widths))
+
+
 def _with_renamed(layer: Layer, name: str, other: str | None, side: Side) -> Layer:
     def layout(runs: Layout | None) -> Layout | None:
         if not any(run.width == name for run in runs or ()):

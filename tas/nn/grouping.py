@@ -45,9 +45,9 @@ def build_graph(
         for path in _layer_order(model, captured)
     )
     members = _members(layers)
-    fewest = _fewest(layers)
+    excluded = _excluded(layers)
     found = tuple(
-        Width(name, size, tuple(members[name]), fewest.get(name, 1))
+        Width(name, size, tuple(members[name]), excluded.get(name, ()))
         for name, size in widths.items()
         if name not in {item.name for item in exits}
     )
@@ -262,14 +262,14 @@ def _makes_width(path: str, captured: Captured, layouts: dict[tuple[str, int], L
     return 0
 
 
-def _fewest(layers: tuple[Layer, ...]) -> dict[str, int]:
+def _excluded(layers: tuple[Layer, ...]) -> dict[str, tuple[int, ...]]:
     """Widths of which a layer needs two: a weight that is standardised must not be a single number."""
-    fewest = {}
+    excluded = {}
     for layer in layers:
         for item in layer.parameters if layer.kind == "own_convolution" else ():
             if item.name.endswith("weight") and (reads := whole_width(item.layouts[1])) and prod(item.shape[2:]) == 1:
-                fewest[reads.width] = 2
-    return fewest
+                excluded[reads.width] = (1,)
+    return excluded
 
 
 def _members(layers: tuple[Layer, ...]) -> dict[str, list[str]]:

@@ -14,8 +14,8 @@ from tas.architecture import Architecture
 from tas.errors import ModelError, first_line
 from tas.graph import Graph
 from tas.nn.compared import compared_numbers
-from tas.nn.cuts import architectures_alike, architectures_to_try, cut_only
-from tas.nn.freeze import without
+from tas.nn.cuts import architectures_alike, architectures_to_try, cut_only, cut_to, sizes_compared
+from tas.nn.freeze import without, without_size
 from tas.nn.supernet import Supernet
 from tas.nn.surgery import cut, fresh_copy, mask, shared_copy
 from tas.space import SearchSpace
@@ -60,6 +60,9 @@ def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: 
                 graph = without(
                     graph, name, f"its forward compares numbers that follow it; where they are equal, {reason}"
                 )
+        for name, size in sizes_compared(graph, compared):
+            if witness.failure(graph, [cut_to(graph, {name: size})]) is not None:
+                graph = without_size(graph, name, size)
     return graph
 
 

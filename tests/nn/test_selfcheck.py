@@ -4,6 +4,7 @@ from dataclasses import replace
 import nets
 import pytest
 import torch
+import torch.nn.functional as F
 from nets import images, perturbed
 from torch import nn
 
@@ -17,6 +18,7 @@ from tas.nn.selfcheck import self_check, without
 from tas.nn.surgery import mask
 from tas.pipeline.derive import derive
 from tas.pipeline.trace import trace
+from tas.space import SearchSpace
 
 
 def by_rules_alone(model: nn.Module):
@@ -257,3 +259,17 @@ def test_of_what_fails_at_some_sizes_only_the_culprit_is_frozen():
     assert all("second.0" in widths for widths in found)
     (reason,) = {item.reason for graph in graphs for item in graph.frozen if item.axis == "first.0.weight[0]"}
     assert reason.startswith("cut to some sizes, the cut model fails")
+
+
+def test_a_size_that_equals_a_number_which_is_compared_is_left_out():
+    class Needs(nets.Compares.Block):
+        def forward(self, x):
+            assert len(self.conv[0].weight) == self.dim_out  # which follows; the other is a number that stays
+            made = self.conv(x).view(len(x), self.dim_out, 8, 8)
+            return F.relu(made + (self.project(x) if self.dim != self.dim_out else x))
+
+    model = nets.Compares()
+    model.block.__class__ = Needs
+    graph = trace(perturbed(model), images(), keep="first")
+    assert [(width.name, width.excluded) for width in graph.widths] == [("block.conv.0", (8,))]
+    assert 8 not in SearchSpace.of(graph, candidates={"*": [7, 8, 9]}).widths["block.conv.0"]

@@ -246,12 +246,14 @@ def test_what_has_no_rule_is_frozen_with_the_reason(name):
 def test_a_weight_that_is_standardised_keeps_two_numbers():
     model = perturbed(nets.StandardisedNet(kernel=1))
     graph = trace(model, images())
-    fewest = {width.name: width.fewest for width in graph.widths}
-    assert fewest == {"first": 2, "second": 2, "third": 2, "grouped": 1}
+    excluded = {width.name: width.excluded for width in graph.widths}
+    assert excluded == {"first": (1,), "second": (1,), "third": (1,), "grouped": ()}
     space = SearchSpace.of(graph, candidates={"*": [1, 2, 0.1]})
-    assert {name: sizes[0] for name, sizes in space.widths.items()} == {**fewest, "grouped": 1}
+    assert {name: sizes[0] for name, sizes in space.widths.items()} == {
+        "first": 2, "second": 2, "third": 2, "grouped": 1,
+    }  # fmt: skip
     derive(model, graph, space.smallest)(images())
-    with pytest.raises(ArchitectureError, match="'first' keeps 1; the model has 2 to 8"):
+    with pytest.raises(ArchitectureError, match="'first' keeps 1, a size that its forward does not allow"):
         derive(model, graph, replace(space.smallest, widths={**space.smallest.widths, "first": 1}))
     assert Graph.from_json(graph.to_json()) == graph
 
