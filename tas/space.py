@@ -120,11 +120,12 @@ class SearchSpace:
         config = replace(config or SpaceConfig(), **options)
         full, listed = graph.full, _lists(graph, config)
         shares = tuple(map(float, config.ratios))  # a ratio of 1 is all channels, not one
+        excluded = {width.name: width.excluded for width in graph.widths}
         widths = {
-            width.name: (width.size,)
+            name: (size,)
             if config.choose == "depth"
-            else _offered(listed.get(width.name, shares), width.size, *_grid(graph, width.name, config), width.excluded)
-            for width in graph.widths
+            else _offered(listed.get(name, shares), size, *_grid(graph, name, config), excluded[name])
+            for name, size in full.widths.items()
         }
         depths = {
             name: (blocks,)

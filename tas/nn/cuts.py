@@ -42,7 +42,7 @@ def _sizes(size: int) -> range:
 def _mixed(graph: Graph, draw: random.Random) -> Architecture:
     left: dict[int, list[int]] = {}
     widths: dict[str, int] = {}
-    for width in graph.widths:
+    for width in sorted(graph.widths, key=lambda width: width.name):
         size = width.size
         if not left.get(size):
             left[size] = draw.sample(_sizes(size), len(_sizes(size)))
