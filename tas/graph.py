@@ -336,12 +336,7 @@ def _read_layout(value: list[dict[str, Any]] | None) -> Layout | None:
 
 def _layer(value: dict[str, Any]) -> Layer:
     parameters = tuple(
-        Parameter(
-            item["name"],
-            tuple(item["shape"]),
-            tuple(map(_read_layout, item["layouts"])),
-            item["is_buffer"],
-        )
+        Parameter(item["name"], tuple(item["shape"]), tuple(map(_read_layout, item["layouts"])), item["is_buffer"])
         for item in value["parameters"]
     )
     products = tuple((times, tuple(_count(factor) for factor in factors)) for times, factors in value["products"])
