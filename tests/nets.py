@@ -685,7 +685,7 @@ class Spot(nn.Module):
         self.conv = nn.Conv2d(2, 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)).sigmoid()
+        return self.conv(torch.stack([x.mean(1), x.max(1)[0]], 1)).sigmoid()
 
 
 class OwnNorms(nn.Module):
@@ -727,6 +727,21 @@ class NoNorms(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.makes(self.second(self.reads(self.first(x)))))
+
+
+class BestClass(nn.Module):
+    """Gives how sure it is of the best class alone: all classes must stay."""
+
+    class Best(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.max(1)[0]
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.classes, self.best = conv_bn(3, 8), nn.Conv2d(8, 5, 1), self.Best()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.best(self.classes(self.first(x)))
 
 
 class Standardised(nn.Conv2d):
@@ -842,6 +857,7 @@ PARTLY_FROZEN = {
     "various": Various,
     "own norms": OwnNorms,
     "averages that are no norms": NoNorms,
+    "best class": BestClass,
     "compared numbers": Compares,
     "recurrent": Recurrent,
     "standardised": StandardisedNet,

@@ -143,6 +143,7 @@ EXPECTED = {  # widths by name, depths by name
     "recurrent": ({"conv.0": 8, "tall": 6, "mixed": 7}, {}),
     "own norms": ({"first": 8, "second": 10, "third": 6}, {}),
     "averages that are no norms": ({"reads.layer": 8, "second.0": 12}, {}),
+    "best class": ({"first.0": 8}, {}),
     "statistics": ({"first.0": 8, "second.0": 6}, {}),
     "listed parameters": ({"stem.0": 8}, {}),
     "attention across": (
@@ -212,6 +213,7 @@ REASONS = {
     "attention weights": ("inner", "is reduced over channels by mean"),
     "auxiliary head": ("auxiliary.2", "output of the model"),
     "averages that are no norms": ("makes.layer", "is reduced over channels by mean"),
+    "best class": ("classes", "is reduced over channels by max"),
 }
 
 

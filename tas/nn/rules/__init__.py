@@ -1,5 +1,8 @@
 """Per kind of layer: how labels pass, what it costs, how it is cut, how it is opened. One home for each."""
 
+from collections.abc import Mapping
+
+from tas.nn.labels import Labels
 from tas.nn.rules import (
     attention,
     channel_norm,
@@ -22,7 +25,18 @@ WITH_WEIGHTS = {  # these give channels even where they read a constant
 }  # fmt: skip
 
 
-without_labels, refuse_what_is_no_norm = shape.without_labels, channel_norm.refuse_what_is_no_norm
+without_labels = shape.without_labels
+
+
+def refuse_what_is_no_norm(labels: Labels, drafts: Mapping[str, Draft]) -> None:
+    """Freeze what a module averages over channels where that is neither a norm nor attention over pixels."""
+    kinds = {path: KINDS[draft.kind] for path, draft in drafts.items() if draft.kind in KINDS}
+    read = [
+        axis
+        for (name, dim), axis in labels.axes.items()
+        if (kind := kinds.get(name.rpartition(".")[0])) and kind.reads.get(name.rpartition(".")[2]) == dim
+    ]
+    channel_norm.refuse_what_is_no_norm(labels, drafts, read)
 
 
 def label_rule(call: Call) -> LabelRule:

@@ -5,7 +5,7 @@ A cut one uses the channels that stay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,18 +73,28 @@ def in_own_norm(call: Call, labels: Tensor) -> bool:
     return True
 
 
-def refuse_what_is_no_norm(labels: Labels, drafts: Mapping[str, Draft]) -> None:
-    """Freeze what a module averages that is not what it reads, or what layers inside it read or make as well."""
+def refuse_what_is_no_norm(labels: Labels, drafts: Mapping[str, Draft], read: Sequence[Tensor]) -> None:
+    """Freeze what a module averages that is not what it reads, or what layers inside it read or make as well.
+
+    And what no layer reads: these may be classes of which it gives the best.
+
+    Args:
+        labels: of the whole trace.
+        drafts: by path.
+        read: the channels that layers read.
+    """
     if not any(draft.averaged for draft in drafts.values()):
         return
     roots = torch.as_tensor(labels.roots())
+    needed = torch.cat([roots[:0], *(roots[torch.as_tensor(axis)] for axis in read)])
     for path, draft in drafts.items():
         if draft.channels is None:
             continue
         mine = roots[draft.channels]
         inside = [axis for (name, _), axis in labels.axes.items() if name.rpartition(".")[0].startswith(f"{path}.")]
         has_layers = any(bool(torch.isin(roots[torch.as_tensor(axis)], mine).any()) for axis in inside)
-        if has_layers or not all(torch.equal(roots[vector], mine) for _, vector in draft.averaged):
+        is_needed = bool(torch.isin(mine, needed).all())
+        if has_layers or not is_needed or not all(torch.equal(roots[vector], mine) for _, vector in draft.averaged):
             for op, vector in draft.averaged:
                 labels.freeze(vector, f"is reduced over channels by {op}", path)
             draft.kind, draft.channels = "other", None

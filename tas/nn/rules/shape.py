@@ -60,7 +60,7 @@ def reduction(call: Call) -> Any:
     varying = varying_dims(inputs)
     if set(dims) & set(varying):
         if set(varying) <= set(dims):
-            if call.op not in _STATISTICS or not in_own_norm(call, inputs):
+            if not in_own_norm(call, inputs):
                 return call.refuse(f"is reduced over channels by {call.op}")
             results = [fixed(shape) for shape in call.shapes]
             return results[0] if len(results) == 1 else results
@@ -337,13 +337,15 @@ _MOVEMENT = """
     swapaxes numpy_T pixel_shuffle pixel_unshuffle index repeat_interleave
     reshape_as view_as
 """
-_STATISTICS = ("mean", "sum", "amax", "amin", "norm", "linalg_vector_norm", "std", "var", "std_mean", "var_mean")
+_REDUCTIONS = """
+    mean sum amax amin norm linalg_vector_norm std var std_mean var_mean max min median logsumexp prod
+"""
 _ALONG = "softmax log_softmax _softmax _log_softmax cumsum logcumsumexp sort topk"
 LABELS = (
     dict.fromkeys(_ELEMENTWISE.split(), elementwise)
     | dict.fromkeys(_POOLING.split(), pooling)
     | dict.fromkeys(_MOVEMENT.split(), movement)
-    | dict.fromkeys([*_STATISTICS, "max", "min", "median", "logsumexp", "prod"], reduction)
+    | dict.fromkeys(_REDUCTIONS.split(), reduction)
     | dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), made_anew)
     | {"glu": gated, "im2col": windows, "grid_sampler": sampled}
     | dict.fromkeys(_ALONG.split(), along)
