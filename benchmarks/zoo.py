@@ -234,14 +234,13 @@ def reload_difference(name: str, folder: Path) -> float:
 def _build(row: Row, size: int | None) -> tuple[nn.Module, Row]:
     import torch
 
+    import tas
+
     torch.manual_seed(0)
     model = load_model(row.name).eval()
     package, _, short = row.name.partition(":")
-    if package == "timm":
-        own = model.pretrained_cfg["input_size"][-1]  # type: ignore
-    elif package == "transformers":
-        own = getattr(model.config, "image_size", 224)  # type: ignore
-        own = own if isinstance(own, int) else own[-1]
+    if package in ("timm", "transformers"):
+        own = tas.models.own_input_size(model)[-1]
     elif package in ("tasks", "smp") or short in VIDEO:
         own = task_models.SIZES.get(short, task_models.SIZE)
     else:

@@ -39,7 +39,7 @@ EXAMPLES = {
     "trace": [
         "tas trace torchvision:resnet18",
         "tas trace torchvision:resnet18 --keep layer1.*,fc --space.choose width --space.round_to 8",
-        "tas trace my_model.py:build --input_size [3,64,64] --json",
+        "tas trace my_model.py:build --input_size 3,64,64 --json",
     ],
     "search": [
         "tas search --model cifar_resnet:20 --weights teacher.safetensors --budget.macs 50% --output runs/found",

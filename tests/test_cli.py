@@ -439,9 +439,23 @@ def test_a_senseless_config_file_is_wrong_usage(capsys, tmp_path, content):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("size", ["[3,64]", "[3,-1,8]", "[0,8,8]"])
-def test_an_input_size_of_another_length_or_sign_is_an_error(capsys, size):
+@pytest.mark.parametrize("size", ["3,a,8", "[3,-1,8]", "[0,8,8]", "[]"])
+def test_an_input_size_that_is_no_positive_numbers_is_an_error(capsys, size):
     assert "such as [3,224,224]" in fails(capsys, "trace", "--model", TOYS, f"--input-size={size}")
+
+
+@pytest.mark.parametrize("size", ["[3,8,8]", "3,8,8", "3x8x8", "8"])
+def test_an_input_size_may_be_written_in_several_ways(capsys, size):
+    assert run("trace", "--model", TOYS, "--input_size", size, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["input_shapes"] == [[1, 3, 8, 8]]
+
+
+@pytest.mark.parametrize(("model", "size"), [("cifar_resnet:20", 32), ("timm:vit_tiny_patch16_384", 384)])
+def test_a_model_is_traced_at_its_own_size_where_none_is_given(capsys, model, size):
+    if model.startswith("timm"):
+        pytest.importorskip("timm")
+    assert run("trace", "--model", model, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["input_shapes"] == [[1, 3, size, size]]
 
 
 def test_a_seed_that_torch_does_not_take_is_an_error(capsys, images):

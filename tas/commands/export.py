@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tas import data as data_sets
-from tas.commands.inputs import build_model, classes_of, example_of
+from tas.commands.inputs import InputSize, build_model, classes_of, example_of
 from tas.errors import ConfigError, RunError
 from tas.pipeline.export import FILES, ExportConfig
 from tas.pipeline.export import export as export_model
@@ -34,7 +34,7 @@ def export(
     data_dir: str | None = None,
     image_size: int | None = None,
     normalization: str | list[list[float]] | None = None,
-    input_size: list[int] | None = None,
+    input_size: InputSize | None = None,
     json: bool = False,
 ) -> None:
     """Write the small network of a run to one file, and compare the file with it in PyTorch.
@@ -93,7 +93,7 @@ def _known(run: Path) -> dict[str, Any]:
 
 
 def _images(
-    known: dict[str, Any], data: str | None, place: dict[str, Any], input_size: list[int] | None
+    known: dict[str, Any], data: str | None, place: dict[str, Any], input_size: InputSize | None
 ) -> dict[str, Any]:
     """The data set to compare on, the run's own unless another is named; or an example of the size given."""
     if input_size is not None:

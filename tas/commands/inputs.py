@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -28,17 +29,25 @@ def build_model(name: str, num_classes: int | None, weights: str | None, pretrai
         return models.load(name, num_classes=num_classes, weights=weights, pretrained=pretrained)
 
 
-def example_of(input_size: list[int]) -> Tensor:
-    """One image of zeros.
+InputSize = list[int] | str  # of one input without its batch, as [3,64,64], 3,64,64 or 3x64x64; 64 is a square image
+
+
+def example_of(input_size: InputSize) -> Tensor:
+    """One input of zeros.
 
     Raises:
-        ConfigError: these are not three positive numbers.
+        ConfigError: these are no positive numbers.
     """
-    if len(input_size) != 3 or min(input_size) < 1:
+    sizes = input_size
+    if isinstance(sizes, str):
+        numbers = re.split(r"[x,\s]+", sizes.strip("[]() "))
+        sizes = [int(number) if number.isdecimal() else 0 for number in numbers]
+        sizes = [3, *sizes, *sizes] if len(sizes) == 1 else sizes
+    if min(sizes, default=0) < 1:
         raise ConfigError(
             f"input_size is {input_size}; give channels, height and width of one image, such as [3,224,224]"
         )
-    return torch.zeros(1, *input_size)
+    return torch.zeros(1, *sizes)
 
 
 def device_of(name: str) -> torch.device:

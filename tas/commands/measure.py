@@ -8,7 +8,7 @@ from typing import Any
 
 from tas import data as data_sets
 from tas.budget import Budget
-from tas.commands.inputs import build_model, classes_of, device_of, example_of, trained_weights_in
+from tas.commands.inputs import InputSize, build_model, classes_of, device_of, example_of, trained_weights_in
 from tas.errors import ConfigError, RunError
 from tas.pipeline.measure import measure_side_by_side
 from tas.pipeline.store import load, load_graph
@@ -31,7 +31,7 @@ def measure(
     download: bool = False,
     image_size: int | None = None,
     normalization: str | list[list[float]] | None = None,
-    input_size: list[int] | None = None,
+    input_size: InputSize | None = None,
     runtime: Runtime = "pytorch",
     device: str = "cpu",
     threads: int = 0,

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from tas.commands.inputs import build_model, example_of
+from tas.commands.inputs import InputSize, build_model, example_of
+from tas.models import own_input_size
 from tas.pipeline.trace import trace as trace_model
 from tas.show import print_graph, summarize, why_nothing_is_open
 from tas.space import SearchSpace, SpaceConfig
@@ -20,7 +21,7 @@ def trace(
     *,
     model: str = "cifar_resnet:20",
     num_classes: int | None = None,
-    input_size: list[int] | None = None,
+    input_size: InputSize | None = None,
     space: SpaceConfig = SpaceConfig(),  # noqa: B008  a frozen value
     keep: tuple[str, ...] | str = (),
     residuals: Literal["tied", "free"] = "tied",
@@ -32,16 +33,16 @@ def trace(
     Args:
         model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, transformers:NAME, FILE.py:FUNCTION or MODULE:FUNCTION
         num_classes: outputs of the classifier, where the constructor takes it
-        input_size: channels, height, width of one image; [3,32,32] for cifar_resnet, else [3,224,224]
+        input_size: channels, height, width of one image, such as 3,64,64; what the model says it was made for by default
         space: which sizes may be chosen
         keep: modules to leave alone, as patterns of their paths, such as layer1.*,fc
         residuals: one width per residual stream (tied), or one per convolution as in the paper (free)
         output: file for the graph as JSON
         json: print the graph and a summary as JSON
     """
-    size = input_size or ([3, 32, 32] if model.startswith("cifar_resnet") else [3, 224, 224])
-    example = example_of(size)
-    graph = trace_model(build_model(model, num_classes, None, False, 0), example, keep=keep, residuals=residuals)
+    full = build_model(model, num_classes, None, False, 0)
+    example = example_of(list(own_input_size(full)) if input_size is None else input_size)
+    graph = trace_model(full, example, keep=keep, residuals=residuals)
     offered = SearchSpace.of(graph, space)
     if output is not None:
         write_text(Path(output), graph.to_json())

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from tas.errors import ModelError
-from tas.models.cifar_resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS, cifar_resnet
+from tas.models.cifar_resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS, CifarResNet, cifar_resnet
 from tas.models.user_code import call_user_function
 from tas.models.weights import load_weights
 
@@ -62,6 +62,21 @@ def load(
     if weights is not None:
         load_weights(model, weights)
     return model
+
+
+def own_input_size(model: nn.Module) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a model says it was made for; those of ImageNet where it does not.
+
+    Ours, timm's and Hugging Face's say so; torchvision's do not, of which a few want other sizes.
+    """
+    if isinstance(model, CifarResNet):
+        return 3, 32, 32
+    if size := getattr(model, "pretrained_cfg", {}).get("input_size"):  # timm
+        return tuple(size)
+    config = getattr(model, "config", None)  # Hugging Face
+    size = getattr(config, "image_size", 224)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return getattr(config, "num_channels", 3), height, width
 
 
 def _build_cifar_resnet(depth: str, num_classes: int | None, pretrained: bool) -> nn.Module:
