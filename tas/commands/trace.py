@@ -33,7 +33,7 @@ def trace(
     Args:
         model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, transformers:NAME, FILE.py:FUNCTION or MODULE:FUNCTION
         num_classes: outputs of the classifier, where the constructor takes it
-        input_size: channels, height, width of one image, such as 3,64,64; what the model says it was made for by default
+        input_size: channels, height, width of one image, such as 3,64,64; by default what the model was made for
         space: which sizes may be chosen
         keep: modules to leave alone, as patterns of their paths, such as layer1.*,fc
         residuals: one width per residual stream (tied), or one per convolution as in the paper (free)

@@ -73,7 +73,8 @@ def own_input_size(model: nn.Module) -> tuple[int, int, int]:
         return 3, 32, 32
     if size := getattr(model, "pretrained_cfg", {}).get("input_size"):  # timm
         return tuple(size)
-    config = getattr(model, "config", None)  # Hugging Face
+    config = getattr(model, "config", None)  # Hugging Face; of those that take text too, the part that sees
+    config = getattr(config, "vision_config", config)
     size = getattr(config, "image_size", 224)
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return getattr(config, "num_channels", 3), height, width

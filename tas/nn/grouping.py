@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Set
 from math import prod
 
 import numpy as np
@@ -40,8 +41,9 @@ def build_graph(
     layouts = _layouts(captured, roots, places)
     gates = {block: (depth.name, place) for depth in depths for place, block in enumerate(depth.blocks) if place}
     shortcuts = _shortcuts(captured, roots, places, widths, gates)
+    unique = {name for name, _ in model.named_parameters()}  # a parameter shared by two modules is counted once
     layers = tuple(
-        _layer(model, path, captured.drafts.get(path), captured, layouts, gates, roots, places)
+        _layer(model, path, captured.drafts.get(path), captured, layouts, gates, roots, places, unique)
         for path in _layer_order(model, captured)
     )
     members = _members(layers)
@@ -210,9 +212,9 @@ def _layer(
     gates: dict[str, Gate],
     roots: np.ndarray,
     places: dict[int, Place],
+    unique: Set[str],
 ) -> Layer:
     module = model.get_submodule(path)
-    unique = {name for name, _ in model.named_parameters()}  # a parameter shared by two modules is counted once
     prefix = f"{path}." if path else ""
     parameters = []
     for is_buffer, tensors in ((False, module.named_parameters), (True, module.named_buffers)):

@@ -30,12 +30,12 @@ without_labels = shape.without_labels
 
 def refuse_what_is_no_norm(labels: Labels, drafts: Mapping[str, Draft]) -> None:
     """Freeze what a module averages over channels where that is neither a norm nor attention over pixels."""
-    kinds = {path: KINDS[draft.kind] for path, draft in drafts.items() if draft.kind in KINDS}
-    read = [
-        axis
-        for (name, dim), axis in labels.axes.items()
-        if (kind := kinds.get(name.rpartition(".")[0])) and kind.reads.get(name.rpartition(".")[2]) == dim
-    ]
+    read = []
+    for (name, dim), axis in labels.axes.items():
+        path, _, short = name.rpartition(".")
+        kind = KINDS.get(drafts[path].kind) if path in drafts else None
+        if kind and kind.reads.get(short, 1 if short.startswith("weight") else None) == dim:
+            read.append(axis)
     channel_norm.refuse_what_is_no_norm(labels, drafts, read)
 
 
