@@ -80,33 +80,41 @@ def _proven(witness: _Witness, graph: Graph, seed: int) -> Graph:
         graph = without(graph, name, reason)
     if witness.failure(graph, architectures_to_try(graph, seed)) is None:
         return graph
-    graph = _cut_one_by_one(witness, graph, cut_only(graph, set(names)), "cut together with other groups")
+    graph = _without_culprits(witness, graph, cut_only(graph, set(names)), "cut together with other groups")
     for _ in range(_ROUNDS):
         failed = next(
             (trial for trial in architectures_to_try(graph, seed) if witness.failure(graph, [trial], EXECUTIONS)), None
         )
         if failed is None:
             return graph
-        graph = _cut_one_by_one(witness, graph, failed, "cut to some sizes")
+        graph = _without_culprits(witness, graph, failed, "cut to some sizes")
     reason = witness.failure(graph, architectures_to_try(graph, seed))
     if reason is not None:  # nothing can be promised
         graph = _without_all(graph, [*graph.full.widths, *graph.full.depths], f"cut to some sizes, {reason}")
     return graph
 
 
-def _cut_one_by_one(witness: _Witness, graph: Graph, trial: Architecture, how: str) -> Graph:
-    """The graph without the groups with which it fails when all are cut to the sizes of a trial, one after another."""
-    cut_so_far: set[str] = set()
-    for name in [*graph.full.widths, *graph.full.depths]:
+def _without_culprits(witness: _Witness, graph: Graph, trial: Architecture, how: str) -> Graph:
+    """The graph without the groups with which it fails where those before them are cut to the sizes of a trial, too.
+
+    How many can be cut together is found by halving: mostly one or two groups are to blame, of hundreds.
+    """
+    names, good = [*graph.full.widths, *graph.full.depths], 0
+    more = len(names)
+    while good < len(names):
+        chosen = set(names[: good + more])
         parts = [
-            {key: given[key] if key in {*cut_so_far, name} else size for key, size in full.items()}
+            {key: given[key] if key in chosen else size for key, size in full.items()}
             for given, full in ((trial.widths, graph.full.widths), (trial.depths, graph.full.depths))
         ]
         reason = witness.failure(graph, [Architecture(*parts)], EXECUTIONS)
-        if reason is None:
-            cut_so_far.add(name)
-        else:
-            graph = without(graph, name, f"{how}, {reason}")
+        if reason is not None and more > 1:
+            more //= 2
+            continue
+        if reason is not None:
+            graph = without(graph, names[good], f"{how}, {reason}")
+        good += more
+        more = len(names) - good
     return graph
 
 
@@ -254,6 +262,8 @@ class _Witness:
         )
         try:
             opened = Supernet(shared_copy(self.model), graph, space, execution=execution, in_place=True)
+            if execution == "compact":
+                _run(opened, self.inputs)  # of the largest, of which nothing may be kept
             with opened.fixed(architecture) as supernet:
                 reason = _difference(_run(supernet, self.inputs), wanted)
         except Exception as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -29,7 +28,7 @@ from tas.nn.rules import KINDS
 from tas.nn.rules.normalization import OpenBatchNorm
 from tas.nn.rules.opened import Opened
 from tas.nn.rules.shortcut import CompactShortcut, DenseShortcut
-from tas.nn.surgery import fresh_copy, replaced, require_fit, set_attribute
+from tas.nn.surgery import forget, fresh_copy, replaced, require_fit, set_attribute
 from tas.space import SearchSpace
 
 
@@ -97,9 +96,11 @@ class Supernet(nn.Module):
         self._attributes = [
             (opened.get_submodule(item.module), item) for item in (graph.attributes if execution == "compact" else ())
         ]
+        # of one size they may keep what is wrong for the next
+        self._keeping = [module for module in opened.modules() if type(module).train is not nn.Module.train]
         self.model = _opened(opened, graph, self._sizes, self._depths, execution)
         self._is_compiled = execution == "compact" and is_compiled(self.model)
-        self._set_attributes()
+        self._settle()
         choices = [*space.widths.values(), *space.depths.values()]
         columns = max(map(len, choices), default=1)
         self.logits = nn.Parameter(torch.zeros(len(choices), columns))
@@ -171,7 +172,7 @@ class Supernet(nn.Module):
                     continue
                 chosen, weights = gumbel_weights(rows, fragments, temperature=temperature, generator=generator)
                 self._open(states, chosen, weights)
-        self._set_attributes()
+        self._settle()
 
     def _open(self, states: Mapping[str, Any], chosen: Tensor, weights: Tensor) -> None:
         if self.execution == "dense":
@@ -187,8 +188,11 @@ class Supernet(nn.Module):
             else:
                 state.draw([indices[place] for place in real], row[real] if len(real) < len(indices) else row)
 
-    def _set_attributes(self) -> None:
-        """Let numbers on modules follow the sizes open now."""
+    def _settle(self) -> None:
+        """Let numbers on modules follow the sizes open now, and what modules keep in evaluation mode be computed anew."""
+        for module in self._keeping:
+            if not module.training:
+                forget(module)
         if self._attributes:
             sizes = {name: int(size.active) for name, size in self._sizes.items()}
             for module, item in self._attributes:
@@ -208,13 +212,13 @@ class Supernet(nn.Module):
         try:
             for name, size in (*architecture.widths.items(), *architecture.depths.items()):
                 states[name].pick(states[name].candidates.index(size))
-            self._set_attributes()
+            self._settle()
             yield self
         finally:
             for name, state in states.items():
                 vars(state).clear()
                 vars(state).update(before[name])
-            self._set_attributes()
+            self._settle()
 
     def reset_weights(self, seed: int) -> None:
         """Start the weights anew, each layer by its own `reset_parameters`."""
@@ -231,7 +235,7 @@ class Supernet(nn.Module):
         Deriving `architecture` from the result gives the network that `fixed(architecture)` runs.
         """
         with self.fixed(architecture):  # a draw that carries gradients cannot be copied
-            whole = copy.deepcopy(self.model)
+            whole = fresh_copy(self.model)
         for module in whole.modules():
             if isinstance(module, OpenBatchNorm) and module.width_name is not None:
                 name = module.width_name

@@ -184,16 +184,21 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
 
 def fresh_copy(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
-    """A copy without what modules have computed from their weights and kept, and with these tensors instead of copies.
+    """A copy without what modules have computed from their weights and kept, and with these tensors instead of copies."""
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    forget(copied)
+    return copied
+
+
+def forget(model: nn.Module) -> None:
+    """Make modules forget what they have computed from their weights and kept, in place.
 
     Some do so in evaluation mode (attention biases of LeViT) and forget it when they are told to train.
     """
-    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
-    modes = {module: module.training for module in copied.modules()}
-    copied.train()
+    modes = {module: module.training for module in model.modules()}
+    model.train()
     for module, mode in modes.items():
         module.training = mode
-    return copied
 
 
 def reorder(model: nn.Module, graph: Graph, orders: Mapping[str, np.ndarray]) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import nn
 from tas.architecture import Architecture
 from tas.errors import ModelError
 from tas.graph import Run
+from tas.nn import selfcheck
 from tas.nn.blocks import find_depths
 from tas.nn.capture import capture
 from tas.nn.grouping import build_graph
@@ -259,6 +260,23 @@ def test_of_what_fails_at_some_sizes_only_the_culprit_is_frozen():
     assert all("second.0" in widths for widths in found)
     (reason,) = {item.reason for graph in graphs for item in graph.frozen if item.axis == "first.0.weight[0]"}
     assert reason.startswith("cut to some sizes, the cut model fails")
+
+
+def test_whoever_fails_only_together_is_found_by_halving(monkeypatch):
+    class Quarrel(nn.Sequential):
+        def forward(self, x):
+            assert len(self[9].weight) == 6 or len(self[30].weight) == 6
+            return super().forward(x)
+
+    model = Quarrel(nn.Conv2d(3, 6, 1), *(nn.Conv2d(6, 6, 1) for _ in range(39)), nets.head(6))
+    trials, fails = [], selfcheck._Witness.failure
+    monkeypatch.setattr(selfcheck._Witness, "failure", lambda self, *given: trials.append(1) or fails(self, *given))
+    graph = self_check(perturbed(model), by_rules_alone(model), [images()])
+    (culprit,) = set(by_rules_alone(model).full.widths) - set(graph.full.widths)
+    assert culprit in ("9", "30")
+    (reason,) = {item.reason for item in graph.frozen if item.axis == f"{culprit}.weight[0]"}
+    assert reason.startswith("cut together with other groups, the cut model fails")
+    assert len(trials) < 30  # of 41 groups
 
 
 def test_a_size_that_equals_a_number_which_is_compared_is_left_out():

@@ -462,3 +462,18 @@ def test_an_architecture_outside_the_space_cannot_be_fixed():
     outside = Architecture({**space.largest.widths, "first.0": 1})
     with pytest.raises(ArchitectureError, match="is not in the supernet's space"), supernet.fixed(outside):
         pass
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.filterwarnings("ignore:The tensor attribute .* was assigned during export")
+def test_what_a_module_remembers_of_one_size_is_forgotten_at_the_next(execution):
+    model = perturbed(nn.Sequential(nets.conv_bn(3, 8), nets.Remembers(), nets.head(8)))
+    graph = trace(model, images())
+    supernet = Supernet(model, graph, SearchSpace.of(graph), execution=execution).eval()
+    with torch.no_grad():
+        for size in (8, 3, 5, 3):
+            architecture = Architecture({"0.0": size}, {})
+            with supernet.fixed(architecture):
+                assert relative(derive(model, graph, architecture)(images()), supernet(images())) < 1e-5
+            collapsed = supernet.collapse(architecture)
+        assert not collapsed[1].known

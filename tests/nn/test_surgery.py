@@ -70,30 +70,9 @@ def test_a_dropped_block_keeps_numbers_words_and_lists_alone():
     assert not vars(dropped).keys() & {"seen", "cache", "hook", "_secret"}
 
 
-class Remembers(nn.Module):
-    """Keeps what it has computed from its weights, in evaluation mode, as LeViT does."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale, self.known = nn.Parameter(torch.rand(8) + 0.5), {}
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if mode:
-            self.known = {}
-        return self
-
-    def forward(self, x):
-        if self.training:
-            return x * self.scale[:, None, None].exp()
-        if "scale" not in self.known:
-            self.known["scale"] = self.scale[:, None, None].exp()
-        return x * self.known["scale"]
-
-
 @pytest.mark.filterwarnings("ignore:The tensor attribute .* was assigned during export")
 def test_what_a_module_remembers_of_its_weights_is_not_copied():
-    model = perturbed(nn.Sequential(nets.conv_bn(3, 8), Remembers(), nets.head(8)))
+    model = perturbed(nn.Sequential(nets.conv_bn(3, 8), nets.Remembers(), nets.head(8)))
     with torch.no_grad():
         wanted = model(images())
     assert model[1].known
