@@ -189,7 +189,7 @@ class Supernet(nn.Module):
                 state.draw([indices[place] for place in real], row[real] if len(real) < len(indices) else row)
 
     def _settle(self) -> None:
-        """Let numbers on modules follow the sizes open now, and what modules keep in evaluation mode be computed anew."""
+        """Let numbers on modules follow the sizes open now; what modules keep in evaluation mode is computed anew."""
         for module in self._keeping:
             if not module.training:
                 forget(module)

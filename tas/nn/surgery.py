@@ -184,7 +184,7 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
 
 def fresh_copy(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
-    """A copy without what modules have computed from their weights and kept, and with these tensors instead of copies."""
+    """A copy without what modules have computed from their weights and kept; these tensors it has in common."""
     copied = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
     forget(copied)
     return copied
