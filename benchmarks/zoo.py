@@ -6,7 +6,8 @@
 
 Each model has random weights and processes of its own, so that a crash, a hang or a lack of memory costs one row. It is
 captured or refused with our error; then the smallest architecture of its search space and three random ones are cut on
-perturbed weights, compared with the masked full model, counted, saved, and loaded in a second process.
+perturbed weights, compared with the masked full model, counted, saved, and loaded in a second process; the supernet
+runs all of them, and takes a step of the search with a mixture.
 """
 
 from __future__ import annotations
@@ -303,6 +304,7 @@ def _cut_and_compare(model: nn.Module, graph: Graph, row: Row, folder: Path | No
     space = tas.SearchSpace.of(graph)
     drawn = [space.smallest, *(space.sample(draw) for _ in range(RANDOM_ARCHITECTURES))]
     architectures = list(dict.fromkeys(drawn))
+    derived: dict[tas.Architecture, list[Tensor]] = {}
     for place, architecture in enumerate(architectures):  # one copy at a time: some models fill gigabytes
         what = f"architecture {place}" if place else "the smallest architecture"
         small = tas.derive(model, graph, architecture)
@@ -315,7 +317,7 @@ def _cut_and_compare(model: nn.Module, graph: Graph, row: Row, folder: Path | No
                 _difference(wanted, _outputs(tas.derive(precise, graph, architecture), images.double())),
                 True,
             )
-        worst = max(worst, difference)
+        worst, derived[architecture] = max(worst, difference), found
         if not difference <= TOLERANCE:
             failures.append(f"{what}: the derived model differs from the masked one by {difference:.1e}")
         if place == 0 and architecture != graph.full and _difference(full, found) <= TOLERANCE:
@@ -325,6 +327,7 @@ def _cut_and_compare(model: nn.Module, graph: Graph, row: Row, folder: Path | No
             tas.save(folder / str(place), small, graph, architecture)
             tensors = {str(index): tensor.contiguous().clone() for index, tensor in enumerate(found)}
             save_file({"images": images, **tensors}, folder / str(place) / "outputs.safetensors")
+    failures += _supernet_failures(model, graph, {} if in_double else derived, images)
     return replace(
         row,
         status="FAILED" if failures else "passed",
@@ -333,6 +336,33 @@ def _cut_and_compare(model: nn.Module, graph: Graph, row: Row, folder: Path | No
         in_double=in_double,
         architectures=len(architectures),
     )
+
+
+def _supernet_failures(
+    model: nn.Module, graph: Graph, derived: Mapping[Any, list[Tensor]], images: Tensor
+) -> list[str]:
+    """What is wrong with the supernet: it runs one architecture after the other, then takes a step with a mixture."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    import tas
+
+    supernet, failures = tas.Supernet(model, graph, tas.SearchSpace.of(graph)), []
+    for place, (architecture, wanted) in enumerate(derived.items()):
+        with supernet.fixed(architecture):
+            difference = _difference(wanted, _outputs(supernet, images))
+        if not difference <= TOLERANCE:
+            failures.append(f"architecture {place}: the supernet differs from the derived model by {difference:.1e}")
+    if not supernet.logits.numel():
+        return failures
+    torch.manual_seed(0)
+    supernet.train().draw(1.0)
+    outputs = [leaf for leaf in tree_leaves(supernet(images)) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
+    sum(leaf.float().square().mean() for leaf in outputs).backward()
+    steep = supernet.logits.grad
+    if steep is None or not bool(steep.isfinite().all()) or not bool(steep.any()):
+        failures.append("a step of the search gives the logits no finite gradient")
+    return failures
 
 
 def perturb_(model: nn.Module, draw: Any) -> None:

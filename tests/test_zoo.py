@@ -1,16 +1,18 @@
 """The benchmark of the zoo, on models small enough for every run of the tests; `make zoo` runs the whole list."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
-from nets import Plain, images
+from nets import Plain, images, perturbed
 from scripts import FOLDER, load_script
 from torch import nn
 
 from tas.graph import Frozen
 from tas.pipeline.derive import derive
 from tas.pipeline.trace import trace
+from tas.space import SearchSpace
 
 zoo = load_script("zoo")
 
@@ -113,6 +115,18 @@ def test_a_derived_model_that_differs_and_a_wrong_count_are_failures(monkeypatch
     macs = 64 * 9 * (3 * 8 + 8 * 12) + 12 * 5
     assert f"the full model: the graph says {macs:,} macs, torch counts 7" in row.message
     assert "the smallest architecture: the derived model differs from the masked one by" in row.message
+
+
+def test_a_supernet_that_stays_at_one_size_or_learns_nothing_is_a_failure(monkeypatch):
+    model, graph = perturbed(Plain()), trace(Plain(), images())
+    architecture = SearchSpace.of(graph).smallest
+    derived = {architecture: zoo._outputs(derive(model, graph, architecture), images())}
+    assert zoo._supernet_failures(model, graph, derived, images()) == []
+    monkeypatch.setattr("tas.Supernet.fixed", lambda supernet, architecture: nullcontext(supernet), raising=False)
+    monkeypatch.setattr("tas.Supernet.draw", lambda supernet, temperature: None, raising=False)
+    stays, learns_nothing = zoo._supernet_failures(model, graph, derived, images())
+    assert stays.startswith("architecture 0: the supernet differs from the derived model by")
+    assert learns_nothing == "a step of the search gives the logits no finite gradient"
 
 
 def test_reasons_are_grouped_without_numbers_and_paths_and_weighed_by_macs():
