@@ -750,6 +750,29 @@ class Remembers(nn.Module):
         return x * self.known["scale"]
 
 
+class Nested(nn.Module):
+    """Every layer is called by another path than its first, as in nnU-Net."""
+
+    class Around(nn.Module):
+        def __init__(self, down: nn.Module, inside: nn.Module, up: nn.Module):
+            super().__init__()
+            self.down, self.inside, self.up = down, inside, up
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.down(x)
+            return self.up(torch.cat([x, self.inside(x)], 1))
+
+    def __init__(self):
+        super().__init__()
+        self.downs = nn.ModuleList([conv_bn(3, 8), conv_bn(8, 12)])
+        self.ups = nn.ModuleList([conv_bn(16, 6), conv_bn(22, 8)])
+        self.bottom, self.head = conv_bn(12, 10), head(6)
+        self.whole = self.Around(self.downs[0], self.Around(self.downs[1], self.bottom, self.ups[1]), self.ups[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.whole(x))
+
+
 class BestClass(nn.Module):
     """Gives how sure it is of the best class alone: all classes must stay."""
 
@@ -851,6 +874,7 @@ EXACT = {
     "rolled": Rolled,
     "pixel shuffle": PixelShuffled,
     "spatial attention": SpatialAttention,
+    "nested": Nested,
     "norm without affine": lambda: Plain(affine=False),
     "norm without statistics": lambda: Plain(track_running_stats=False),
     "norm with nothing": lambda: Plain(affine=False, track_running_stats=False),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
 
 from tas.errors import ModelError, first_line
 from tas.nn.surgery import shared_copy
@@ -44,7 +46,7 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
             ) from error
         _read_no_more_than_a_type(program)
         _drop_what_nobody_reads(program)
-        _name_modules_behind_slices(model, program)
+        _name_modules_by_their_first_paths(model, program)
         return program
 
 
@@ -65,14 +67,30 @@ def _drop_what_nobody_reads(program: torch.export.ExportedProgram) -> None:
     program.graph.eliminate_dead_code(lambda node: node.is_impure() or not stored.isdisjoint(node.all_input_nodes))
 
 
-def _name_modules_behind_slices(model: nn.Module, program: torch.export.ExportedProgram) -> None:
-    """Give modules their own paths: of those in `self.layers[:-1]` torch may say `layers.slice(None, -1, None).3`."""
+def _name_modules_by_their_first_paths(model: nn.Module, program: torch.export.ExportedProgram) -> None:
+    """Say the path that `named_modules` gives, of every module that is called by one path only.
+
+    It may have others, as in nnU-Net; what is lent to several blocks is told apart by its paths. Of a module in
+    `self.layers[:-1]` torch may say `layers.slice(None, -1, None).3`.
+    """
     own = {module: path for path, module in model.named_modules()}
-    for node in program.graph.nodes:
-        stack = node.meta.get("nn_module_stack") or {}
-        if any("slice(" in path for path, _ in stack.values()):
-            found = {key: (own.get(_module_at(model, path)), kind) for key, (path, kind) in stack.items()}
+    stacks = [node.meta.get("nn_module_stack") or {} for node in program.graph.nodes]
+    called: dict[nn.Module, set[str]] = {}
+    for path in {path for stack in stacks for path, _ in stack.values()}:
+        with suppress(AttributeError):  # of no module
+            called.setdefault(_module_at(model, path), set()).add(path)
+    first = {path: own.get(module) for module, paths in called.items() for path in paths if len(paths) == 1}
+    first |= {path: own.get(_module_at(model, path)) for paths in called.values() for path in paths if "slice(" in path}
+    for node, stack in zip(program.graph.nodes, stacks, strict=True):
+        if any(first.get(path, path) != path for path, _ in stack.values()):
+            found = {key: (first.get(path, path), kind) for key, (path, kind) in stack.items()}
             node.meta["nn_module_stack"] = {key: entry for key, entry in found.items() if entry[0] is not None}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and "." in str(spec.target):
+            path, _, short = str(spec.target).rpartition(".")
+            module = model.get_submodule(path)
+            if len(called.get(module, ())) == 1:
+                spec.target = f"{own[module]}.{short}".lstrip(".")
 
 
 def _module_at(model: nn.Module, path: str) -> nn.Module:

@@ -144,6 +144,7 @@ EXPECTED = {  # widths by name, depths by name
     "own norms": ({"first": 8, "second": 10, "third": 6}, {}),
     "averages that are no norms": ({"reads.layer": 8, "second.0": 12}, {}),
     "best class": ({"first.0": 8}, {}),
+    "nested": ({"bottom.0": 10, "downs.0.0": 8, "downs.1.0": 12, "ups.0.0": 6, "ups.1.0": 8}, {}),
     "statistics": ({"first.0": 8, "second.0": 6}, {}),
     "listed parameters": ({"stem.0": 8}, {}),
     "attention across": (
