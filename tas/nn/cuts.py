@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 
 from tas.architecture import Architecture
 from tas.graph import Attribute, Graph
@@ -31,7 +31,8 @@ def architectures_to_try(graph: Graph, seed: int) -> list[Architecture]:
     if graph.exits:
         fewer = {name: draw.randint(1, size) for name, size in full.depths.items()}
         mixed.append(Architecture(_mixed(graph, draw).widths, fewer))
-    return [third, *mixed]
+    heads = _heads(graph)  # a wrong number of them fails nowhere, and is hardly seen where attention has little to read
+    return [third, *mixed, *([halved(graph, heads)] if heads else [])]
 
 
 def _sizes(size: int) -> range:
@@ -62,6 +63,17 @@ def cut_only(graph: Graph, names: set[str]) -> Architecture:
 def cut_to(graph: Graph, sizes: Mapping[str, int]) -> Architecture:
     """These widths cut to these sizes, all else whole."""
     return Architecture({**graph.full.widths, **sizes}, graph.full.depths)
+
+
+def halved(graph: Graph, names: Set[str]) -> Architecture:
+    """These widths cut to half, all else whole, so that nothing fades before it is seen."""
+    return cut_to(graph, {width.name: width.allowed(width.size // 2) for width in graph.widths if width.name in names})
+
+
+def _heads(graph: Graph) -> set[str]:
+    """Widths of which a layer makes several positions for every channel."""
+    axes = [item.layouts[0] or () for layer in graph.layers for item in layer.parameters if item.layouts]
+    return {run.width for axis in axes for run in axis if run.width is not None and run.repeat > 1}
 
 
 def sizes_compared(graph: Graph, compared: Mapping[Attribute, Iterable[int]]) -> list[tuple[str, int]]:

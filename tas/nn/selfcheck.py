@@ -14,7 +14,7 @@ from tas.architecture import Architecture
 from tas.errors import ModelError, first_line
 from tas.graph import Graph
 from tas.nn.compared import compared_numbers
-from tas.nn.cuts import architectures_alike, architectures_to_try, cut_only, cut_to, sizes_compared
+from tas.nn.cuts import architectures_alike, architectures_to_try, cut_only, cut_to, halved, sizes_compared
 from tas.nn.freeze import without, without_size
 from tas.nn.supernet import Supernet
 from tas.nn.surgery import cut, fresh_copy, mask, shared_copy
@@ -24,6 +24,7 @@ TOLERANCE = 1e-4  # relative to the largest output
 Execution = Literal["dense", "compact"]  # of the supernet
 EXECUTIONS: tuple[Execution, ...] = ("dense", "compact")
 _LARGE = 100_000  # weights
+_DEAD = 1e-3  # share of the usual variance
 _WEAK = 0.5  # standard deviation of what a layer makes of inputs of one; torch's linear layers begin at 0.58
 _ROUNDS = 3  # of looking for what fails in a trial of many sizes
 
@@ -51,7 +52,8 @@ def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: 
     for compared in compared_numbers(model, graph, witness.inputs):
         # what need not follow a width stays: with other numbers the forward might take another way
         fewer = replace(graph, attributes=tuple(item for item in graph.attributes if item not in compared))
-        if witness.failure(fewer, architectures_to_try(fewer, seed)) is None:
+        followed = {name for item in compared for name, _ in item.count.widths}
+        if witness.failure(fewer, [halved(fewer, followed), *architectures_to_try(fewer, seed)]) is None:
             graph = fewer
             continue
         for alike in architectures_alike(graph, compared):
@@ -155,6 +157,29 @@ def _perturbed(model: nn.Module, generator: torch.Generator) -> nn.Module:
     return noisy
 
 
+def _calibrate(model: nn.Module, inputs: list[Tensor]) -> None:
+    """Give batch norms the statistics of these inputs, in place, and leave them where the model does not run so.
+
+    With other statistics what is random fades from layer to layer until all positions look alike, and attention does
+    the same with any number of heads.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.running_mean is not None and not norm.training]
+    before = [(norm.running_mean, norm.running_var, norm.momentum) for norm in norms]
+    for norm in norms:
+        norm.running_mean, norm.running_var = norm.running_mean.clone(), norm.running_var.clone()
+        norm.momentum, norm.training = 1.0, True
+    try:
+        _run(model, inputs)
+        for norm in norms:
+            norm.running_var.clamp_(min=_DEAD * float(norm.running_var.mean()))
+    except Exception:  # the user's own forward may fail in any way
+        for norm, (mean, variance, _) in zip(norms, before, strict=True):
+            norm.running_mean, norm.running_var = mean, variance
+    for norm, (_, _, momentum) in zip(norms, before, strict=True):
+        norm.momentum, norm.training = momentum, False
+
+
 def _moved(parameter: nn.Parameter, generator: torch.Generator) -> nn.Parameter:
     with torch.no_grad():
         spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
@@ -187,6 +212,7 @@ class _Witness:
         """None where no outputs are finite."""
         noise = [_noise(tensor, generator) for tensor in example]
         few, noisy = [tensor[:2] for tensor in noise], _perturbed(model, generator)
+        _calibrate(noisy, [torch.cat([tensor, _noise(tensor, generator)]) for tensor in few])
         error = None
         for trial, inputs in ((noisy, few), (noisy, noise), (model, few), (model, noise), (model, list(example))):
             try:

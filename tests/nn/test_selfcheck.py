@@ -244,6 +244,41 @@ def test_numbers_that_are_compared_follow_where_a_forward_needs_them():
     assert graph.full.widths == {"first.0": 8}
 
 
+def test_heads_behind_layers_in_which_the_signal_fades_are_proven_all_the_same():
+    class Compares(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads, self.qkv, self.out = 4, nn.Linear(8, 96), nn.Linear(32, 8)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+            if self.heads == 4:  # as einops does, to see that all fits
+                x = x + 0
+            q, k, v = (t.view(len(x), 64, self.heads, -1).transpose(1, 2) for t in (q, k, v))
+            mixed = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1) @ v
+            return self.out(mixed.transpose(1, 2).reshape(len(x), 64, -1))
+
+    class Fades(nn.Module):
+        def __init__(self):
+            super().__init__()
+            blocks = [nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.SiLU()) for _ in range(12)]
+            self.stem, self.norm, self.attention = (
+                nn.Sequential(nn.Conv2d(3, 8, 1), *blocks),
+                nn.LayerNorm(8),
+                Compares(),
+            )
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x):
+            x = self.norm(self.stem(x).flatten(2).transpose(1, 2))
+            return self.head((x + self.attention(x)).mean(1))
+
+    torch.manual_seed(0)
+    graph = trace(Fades(), images())
+    assert graph.full.widths["attention.qkv"] == 4
+    assert [(item.module, item.name) for item in graph.attributes] == [("attention", "heads")]
+
+
 def test_of_what_fails_at_some_sizes_only_the_culprit_is_frozen():
     class Picky(nets.Plain):
         def forward(self, x):
