@@ -18,7 +18,10 @@ VIDEO = (
     "swin3d_t",
 )  # of torchvision, those that do not take minutes on a CPU
 FRAMES = 16
-SIZES = {"depth_anything": 56, "s3d": 224, "PAN-resnet18": 128}
+SIZES = {
+    "depth_anything": 56, "s3d": 224, "PAN-resnet18": 128,
+    "DenseNet121-3d": 32, "SegResNet-3d": 32, "UNETR-3d": 32, "UNet-3d": 32,
+}  # fmt: skip
 SIZE = 64  # of an image, where nothing else is said
 SMP = (  # of segmentation_models_pytorch: every decoder but DPT, and some encoders of other kinds
     "DeepLabV3-resnet18", "DeepLabV3Plus-resnet18", "FPN-resnet18", "Linknet-resnet18",
@@ -26,6 +29,25 @@ SMP = (  # of segmentation_models_pytorch: every decoder but DPT, and some encod
     "Unet-densenet121", "Unet-dpn68", "Unet-efficientnet-b0", "Unet-mobilenet_v2", "Unet-mobileone_s0",
     "Unet-resnet18", "Unet-se_resnet50", "Unet-tu-convnext_atto", "Unet-vgg11_bn", "UnetPlusPlus-resnet18",
 )  # fmt: skip
+_NARROW = {"channels": (16, 32, 64, 128), "strides": (2, 2, 2)}
+MONAI: dict[str, dict[str, Any]] = {  # of MONAI, for one grey channel, in three dimensions where the name says so
+    "AttentionUnet": _NARROW,
+    "BasicUNet": {"features": (16, 16, 32, 64, 128, 16)},
+    "BasicUNetPlusPlus": {"features": (16, 16, 32, 64, 128, 16)},
+    "DenseNet121-3d": {},
+    "DynUNet": {  # nnU-Net
+        "kernel_size": (3,) * 4, "strides": (1, 2, 2, 2), "upsample_kernel_size": (2,) * 3,
+        "filters": (16, 32, 64, 128),
+    },
+    "HighResNet": {},
+    "MedNeXt": {"init_filters": 16},
+    "SegResNet-3d": {"init_filters": 8},
+    "SwinUNETR": {"feature_size": 12},
+    "UNETR-3d": {"img_size": 32, "feature_size": 8, "hidden_size": 96, "mlp_dim": 192, "num_heads": 4},
+    "UNet": {**_NARROW, "num_res_units": 2},
+    "UNet-3d": {**_NARROW, "num_res_units": 2},
+    "VNet": {},
+}  # fmt: skip
 _TOKENS = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
 _DECODER = {
     "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128,
@@ -147,7 +169,17 @@ def segmentation_model(name: str) -> nn.Module:
     return getattr(smp, decoder)(encoder, encoder_weights=None, classes=5)
 
 
+def medical_model(name: str) -> nn.Module:
+    """A network of MONAI, `NAME` or `NAME-3d`."""
+    from monai.networks import nets  # pyright: ignore[reportMissingImports]
+
+    kind, _, solid = name.partition("-")
+    return getattr(nets, kind)(spatial_dims=3 if solid else 2, in_channels=1, out_channels=2, **MONAI[name])
+
+
 def shape_of(name: str, size: int) -> tuple[int, ...]:
-    """Of one input: videos have frames."""
+    """Of one input: videos have frames, MONAI's volumes a depth and one channel."""
+    if name in MONAI:
+        return (1, *[size] * (3 if name.endswith("-3d") else 2))
     frames = (FRAMES,) if name in (*VIDEO, "timesformer", "videomae") else ()
     return (3, *frames, size, size)

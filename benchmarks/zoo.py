@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import task_models
-from task_models import SMP, TASKS, VIDEO, segmentation_model, shape_of
+from task_models import MONAI, SMP, TASKS, VIDEO, medical_model, segmentation_model, shape_of
 
 from tas.errors import TasError
 
@@ -115,8 +115,8 @@ class Row:
     """What one model did.
 
     Attributes:
-        name: as `tas.models.load` takes it; `ultralytics:NAME` and `smp:DECODER-ENCODER` (segmentation_models_pytorch)
-            are of these packages, `tasks:NAME` of `task_models.py`.
+        name: as `tas.models.load` takes it; `ultralytics:NAME`, `monai:NAME` and `smp:DECODER-ENCODER`
+            (segmentation_models_pytorch) are of these packages, `tasks:NAME` of `task_models.py`.
         status: refused by an error of ours; FAILED by anything that must not happen; passed otherwise.
         message: why it was refused or failed.
         size: height and width of the image; 0 where the model could not be built.
@@ -170,6 +170,8 @@ def all_names() -> list[str]:
     lists["tasks"] = tuple(TASKS)
     if find_spec("segmentation_models_pytorch"):
         lists["smp"] = SMP
+    if find_spec("monai"):
+        lists["monai"] = tuple(MONAI)
     if find_spec("ultralytics"):
         lists["ultralytics"] = ULTRALYTICS
     return [f"{package}:{name}" for package, names in lists.items() for name in names]
@@ -184,9 +186,8 @@ def load_model(name: str) -> nn.Module:
         from ultralytics import RTDETR, YOLO  # pyright: ignore[reportMissingImports]
 
         return (RTDETR if short.startswith("rtdetr") else YOLO)(f"{short}.yaml").model
-    if package in ("tasks", "smp"):
-        return TASKS[short]() if package == "tasks" else segmentation_model(short)
-    return tas.models.load(name)
+    builders = {"tasks": lambda name: TASKS[name](), "smp": segmentation_model, "monai": medical_model}
+    return builders[package](short) if package in builders else tas.models.load(name)
 
 
 def check(name: str, size: int | None = None, folder: Path | None = None) -> Row:
@@ -242,7 +243,7 @@ def _build(row: Row, size: int | None) -> tuple[nn.Module, Row]:
     package, _, short = row.name.partition(":")
     if package in ("timm", "transformers"):
         own = tas.models.own_input_size(model)[-1]
-    elif package in ("tasks", "smp") or short in VIDEO:
+    elif package in ("tasks", "smp", "monai") or short in VIDEO:
         own = task_models.SIZES.get(short, task_models.SIZE)
     else:
         own = SIZES.get(short, 224)

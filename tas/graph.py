@@ -88,13 +88,13 @@ class Attribute:
         module: its path.
         name: of the attribute.
         count: its value as a function of the widths.
-        place: of the number, where the attribute is a list or tuple.
+        place: of the number, where the attribute is a list, a tuple or a dict.
     """
 
     module: str
     name: str
     count: Count
-    place: int | None = None
+    place: int | str | None = None
 
 
 @dataclass(frozen=True)

@@ -401,6 +401,39 @@ class JoinedBias(Attention):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+class Named(nn.Module):
+    """Splits the last dimension by lengths that have names, from which it makes more, as `Rearrange` of einops."""
+
+    def __init__(self, **lengths: int):
+        super().__init__()
+        self.lengths, self.made = lengths, tuple(lengths.items())
+
+    def __getstate__(self):
+        return {"lengths": self.lengths}
+
+    def __setstate__(self, state: dict):
+        self.__init__(**state["lengths"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (*(length for _, length in self.made), -1))
+
+
+class NamedLengths(nn.Module):
+    """Heads split off by a module of their own."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.qkv, self.split, self.proj = (
+            nn.Linear(channels, 3 * channels),
+            Named(qkv=3, heads=heads),
+            nn.Linear(channels, channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(self.qkv(x)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 class Lent(nn.Module):
     """A block that is lent a layer which all blocks share, as in CoaT."""
 
@@ -533,5 +566,6 @@ TOKEN_NETS = {
     "cascaded": Cascaded,
     "own matrices": Matrices,
     "joined bias": lambda: Tokens(JoinedBias(12, 3)),
+    "lengths by name": lambda: Tokens(NamedLengths(12, 4)),
     "lent": Lends,
 }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ def find_attributes(
     A guess, such as `num_heads`; the self-check has the last word. Layers with a rule know their own numbers. Where
     another axis has the same size, as with as many heads as channels in each, `head_dim` is not taken for their number.
     """
-    found: dict[tuple[str, str, int | None], tuple[Attribute, torch.Tensor]] = {}
+    found: dict[tuple[str, str, int | str | None], tuple[Attribute, torch.Tensor]] = {}
     classes = torch.as_tensor(roots)
     called = {path for node in captured.nodes for path in module_paths(node)}
     for path, labels, part in _with_holders(model, captured.numbers, called):
@@ -44,7 +45,7 @@ def find_attributes(
                     continue
                 held = getattr(model.get_submodule(path), name)
                 is_shape = place is not None and (len(held) == 1 or (place == dim and held == tuple(labels.shape)))
-                if value == len(vector) and (place in (None, part) or is_shape):
+                if value == len(vector) and (place in (None, part) or isinstance(place, str) or is_shape):
                     attribute = Attribute(path, name, count, place)
                     first, labels_of_first = found.setdefault((path, name, place), (attribute, vector))
                     if first != attribute:  # one number for two widths
@@ -64,13 +65,20 @@ def _with_holders(
                 yield inside, labels, part
 
 
-def _whole_numbers(module: nn.Module) -> dict[tuple[str, int | None], int]:
+def _whole_numbers(module: nn.Module) -> dict[tuple[str, int | str | None], int]:
     """Whole numbers that a module keeps, by attribute and place in it."""
-    found: dict[tuple[str, int | None], int] = {}
+    found: dict[tuple[str, int | str | None], int] = {}
     for name, value in vars(module).items():
-        items = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
-        found |= {(name, place): item for place, item in items if type(item) is int}
+        items: Iterable[tuple[Any, Any]] = [(None, value)]
+        if isinstance(value, list | tuple | dict):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+        found |= {(name, place): item for place, item in items if type(item) is int and not _is_other(place)}
     return found
+
+
+def _is_other(place: Any) -> bool:
+    """Whether a dict is no table of names."""
+    return not (place is None or isinstance(place, int | str))
 
 
 def layout_at(roots: np.ndarray, places: dict[int, Place]) -> Layout | None:

@@ -163,20 +163,22 @@ def _calibrate(model: nn.Module, inputs: list[Tensor]) -> None:
     With other statistics what is random fades from layer to layer until all positions look alike, and attention does
     the same with any number of heads.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.running_mean is not None and not norm.training]
-    before = [(norm.running_mean, norm.running_var, norm.momentum) for norm in norms]
-    for norm in norms:
-        norm.running_mean, norm.running_var = norm.running_mean.clone(), norm.running_var.clone()
+    norms = [
+        (norm, norm.running_mean, norm.running_var, norm.momentum)
+        for norm in model.modules()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None and not norm.training
+    ]
+    for norm, mean, variance, _ in norms:
+        norm.running_mean, norm.running_var = mean.clone(), variance.clone()  # type: ignore[union-attr]
         norm.momentum, norm.training = 1.0, True
     try:
         _run(model, inputs)
-        for norm in norms:
-            norm.running_var.clamp_(min=_DEAD * float(norm.running_var.mean()))
+        for norm, *_ in norms:
+            norm.running_var.clamp_(min=_DEAD * float(norm.running_var.mean()))  # type: ignore[union-attr]
     except Exception:  # the user's own forward may fail in any way
-        for norm, (mean, variance, _) in zip(norms, before, strict=True):
+        for norm, mean, variance, _ in norms:
             norm.running_mean, norm.running_var = mean, variance
-    for norm, (_, _, momentum) in zip(norms, before, strict=True):
+    for norm, _, _, momentum in norms:
         norm.momentum, norm.training = momentum, False
 
 

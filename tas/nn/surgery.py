@@ -133,8 +133,13 @@ def projected(graph: Graph, architecture: Architecture) -> list[Shortcut]:
 def set_attribute(module: nn.Module, attribute: Attribute, sizes: Mapping[str, int]) -> None:
     """Give a number on a module the value it has under these sizes, in place."""
     value: Any = attribute.count.of(sizes)
-    if attribute.place is not None:
-        held = getattr(module, attribute.name)
+    held = getattr(module, attribute.name) if attribute.place is not None else None
+    if isinstance(held, dict):
+        setattr(module, attribute.name, {**held, attribute.place: value})
+        if type(module).__getstate__ is not object.__getstate__:
+            module.__setstate__(module.__getstate__())  # of these it makes more, as layers of einops do
+        return
+    if held is not None:
         value = type(held)(value if place == attribute.place else item for place, item in enumerate(held))
     setattr(module, attribute.name, value)
 

@@ -190,6 +190,7 @@ EXPECTED = {  # widths by name, depths by name
     "asked table": ({"patches": 12, "blocks.0.attention.qkv": 3, "blocks.0.mlp.0": 10}, {}),
     "own matrices": ({"patches": 12, **{f"layers.{place}": 12 for place in range(5)}}, {}),
     "joined bias": ({"patches": 12, "blocks.0.attention.qkv": 3, "blocks.0.mlp.0": 10}, {}),
+    "lengths by name": ({"patches": 12, "blocks.0.attention.qkv": 4, "blocks.0.mlp.0": 10}, {}),
     "lent": ({}, {"blocks": 2}),
     "cascaded": ({"stem": 10, "one": 6, "proj": 10}, {}),
 }  # fmt: skip
