@@ -279,6 +279,15 @@ def test_heads_behind_layers_in_which_the_signal_fades_are_proven_all_the_same()
     assert [(item.module, item.name) for item in graph.attributes] == [("attention", "heads")]
 
 
+def test_what_a_forward_draws_at_random_is_no_difference():
+    class Draws(nets.Plain):
+        def forward(self, x):
+            x = self.second(self.first(x).relu()).relu()
+            return self.head(x) + torch.randn(len(x), 5)
+
+    assert set(trace(perturbed(Draws()), images()).full.widths) == {"first.0", "second.0"}
+
+
 def test_of_what_fails_at_some_sizes_only_the_culprit_is_frozen():
     class Picky(nets.Plain):
         def forward(self, x):
