@@ -32,7 +32,7 @@ def architectures_to_try(graph: Graph, seed: int) -> list[Architecture]:
         fewer = {name: draw.randint(1, size) for name, size in full.depths.items()}
         mixed.append(Architecture(_mixed(graph, draw).widths, fewer))
     heads = _heads(graph)  # a wrong number of them fails nowhere, and is hardly seen where attention has little to read
-    return [third, *mixed, *([halved(graph, heads)] if heads else [])]
+    return [third, *([halved(graph, heads)] if heads else []), *mixed]
 
 
 def _sizes(size: int) -> range:

@@ -16,6 +16,7 @@ from tas.graph import Graph
 from tas.nn.compared import compared_numbers
 from tas.nn.cuts import architectures_alike, architectures_to_try, cut_only, cut_to, halved, sizes_compared
 from tas.nn.freeze import without, without_size
+from tas.nn.perturb import calibrate, noise_like, perturbed
 from tas.nn.supernet import Supernet
 from tas.nn.surgery import cut, fresh_copy, mask, shared_copy
 from tas.space import SearchSpace
@@ -23,9 +24,6 @@ from tas.space import SearchSpace
 TOLERANCE = 1e-4  # relative to the largest output
 Execution = Literal["dense", "compact"]  # of the supernet
 EXECUTIONS: tuple[Execution, ...] = ("dense", "compact")
-_LARGE = 100_000  # weights
-_DEAD = 1e-3  # share of the usual variance
-_WEAK = 0.5  # standard deviation of what a layer makes of inputs of one; torch's linear layers begin at 0.58
 _ROUNDS = 3  # of looking for what fails in a trial of many sizes
 
 
@@ -49,7 +47,7 @@ def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: 
         names = [*graph.full.widths, *graph.full.depths]
         return _without_all(graph, names, "the outputs of the model are not finite, so that no cut can be proven")
     graph = _proven(witness, graph, seed)
-    for compared in compared_numbers(model, graph, witness.inputs):
+    for compared in compared_numbers(model, graph, witness.inputs) if graph.attributes else ():
         # what need not follow a width stays: with other numbers the forward might take another way
         fewer = replace(graph, attributes=tuple(item for item in graph.attributes if item not in compared))
         followed = {name for item in compared for name, _ in item.count.widths}
@@ -137,66 +135,6 @@ def _without_all(graph: Graph, names: Sequence[str], reason: str) -> Graph:
     return graph
 
 
-def _perturbed(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """A copy in which neither zeros (fresh biases, zero-initialised scales) nor weak weights hide a wrong cut.
-
-    Scores of weak weights make attention a mean over positions, whatever its heads are. Large weights that are not
-    weak hide nothing, and are shared.
-    """
-    noisy = shared_copy(model)
-    new: dict[nn.Parameter, nn.Parameter] = {}  # what two modules share stays shared
-    for module in noisy.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter not in new:
-                new[parameter] = _moved(parameter, generator)
-            setattr(module, name, new[parameter])
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            assert module.running_var is not None
-            module.running_mean.add_(torch.randn(module.running_mean.shape, generator=generator) * 0.1)
-            module.running_var.mul_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
-    return noisy
-
-
-def _calibrate(model: nn.Module, inputs: list[Tensor]) -> None:
-    """Give batch norms the statistics of these inputs, in place, and leave them where the model does not run so.
-
-    With other statistics what is random fades from layer to layer until all positions look alike, and attention does
-    the same with any number of heads.
-    """
-    norms = [
-        (norm, norm.running_mean, norm.running_var, norm.momentum)
-        for norm in model.modules()
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None and not norm.training
-    ]
-    for norm, mean, variance, _ in norms:
-        norm.running_mean, norm.running_var = mean.clone(), variance.clone()  # type: ignore[union-attr]
-        norm.momentum, norm.training = 1.0, True
-    try:
-        _run(model, inputs)
-        for norm, *_ in norms:
-            norm.running_var.clamp_(min=_DEAD * float(norm.running_var.mean()))  # type: ignore[union-attr]
-    except Exception:  # the user's own forward may fail in any way
-        for norm, mean, variance, _ in norms:
-            norm.running_mean, norm.running_var = mean, variance
-    for norm, _, _, momentum in norms:
-        norm.momentum, norm.training = momentum, False
-
-
-def _moved(parameter: nn.Parameter, generator: torch.Generator) -> nn.Parameter:
-    with torch.no_grad():
-        spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
-        strength = spread * parameter[0].numel() ** 0.5 if spread and parameter.dim() > 1 else 1.0
-        scale = 1 / strength if 0 < strength < _WEAK else 1.0
-        if parameter.numel() > _LARGE and spread > 0 and scale == 1:
-            return parameter
-        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-        return nn.Parameter(scale * (parameter + 0.1 * (spread or 1.0) * noise))
-
-
-def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(tensor.shape, generator=generator).to(tensor) if tensor.is_floating_point() else tensor
-
-
 @dataclass(frozen=True)
 class _Witness:
     """A model with inputs on which it runs, to compare cut models with.
@@ -212,9 +150,9 @@ class _Witness:
     @classmethod
     def find(cls, model: nn.Module, example: Sequence[Tensor], generator: torch.Generator) -> _Witness | None:
         """None where no outputs are finite."""
-        noise = [_noise(tensor, generator) for tensor in example]
-        few, noisy = [tensor[:2] for tensor in noise], _perturbed(model, generator)
-        _calibrate(noisy, [torch.cat([tensor, _noise(tensor, generator)]) for tensor in few])
+        noise = [noise_like(tensor, generator) for tensor in example]
+        few, noisy = [tensor[:2] for tensor in noise], perturbed(model, generator)
+        calibrate(noisy, few) or calibrate(noisy, [torch.cat([one, noise_like(one, generator)]) for one in few])
         error = None
         for trial, inputs in ((noisy, few), (noisy, noise), (model, few), (model, noise), (model, list(example))):
             try:
@@ -290,7 +228,7 @@ class _Witness:
         )
         try:
             opened = Supernet(shared_copy(self.model), graph, space, execution=execution, in_place=True)
-            if execution == "compact":
+            if opened.keeps:
                 _run(opened, self.inputs)  # of the largest, of which nothing may be kept
             with opened.fixed(architecture) as supernet:
                 reason = _difference(_run(supernet, self.inputs), wanted)

@@ -109,6 +109,11 @@ class Supernet(nn.Module):
         self.training = model.training
 
     @property
+    def keeps(self) -> bool:
+        """Whether a module may keep in evaluation mode what it has computed, and must forget it at other sizes."""
+        return bool(self._keeping)
+
+    @property
     def interpolation(self) -> Interpolation:
         """How fragments of different size are aligned."""
         return self._interpolation
