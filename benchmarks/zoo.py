@@ -416,7 +416,8 @@ def _outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
     import torch
     from torch.utils._pytree import tree_leaves
 
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng([]):
+        torch.manual_seed(0)  # of what a forward draws at random
         return [leaf for leaf in tree_leaves(model.eval()(images)) if isinstance(leaf, torch.Tensor)]
 
 
