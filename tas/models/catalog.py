@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,16 @@ def own_input_size(model: nn.Module) -> tuple[int, int, int]:
     """
     if isinstance(model, CifarResNet):
         return 3, 32, 32
-    if size := getattr(model, "pretrained_cfg", {}).get("input_size"):  # timm
+    known = getattr(model, "pretrained_cfg", None)  # timm
+    if isinstance(known, Mapping) and len(size := known.get("input_size") or ()) == 3:
         return tuple(size)
     config = getattr(model, "config", None)  # Hugging Face; of those that take text too, the part that sees
     config = getattr(config, "vision_config", config)
-    size = getattr(config, "image_size", 224)
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    return getattr(config, "num_channels", 3), height, width
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+    height, width = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
+    usual = ((channels, 3), (height, 224), (width, 224))
+    channels, height, width = (value if isinstance(value, int) else other for value, other in usual)
+    return channels, height, width
 
 
 def _build_cifar_resnet(depth: str, num_classes: int | None, pretrained: bool) -> nn.Module:

@@ -1,7 +1,9 @@
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from tas import models
 from tas.errors import ModelError
@@ -164,3 +166,19 @@ def test_without_transformers_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModelError, match=r"transformers, which is missing; pip install tas-pruning\[zoo\]"):
         models.load("transformers:resnet")
+
+
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [
+        ({}, (3, 224, 224)),
+        ({"pretrained_cfg": {"input_size": (3, 299, 299)}}, (3, 299, 299)),
+        ({"pretrained_cfg": None, "config": {"image_size": 64}}, (3, 224, 224)),
+        ({"config": SimpleNamespace(image_size=[32, 48], num_channels=1)}, (1, 32, 48)),
+        ({"config": SimpleNamespace(image_size=None, vision_config=SimpleNamespace(image_size=96))}, (3, 96, 96)),
+    ],
+)
+def test_the_input_size_is_what_a_model_says_and_else_that_of_imagenet(said, size):
+    model = nn.Conv2d(3, 4, 1)
+    vars(model).update(said)
+    assert models.own_input_size(model) == size
