@@ -152,7 +152,8 @@ class _Witness:
         """None where no outputs are finite."""
         noise = [noise_like(tensor, generator) for tensor in example]
         few, noisy = [tensor[:2] for tensor in noise], perturbed(model, generator)
-        calibrate(noisy, few) or calibrate(noisy, [torch.cat([one, noise_like(one, generator)]) for one in few])
+        if not calibrate(noisy, few):
+            calibrate(noisy, [torch.cat([one, noise_like(one, generator)]) for one in few])
         error = None
         for trial, inputs in ((noisy, few), (noisy, noise), (model, few), (model, noise), (model, list(example))):
             try:
