@@ -69,16 +69,11 @@ def _whole_numbers(module: nn.Module) -> dict[tuple[str, int | str | None], int]
     """Whole numbers that a module keeps, by attribute and place in it."""
     found: dict[tuple[str, int | str | None], int] = {}
     for name, value in vars(module).items():
-        items: Iterable[tuple[Any, Any]] = [(None, value)]
-        if isinstance(value, list | tuple | dict):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-        found |= {(name, place): item for place, item in items if type(item) is int and not _is_other(place)}
+        items: Iterable[tuple[Any, Any]] = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
+        if isinstance(value, dict):
+            items = [(key, item) for key, item in value.items() if isinstance(key, str)]
+        found |= {(name, place): item for place, item in items if type(item) is int}
     return found
-
-
-def _is_other(place: Any) -> bool:
-    """Whether a dict is no table of names."""
-    return not (place is None or isinstance(place, int | str))
 
 
 def layout_at(roots: np.ndarray, places: dict[int, Place]) -> Layout | None:

@@ -123,11 +123,8 @@ def movement(call: Call) -> Any:
     """Do to the labels what the operation does to the values."""
     if call.op == "cat":
         return _concatenation(call)
-    if (
-        call.op == "expand_as"
-        and isinstance(call.arguments["self"], Tensor)
-        and not varying_dims(call.arguments["self"])
-    ):
+    whole = call.arguments.get("self")
+    if call.op == "expand_as" and isinstance(whole, Tensor) and not varying_dims(whole):
         return elementwise(call)  # one number for all channels of the other
     moved = _move(call)
     is_list = isinstance(moved, list | tuple)
