@@ -23,10 +23,10 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def briefly_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models are timed for a moment, not for a second each: hundreds of tests end with that."""
+    """Models are timed for a moment, in one turn, not for a second each: hundreds of tests end with that."""
 
     def brief(*models: Any, seconds: float = 1.0, **options: Any) -> list[tuple[float, float]]:
-        return measure_latency(*models, seconds=min(seconds, 0.02), **options)
+        return measure_latency(*models, seconds=min(seconds, 0.02), **options | {"rounds": 1})
 
     for verb in (export, measure):
         monkeypatch.setattr(verb, "measure_latency", brief)

@@ -450,7 +450,7 @@ def test_an_input_size_may_be_written_in_several_ways(capsys, size):
     assert json.loads(capsys.readouterr().out)["input_shapes"] == [[1, 3, 8, 8]]
 
 
-@pytest.mark.parametrize(("model", "size"), [("cifar_resnet:20", 32), ("timm:vit_tiny_patch16_384", 384)])
+@pytest.mark.parametrize(("model", "size"), [("cifar_resnet:20", 32), ("timm:test_vit", 160)])
 def test_a_model_is_traced_at_its_own_size_where_none_is_given(capsys, model, size):
     if model.startswith("timm"):
         pytest.importorskip("timm")
