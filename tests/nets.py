@@ -494,6 +494,29 @@ class HiddenRegion(nn.Module):
         return self.head(self.after(x))
 
 
+class Conditional(nn.Module):
+    """CondConv in blocks that can be left out: a kernel mixed anew for every image, which no layer's weight is."""
+
+    class Block(nn.Module):
+        def __init__(self, width: int):
+            super().__init__()
+            self.experts = nn.Parameter(torch.randn(3, width * width * 9) / width)
+            self.route, self.norm = nn.Linear(width, 3), nn.BatchNorm2d(width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            (count, width), size = x.shape[:2], x.shape[2:]
+            kernels = (self.route(x.mean((2, 3))).sigmoid() @ self.experts).view(count * width, width, 3, 3)
+            mixed = F.conv2d(x.reshape(1, count * width, *size), kernels, padding=1, groups=count)
+            return x + self.norm(mixed.view(x.shape)).relu()
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.blocks, self.head = conv_bn(3, 8), nn.Sequential(*(self.Block(8) for _ in range(3))), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x).relu()))
+
+
 class Rolled(nn.Module):
     """Channels in another order, twice, one copy upside down."""
 
@@ -896,6 +919,7 @@ PARTLY_FROZEN = {
     "own forwards": OwnForwards,
     "auxiliary head": AuxiliaryHead,
     "hidden region": HiddenRegion,
+    "conditional convolutions": Conditional,
     "transposed": Transposed,
     "parametrised": Parametrised,
     "functional norms": FunctionalNorms,

@@ -13,9 +13,10 @@ from tas.graph import Graph
 from tas.nn.blocks import find_depths, with_returns
 from tas.nn.capture import capture
 from tas.nn.compiled import as_written, is_compiled
-from tas.nn.counting import uncounted_macs, with_uncounted
+from tas.nn.counting import uncounted_macs
 from tas.nn.grouping import build_graph
 from tas.nn.keep import find_kept, keep_modules
+from tas.nn.rules.base import Draft
 from tas.nn.selfcheck import self_check
 from tas.nn.shortcuts import free_residuals
 from tas.nn.surgery import fresh_copy, shared_copy
@@ -82,14 +83,16 @@ def trace(
 def _traced(still: nn.Module, inputs: list[Tensor], keep: Sequence[str], residuals: str) -> Graph:
     kept = find_kept(still, keep)
     captured = capture(still, inputs)
-    rest = uncounted_macs(still, captured, inputs)
     depths = with_returns(shared_copy(still), find_depths(still, captured), inputs)
+    rest = uncounted_macs(still, captured, inputs, [block for depth in depths for block in depth.blocks])
     shapes = tuple(tuple(tensor.shape) for tensor in inputs)
     if residuals == "free":
         captured = free_residuals(still, captured, inputs, depths, kept)
+    for path, macs in rest.items():
+        captured.drafts.setdefault(path, Draft("other")).products.append((macs, ()))
     graph = build_graph(still, captured, depths, shapes)
     with torch.random.fork_rng(devices=[]):
         for tie in (tie_heads, tie_echoes):
             if tie(still, captured, graph, inputs):
                 graph = build_graph(still, captured, depths, shapes)
-        return with_uncounted(self_check(still, keep_modules(graph, kept), inputs), rest)
+        return self_check(still, keep_modules(graph, kept), inputs)
