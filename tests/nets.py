@@ -855,6 +855,28 @@ class Recurrent(nn.Module):
         return self.head(x[-1])
 
 
+class Checked(nn.Module):
+    """A step that first checks what it is given, with a number that no layer of it reads."""
+
+    class Step(nn.Module):
+        def __init__(self, channels: int, out: int):
+            super().__init__()
+            self.channels, self.out, self.inner = channels, out, conv_bn(channels, out)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape[1] == self.channels
+            if x.shape[2] < 2 or x.shape[1] != self.channels:
+                raise ValueError("no such image")
+            return self.inner(x).relu()
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one, self.two, self.head = conv_bn(3, 8), self.Step(8, 8), self.Step(8, 6), head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.two(self.one(self.stem(x).relu())))
+
+
 class Compares(nn.Module):
     """A block that projects its shortcut where two numbers that it keeps differ; it reads neither otherwise."""
 
@@ -898,6 +920,7 @@ EXACT = {
     "pixel shuffle": PixelShuffled,
     "spatial attention": SpatialAttention,
     "nested": Nested,
+    "checked sizes": Checked,
     "norm without affine": lambda: Plain(affine=False),
     "norm without statistics": lambda: Plain(track_running_stats=False),
     "norm with nothing": lambda: Plain(affine=False, track_running_stats=False),

@@ -543,6 +543,27 @@ class Pyramid(nn.Module):
         return self.head((x + self.second(x)).mean(1))
 
 
+class AttentionPool(nn.Module):
+    """As CLIP's ResNets end: torch's function of attention, with projections apart and their biases joined."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.out = (nn.Linear(dim, size) for size in (dim, dim, dim, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).permute(2, 0, 1)
+        pooled, _ = F.multi_head_attention_forward(
+            x.mean(0, keepdim=True), x, x, x.shape[-1], self.heads,
+            in_proj_weight=None, in_proj_bias=torch.cat([self.q.bias, self.k.bias, self.v.bias]),
+            bias_k=None, bias_v=None, add_zero_attn=False, dropout_p=0.0,
+            out_proj_weight=self.out.weight, out_proj_bias=self.out.bias,
+            use_separate_proj_weight=True, q_proj_weight=self.q.weight, k_proj_weight=self.k.weight,
+            v_proj_weight=self.v.weight, training=self.training, need_weights=False,
+        )  # fmt: skip
+        return pooled[0]
+
+
 TOKEN_NETS = {
     "convnext": ConvNext,
     "attention": lambda: Tokens(Attention(12, 3), Attention(12, 2, fused=False), Attention(12, 4)),
@@ -568,4 +589,7 @@ TOKEN_NETS = {
     "joined bias": lambda: Tokens(JoinedBias(12, 3)),
     "lengths by name": lambda: Tokens(NamedLengths(12, 4)),
     "lent": Lends,
+    "attention pool": lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 2, 2), AttentionPool(12, 3)
+    ),
 }

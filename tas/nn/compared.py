@@ -6,6 +6,7 @@ A block that projects its shortcut `if self.dim != self.dim_out` would not do so
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,17 @@ def compared_numbers(model: nn.Module, graph: Graph, example: Sequence[Tensor]) 
         if (kind, item.name) in names:
             found.setdefault(kind, {})[item] = seen.get(item, set())
     return list(found.values())
+
+
+def checked_numbers(model: nn.Module, graph: Graph, numbers: Sequence[Attribute], example: Sequence[Tensor]) -> Graph:
+    """The graph with those numbers, too, that a forward compares with an equal one, as in `assert C == self.dim`."""
+    checked = []
+    for compared in compared_numbers(model, replace(graph, attributes=tuple(numbers)), example) if numbers else ():
+        names = {
+            item.name for item, seen in compared.items() if getattr(model.get_submodule(item.module), item.name) in seen
+        }
+        checked += [item for item in compared if item.name in names]
+    return replace(graph, attributes=(*graph.attributes, *checked)) if checked else graph
 
 
 class _Watched(int):

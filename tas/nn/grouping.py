@@ -11,6 +11,7 @@ from torch import nn
 
 from tas.cost import Gate
 from tas.graph import (
+    Attribute,
     Depth,
     Exit,
     Frozen,
@@ -25,7 +26,7 @@ from tas.graph import (
 from tas.layout import Place
 from tas.nn.capture import Captured, unseen_layers
 from tas.nn.labels import TIED, Stage
-from tas.nn.numbers import count_at, find_attributes, layout_at
+from tas.nn.numbers import count_at, find_attributes, find_numbers_read, layout_at
 from tas.nn.rules import KINDS, Draft
 
 
@@ -57,6 +58,15 @@ def build_graph(
     frozen = (*_frozen(captured, roots, reasons, places), *_unseen(model, captured), *tied)
     attributes = find_attributes(model, captured, {layer.name: layer.kind for layer in layers}, roots, places)
     return Graph(found, depths, layers, frozen, input_shapes, attributes, shortcuts, exits)
+
+
+def numbers_read(model: nn.Module, captured: Captured, graph: Graph) -> tuple[Attribute, ...]:
+    """Numbers that modules may compare with how many channels they read, of a graph that was built of this."""
+    roots = captured.labels.roots()
+    places, _ = _widths(captured, roots, _frozen_roots(captured, roots))
+    found = find_numbers_read(model, captured, graph, roots, places)
+    names = {*graph.full.widths, *(item.name for item in graph.exits)}
+    return tuple(item for item in found if all(name in names for name, _ in item.count.widths))
 
 
 def tie_unclear(captured: Captured) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tas.cost import Count
-from tas.graph import Attribute, Layout, count_of
+from tas.graph import Attribute, Graph, Layout, count_of
 from tas.layout import Place, runs_of
 from tas.nn.capture import Captured
 from tas.nn.labels import Echo, along, condense, varying_dims
@@ -19,20 +20,22 @@ from tas.nn.program import module_paths
 
 OF_ONE_HEAD = re.compile("^(?!all|total).*head.*(dim|size|width|channels)|(dim|size|width).*head|^d_(head|k|v|kv)$")
 
+_WITHOUT_RULE = ("other", "own_norm", "product")  # layers with one know their own numbers
+
 
 def find_attributes(
     model: nn.Module, captured: Captured, kinds: dict[str, str], roots: np.ndarray, places: dict[int, Place]
 ) -> tuple[Attribute, ...]:
     """Numbers on modules that equal the size of an axis they give in numbers: they are taken to follow it.
 
-    A guess, such as `num_heads`; the self-check has the last word. Layers with a rule know their own numbers. Where
-    another axis has the same size, as with as many heads as channels in each, `head_dim` is not taken for their number.
+    A guess, such as `num_heads`; the self-check has the last word. Where another axis has the same size, as with as
+    many heads as channels in each, `head_dim` is not taken for their number.
     """
     found: dict[tuple[str, str, int | str | None], tuple[Attribute, torch.Tensor]] = {}
     classes = torch.as_tensor(roots)
     called = {path for node in captured.nodes for path in module_paths(node)}
     for path, labels, part in _with_holders(model, captured.numbers, called):
-        if kinds.get(path, "other") not in ("other", "own_norm", "product"):
+        if kinds.get(path, "other") not in _WITHOUT_RULE:
             continue
         values = _whole_numbers(model.get_submodule(path))
         for dim in varying_dims(labels) if set(values.values()) & set(labels.shape) else ():
@@ -51,6 +54,37 @@ def find_attributes(
                     if first != attribute:  # one number for two widths
                         captured.labels.echoes.append(Echo(path, vector, labels_of_first))
     return tuple(attribute for attribute, _ in found.values())
+
+
+def find_numbers_read(
+    model: nn.Module, captured: Captured, graph: Graph, roots: np.ndarray, places: dict[int, Place]
+) -> tuple[Attribute, ...]:
+    """Numbers on modules that equal how many channels they read: a forward may check them (`assert C == self.dim`).
+
+    Those that a graph has already are left out, as are layers with a rule.
+    """
+    kinds = {layer.name: layer.kind for layer in graph.layers}
+    known = {(item.module, item.name) for item in graph.attributes}
+    read: dict[str, dict[bytes, np.ndarray]] = defaultdict(dict)
+    for node in captured.nodes:
+        for source in node.all_input_nodes:
+            labels, inside = captured.values.get(source), module_paths(source)
+            paths = [path for path in module_paths(node) if path not in inside]
+            if not isinstance(labels, Tensor) or not paths:
+                continue
+            for dim in varying_dims(labels):
+                vector = roots[along(labels, dim).numpy()]
+                for path in paths:
+                    read[path][vector.tobytes()] = vector
+    found = []
+    for path, vectors in read.items():
+        if kinds.get(path, "other") not in _WITHOUT_RULE:
+            continue
+        for (name, place), value in _whole_numbers(model.get_submodule(path)).items():
+            counts = {count_at(vector, places) for vector in vectors.values() if len(vector) == value}
+            if place is None and (path, name) not in known and len(counts) == 1 and (count := counts.pop()).widths:
+                found.append(Attribute(path, name, count))
+    return tuple(found)
 
 
 def _with_holders(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tas.architecture import Architecture
 from tas.errors import ModelError, first_line
-from tas.graph import Graph
-from tas.nn.compared import compared_numbers
+from tas.graph import Attribute, Graph
+from tas.nn.compared import checked_numbers, compared_numbers
 from tas.nn.cuts import architectures_alike, architectures_to_try, cut_only, cut_to, halved, sizes_compared
 from tas.nn.freeze import without, without_size
 from tas.nn.perturb import calibrate, noise_like, perturbed
@@ -27,7 +27,13 @@ EXECUTIONS: tuple[Execution, ...] = ("dense", "compact")
 _ROUNDS = 3  # of looking for what fails in a trial of many sizes
 
 
-def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: int = 0) -> Graph:
+def self_check(
+    model: nn.Module,
+    graph: Graph,
+    example: Sequence[Tensor],
+    seed: int = 0,
+    numbers: Callable[[], Sequence[Attribute]] = tuple,
+) -> Graph:
     """Cut a few architectures and compare; freeze exactly the widths and depths that fail.
 
     Args:
@@ -35,6 +41,7 @@ def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: 
         graph: as the rules see it.
         example: inputs of `forward`; their values do not matter.
         seed: of the perturbed weights and the random architecture.
+        numbers: gives those on modules that may have to follow widths, tried where the graph fails without them.
 
     Returns:
         The graph, with what failed frozen and the reason given.
@@ -46,7 +53,7 @@ def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: 
     if witness is None:
         names = [*graph.full.widths, *graph.full.depths]
         return _without_all(graph, names, "the outputs of the model are not finite, so that no cut can be proven")
-    graph = _proven(witness, graph, seed)
+    graph = _proven(witness, graph, seed, numbers)
     for compared in compared_numbers(model, graph, witness.inputs) if graph.attributes else ():
         # what need not follow a width stays: with other numbers the forward might take another way
         fewer = replace(graph, attributes=tuple(item for item in graph.attributes if item not in compared))
@@ -66,7 +73,7 @@ def self_check(model: nn.Module, graph: Graph, example: Sequence[Tensor], seed: 
     return graph
 
 
-def _proven(witness: _Witness, graph: Graph, seed: int) -> Graph:
+def _proven(witness: _Witness, graph: Graph, seed: int, numbers: Callable[[], Sequence[Attribute]]) -> Graph:
     """The graph without what fails."""
     names = [*graph.full.widths, *graph.full.depths]
     if witness.failure(graph, architectures_to_try(graph, seed)) is None:
@@ -76,7 +83,11 @@ def _proven(witness: _Witness, graph: Graph, seed: int) -> Graph:
         witness = exact
         if witness.failure(graph, architectures_to_try(graph, seed)) is None:
             return graph
-    for name, reason in _failing(witness, graph, names).items():
+    failing, more = _failing(witness, graph, names), checked_numbers(witness.model, graph, numbers(), witness.inputs)
+    if more is not graph:
+        fewer = _failing(witness, more, names)
+        graph, failing = (more, fewer) if len(fewer) < len(failing) else (graph, failing)
+    for name, reason in failing.items():
         graph = without(graph, name, reason)
     if witness.failure(graph, architectures_to_try(graph, seed)) is None:
         return graph

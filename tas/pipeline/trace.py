@@ -14,7 +14,7 @@ from tas.nn.blocks import find_depths, with_returns
 from tas.nn.capture import capture
 from tas.nn.compiled import as_written, is_compiled
 from tas.nn.counting import uncounted_macs
-from tas.nn.grouping import build_graph
+from tas.nn.grouping import build_graph, numbers_read
 from tas.nn.keep import find_kept, keep_modules
 from tas.nn.rules.base import Draft
 from tas.nn.selfcheck import self_check
@@ -95,4 +95,5 @@ def _traced(still: nn.Module, inputs: list[Tensor], keep: Sequence[str], residua
         for tie in (tie_heads, tie_echoes):
             if tie(still, captured, graph, inputs):
                 graph = build_graph(still, captured, depths, shapes)
-        return self_check(still, keep_modules(graph, kept), inputs)
+        graph = keep_modules(graph, kept)
+        return self_check(still, graph, inputs, numbers=lambda: numbers_read(still, captured, graph))

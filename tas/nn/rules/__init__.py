@@ -6,6 +6,7 @@ from tas.nn.labels import Labels
 from tas.nn.rules import (
     attention,
     channel_norm,
+    constants,
     normalization,
     own_projection,
     parameter,
@@ -25,7 +26,7 @@ WITH_WEIGHTS = {  # these give channels even where they read a constant
 }  # fmt: skip
 
 
-without_labels = shape.without_labels
+without_labels = constants.without_labels
 
 
 def refuse_what_is_no_norm(labels: Labels, drafts: Mapping[str, Draft]) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tas.nn.labels import FIXED, expanded, fixed, spread, varying_dims
-from tas.nn.rules.base import Call, Constant, positions_in
+from tas.nn.rules.base import Call, Constant
 from tas.nn.rules.channel_norm import in_own_norm
 from tas.nn.rules.parameter import bind
 
@@ -126,7 +123,7 @@ def movement(call: Call) -> Any:
     whole = call.arguments.get("self")
     if call.op == "expand_as" and isinstance(whole, Tensor) and not varying_dims(whole):
         return elementwise(call)  # one number for all channels of the other
-    moved = _move(call)
+    moved = move(call)
     is_list = isinstance(moved, list | tuple)
     results = [expanded(result) for result in (moved if is_list else [moved])]
     if [tuple(result.shape) for result in results] != call.shapes:
@@ -207,7 +204,8 @@ def _concatenation(call: Call) -> Any:
     return first.expand(shape)
 
 
-def _move(call: Call) -> Any:
+def move(call: Call) -> Any:
+    """What the operation makes of the tensors in its arguments, which may be labels or numbers of elements."""
     values = dict(call.arguments)
     if call.op == "index":
         return values["self"][tuple(slice(None) if i is None else i.value() for i in values["indices"])]
@@ -249,63 +247,6 @@ def _concatenate(tensors: list[Tensor], dim: int) -> Tensor:
         if other != dim and all(tensor.stride(other) == 0 or tensor.shape[other] == 1 for tensor in tensors):
             tensors = [tensor.narrow(other, 0, min(1, tensor.shape[other])) for tensor in tensors]
     return torch.cat(tensors, dim).expand(shape)
-
-
-def without_labels(call: Call, value: Callable[[], Any]) -> list[Constant]:
-    """What is computed from constants alone; it remembers which elements of which parameters it holds.
-
-    Args:
-        call: an operation on constants.
-        value: gives what the operation computes.
-    """
-    sources, rule = call.constants(), LABELS.get(call.op)
-
-    @cache
-    def traced() -> list[list[tuple[str, Tensor]]]:
-        """Of every result, the constants it is made of and which of their elements stand where."""
-        if rule is elementwise:
-            known = [entry for source in sources for entry in source.elements()]
-            return [[(name, ids.expand(shape)) for name, ids in known] for shape in call.shapes]
-        if rule is pooling and sources and all(shape[:2] == sources[0].shape[:2] for shape in call.shapes):
-            return [[(name, _spread_out(ids, shape)) for name, ids in sources[0].elements()] for shape in call.shapes]
-        if call.op == "embedding":
-            rows, places = call.arguments["weight"], call.arguments["indices"].value()
-            return [[(name, ids[places]) for name, ids in rows.elements()]]
-        if call.op in ("cat", "stack"):
-            parts = [source.elements() for source in sources]
-            if len({name for part in parts for name, _ in part}) == 1 and {*map(len, parts)} == {1}:
-                join = torch.cat if call.op == "cat" else torch.stack
-                return [[(parts[0][0][0], join([ids for part in parts for _, ids in part], call.arguments["dim"]))]]
-        elif rule is movement:
-            (source,) = [item for name, item in call.arguments.items() if name == "self"]
-            moved = [(name, _moved_elements(call, ids)) for name, ids in source.elements()]
-            return [[(name, ids[place]) for name, ids in moved] for place in range(len(call.shapes))]
-        return [[("", positions_in(shape))] for shape in call.shapes]
-
-    def of(place: int) -> Callable[[], list[tuple[str, Tensor]]]:
-        return lambda: traced()[place]
-
-    joined = tuple(sources) if call.op == "cat" and len(call.shapes[0]) == 1 else ()
-    return [Constant(None, shape, of(place), _picked(value, place), joined) for place, shape in enumerate(call.shapes)]
-
-
-def _spread_out(ids: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Of a resized table, for all positions of a channel, the element that stood at its first one."""
-    first = ids[(..., *[slice(0, 1)] * (len(shape) - 2))]
-    return first.expand(shape)
-
-
-def _moved_elements(call: Call, ids: Tensor) -> list[Tensor]:
-    moved = _move(replace(call, arguments={**call.arguments, "self": ids}))
-    return list(moved) if isinstance(moved, list | tuple) else [moved]
-
-
-def _picked(value: Callable[[], Any], place: int) -> Callable[[], Any]:
-    def pick() -> Any:
-        whole = value()
-        return whole[place] if isinstance(whole, list | tuple) else whole
-
-    return pick
 
 
 def unknown(call: Call) -> Any:
