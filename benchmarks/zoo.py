@@ -297,6 +297,7 @@ def _cut_and_compare(model: nn.Module, graph: Graph, row: Row, folder: Path | No
 
     draw = torch.Generator().manual_seed(0)
     perturb_(model, draw)
+    model = tas.rank(model, graph)  # so that what is kept is not what a constructor would give to a reloaded model
     images = torch.randn(1 if row.macs > _GIANT else 2, *_shape(row), generator=draw)
     full, worst, in_double = _outputs(model, images), 0.0, False
     failures = _macs_failures("the full model", graph.macs(), count_macs(model, images[:1]))

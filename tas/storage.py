@@ -89,22 +89,23 @@ def _load_if_there(path: Path | None) -> dict[str, Any] | None:
 def fill(module: Any, tensors: Mapping[str, Tensor]) -> None:
     """Copy saved tensors into a module, in place; of tensors that are one, one suffices.
 
-    A buffer may have another size: a forward may have made it anew. Unlike `load_state_dict`, this asks no module for
-    the version of a state, which safetensors does not keep.
+    A buffer may have another size, since a forward may have made it anew, and be one that the module does not save
+    (`persistent=False`). Unlike `load_state_dict`, this asks no module for the version of a state, which safetensors
+    does not keep.
 
     Raises:
         ValueError: names or shapes differ; the module may be half filled.
     """
     import torch
 
-    own = module.state_dict()
+    buffers = dict(module.named_buffers())
+    own = {name: buffers[name] for name in tensors if name in buffers} | module.state_dict()
     filled = {own[name].data_ptr() for name in tensors if name in own}
     missing = [name for name, value in own.items() if name not in tensors and value.data_ptr() not in filled]
     strange = [name for name in tensors if name not in own]
     if missing or strange:
         word, name = ("missing", missing[0]) if missing else ("unexpected", strange[0])
         raise ValueError(f"{name} is {word}")
-    buffers = dict(module.named_buffers())
     with torch.no_grad():
         for name, value in tensors.items():
             if own[name].shape == value.shape:

@@ -877,6 +877,19 @@ class Checked(nn.Module):
         return self.head(self.two(self.one(self.stem(x).relu())))
 
 
+class Unsaved(nn.Module):
+    """Tables that the constructor computes and no state dict has; one meets channels, one positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body, self.head = conv_bn(3, 8), conv_bn(8, 6), head(6)
+        self.register_buffer("table", torch.arange(8.0).cos().view(8, 1, 1), persistent=False)
+        self.register_buffer("far", torch.arange(64.0).sin().view(8, 8), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body((self.stem(x) + self.table).relu() + self.far))
+
+
 class Compares(nn.Module):
     """A block that projects its shortcut where two numbers that it keeps differ; it reads neither otherwise."""
 
@@ -960,6 +973,7 @@ CUT_ALONE = {  # what is hard in them is traced and cut
     "numbered": Numbered,
     "detector": Detects,
     "listed": Listed,
+    "unsaved buffer": Unsaved,
     "decoder": Decoder,
     "pyramid": Pyramid,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from tas.architecture import Architecture
 from tas.errors import ArchitectureError, ModelError
@@ -38,9 +38,23 @@ def save(folder: str | Path, small: nn.Module, graph: Graph, architecture: Archi
             f"the model has {found:,} parameters, this architecture {graph.params(architecture):,}; save the model "
             f"that was derived with it"
         )
-    metadata = {_KEY: graph.to_json()}
-    write_with(folder / WEIGHTS, lambda path: save_model(small, str(path), metadata=metadata))
+    metadata, unsaved = {_KEY: graph.to_json()}, _unsaved(small, graph)
+    handle = small.register_state_dict_post_hook(lambda _, state, *rest: state.update(unsaved))
+    try:
+        write_with(folder / WEIGHTS, lambda path: save_model(small, str(path), metadata=metadata))
+    finally:
+        handle.remove()
     write_text(folder / ARCHITECTURE, architecture.to_json())
+
+
+def _unsaved(small: nn.Module, graph: Graph) -> dict[str, Tensor]:
+    """Buffers that were cut and that the state of the network does not have (`persistent=False`).
+
+    A constructor makes them whole and in their first order, not of the channels that were kept.
+    """
+    state, buffers = small.state_dict(), dict(small.named_buffers())
+    cut_ones = [item.name for layer in graph.layers for item in layer.parameters if any(item.layouts)]
+    return {name: buffers[name] for name in cut_ones if name in buffers and name not in state}
 
 
 def save_full(path: Path, model: nn.Module) -> None:
@@ -74,8 +88,14 @@ def load(folder: str | Path, fresh_model: nn.Module) -> nn.Module:
     small = cut(fresh_model, graph, graph.check(architecture))
     from safetensors.torch import load_file
 
+    tensors = load_file(Path(folder) / WEIGHTS)
+    for name in _unsaved(small, graph).keys() - tensors.keys():
+        raise ArchitectureError(
+            f"{Path(folder) / WEIGHTS} lacks {name}, a buffer that was cut and that no state dict has; an older "
+            f"version wrote it. Derive and save the network again"
+        )
     try:
-        fill(small, load_file(Path(folder) / WEIGHTS))
+        fill(small, tensors)
     except ValueError as error:
         raise ModelError(
             f"the weights in {folder} do not fit: {error}. Give the constructor of the model that was pruned"

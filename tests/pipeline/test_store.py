@@ -8,10 +8,12 @@ import pytest
 import torch
 from nets import images, perturbed
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from tas.architecture import Architecture
 from tas.errors import ArchitectureError, ModelError, RunError
 from tas.pipeline.derive import derive
+from tas.pipeline.rank import rank
 from tas.pipeline.store import ARCHITECTURE, WEIGHTS, load, load_graph, save
 from tas.pipeline.trace import trace
 from tas.space import SearchSpace
@@ -29,7 +31,8 @@ def saved(tmp_path):
 
 @pytest.mark.parametrize("name", nets.ALL)
 def test_a_loaded_model_computes_what_was_saved(name, tmp_path):
-    model, graph = perturbed(nets.ALL[name]()), nets.graph_of(name)
+    graph = nets.graph_of(name)
+    model = rank(perturbed(nets.ALL[name]()), graph)  # its channels stand in another order than the constructor's
     architecture = SearchSpace.of(graph).sample(torch.Generator().manual_seed(2))
     small = derive(model, graph, architecture)
     save(tmp_path, small, graph, architecture)
@@ -37,6 +40,20 @@ def test_a_loaded_model_computes_what_was_saved(name, tmp_path):
     assert torch.equal(loaded(images()), small(images()))
     assert not loaded.training
     assert load_graph(tmp_path) == (graph, architecture)
+
+
+def test_a_cut_buffer_that_no_state_has_is_saved_too(tmp_path):
+    graph = nets.graph_of("unsaved buffer")
+    architecture = Architecture(dict.fromkeys(graph.full.widths, 5), {})
+    small = derive(rank(perturbed(nets.Unsaved()), graph), graph, architecture)
+    save(tmp_path, small, graph, architecture)
+    assert torch.equal(load(tmp_path, nets.Unsaved())(images()), small.eval()(images()))
+    with safe_open(tmp_path / WEIGHTS, "pt") as file:
+        assert set(file.keys()) == {*small.state_dict(), "table"}
+        tensors, metadata = {name: file.get_tensor(name) for name in small.state_dict()}, file.metadata()
+    save_file(tensors, tmp_path / WEIGHTS, metadata)  # as an older version wrote it
+    with pytest.raises(ArchitectureError, match="lacks table, a buffer that was cut.*Derive and save"):
+        load(tmp_path, nets.Unsaved())
 
 
 def test_a_model_is_loaded_in_a_new_process(saved, tmp_path):
