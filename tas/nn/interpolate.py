@@ -12,7 +12,7 @@ from tas.architecture import Architecture
 from tas.graph import Graph, Layout, channels_of, positions_of
 from tas.nn.mixing import interpolation_matrix
 from tas.nn.rules import KINDS
-from tas.nn.surgery import cut, projected
+from tas.nn.surgery import cut, projected, tensors_by_name
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def interpolate(model: nn.Module, graph: Graph, architecture: Architecture) -> n
         Dong and Yang, 2019, section 3.1, for the interpolation of features; used on weights here.
     """
     small = cut(model, graph, architecture)
-    given, wanted = _tensors(model), _tensors(small)
+    given, wanted = tensors_by_name(model), tensors_by_name(small)
     full, sizes = graph.sizes(graph.full), graph.sizes(architecture)
     for shortcut in projected(graph, architecture):
         read, made = shortcut.sizes(sizes)
@@ -52,11 +52,6 @@ def interpolate(model: nn.Module, graph: Graph, architecture: Architecture) -> n
                     old = _interpolate_axis(old, layout, full, sizes, dim=dim, reads=dim == reads)
             wanted[parameter.name].copy_(old)
     return small
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    parameters, buffers = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
-    return {**dict(parameters), **dict(buffers)}
 
 
 def _interpolate_axis(

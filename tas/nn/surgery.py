@@ -49,7 +49,7 @@ def require_fit(model: nn.Module, graph: Graph) -> None:
     Raises:
         ModelError: names the first tensor that differs.
     """
-    held = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    held = tensors_by_name(model)
     for layer in graph.layers:
         for parameter in layer.parameters:
             if parameter.is_buffer and not any(parameter.layouts):
@@ -192,7 +192,31 @@ def fresh_copy(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
     """A copy without what modules have computed from their weights and kept; these tensors it has in common."""
     copied = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
     forget(copied)
+    for module in copied.modules():
+        for name in tables(module):
+            table = vars(module).pop(name)
+            module.register_buffer(name, table, persistent=False)
     return copied
+
+
+def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, buffers and tables of a model, under every path they have."""
+    found = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    for path, module in model.named_modules(remove_duplicate=False):
+        found |= {f"{path}.{name}".lstrip("."): table for name, table in tables(module).items()}
+    return found
+
+
+def tables(module: nn.Module) -> dict[str, Tensor]:
+    """Tensors in plain attributes of a user's module; in copies they are buffers, so that they are cut like those."""
+    if type(module).__module__.startswith("torch.nn."):
+        return {}
+    held = {name: value for name, value in vars(module).items() if type(value) is Tensor and value.is_floating_point()}
+    return {
+        name: value
+        for name, value in held.items()
+        if value.dim() and not value.requires_grad and not hasattr(type(module), name)
+    }
 
 
 def forget(model: nn.Module) -> None:
