@@ -28,9 +28,11 @@ def save(folder: str | Path, small: nn.Module, graph: Graph, architecture: Archi
     Raises:
         RunError: the folder cannot be written.
         ArchitectureError: `small` is not of this architecture.
+        ModelError: a module keeps a state that safetensors cannot hold.
     """
     from safetensors.torch import save_model
 
+    require_storable(small)
     folder = Path(folder)
     found = sum(parameter.numel() for parameter in small.parameters())
     if found != graph.params(architecture):
@@ -45,6 +47,20 @@ def save(folder: str | Path, small: nn.Module, graph: Graph, architecture: Archi
     finally:
         handle.remove()
     write_text(folder / ARCHITECTURE, architecture.to_json())
+
+
+def require_storable(model: nn.Module) -> None:
+    """Check that the state of a model is of tensors alone, as safetensors files are.
+
+    Raises:
+        ModelError: a module adds something else to it.
+    """
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ModelError(
+                f"{name} in the state of {type(model).__name__} is no tensor ({type(value).__name__}), and safetensors "
+                f"holds nothing else; let get_extra_state of that module return a tensor"
+            )
 
 
 def _unsaved(small: nn.Module, graph: Graph) -> dict[str, Tensor]:
@@ -62,9 +78,11 @@ def save_full(path: Path, model: nn.Module) -> None:
 
     Raises:
         RunError: the file cannot be written.
+        ModelError: a module keeps a state that safetensors cannot hold.
     """
     from safetensors.torch import save_file
 
+    require_storable(model)
     state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
     write_with(path, lambda temporary: save_file(state, str(temporary)))
 

@@ -9,9 +9,11 @@ import torch
 from nets import images, perturbed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from toys import tiny_source
 
 from tas.architecture import Architecture
 from tas.errors import ArchitectureError, ModelError, RunError
+from tas.pipeline.compress import compress
 from tas.pipeline.derive import derive
 from tas.pipeline.rank import rank
 from tas.pipeline.store import ARCHITECTURE, WEIGHTS, load, load_graph, save
@@ -54,6 +56,19 @@ def test_a_cut_buffer_that_no_state_has_is_saved_too(tmp_path):
     save_file(tensors, tmp_path / WEIGHTS, metadata)  # as an older version wrote it
     with pytest.raises(ArchitectureError, match="lacks (table|plain), a buffer that was cut.*Derive and save"):
         load(tmp_path, nets.Unsaved())
+
+
+def test_a_state_that_is_no_tensor_is_refused_before_anything_is_done(tmp_path):
+    class Keeps(nets.Residual):
+        def get_extra_state(self):
+            return {"calls": 1}
+
+        def set_extra_state(self, state):
+            raise AssertionError
+
+    with pytest.raises(ModelError, match="_extra_state in the state of Keeps is no tensor .dict.*return a tensor"):
+        compress(Keeps(), tiny_source(), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_model_is_loaded_in_a_new_process(saved, tmp_path):
@@ -149,7 +164,6 @@ def test_an_architecture_that_does_not_fit_the_weights_is_refused(saved):
 
 
 def test_weights_that_were_not_saved_by_tas_are_refused(saved):
-    from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(2)}, saved[0] / WEIGHTS)
     with pytest.raises(ArchitectureError, match="was not saved by tas; its header has no graph"):

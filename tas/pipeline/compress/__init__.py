@@ -24,7 +24,7 @@ from tas.pipeline.compress.config import CompressConfig, short_search, short_tea
 from tas.pipeline.compress.stages import CompressResult, Job, find_architecture, finished, shrink
 from tas.pipeline.latency import latency_of_run
 from tas.pipeline.report import report
-from tas.pipeline.store import save_full
+from tas.pipeline.store import require_storable, save_full
 from tas.pipeline.trace import trace
 from tas.pipeline.train import train
 from tas.record import Record, versions
@@ -139,7 +139,7 @@ def compress(
     Raises:
         BudgetError: a budget cannot be held, or stands in the list twice; known before any training, as what follows.
         ConfigError: a pattern of `keep` or of the space matches nothing, or the tracker is not there.
-        ModelError: the model cannot be captured, does not accept the data, or is frozen as a whole.
+        ModelError: the model cannot be captured, stored, does not accept the data, or is frozen as a whole.
         DataError: the training set cannot be halved, or does not fit the model, the loss and the metric.
         RunError: the output folder is in use.
 
@@ -155,6 +155,8 @@ def compress(
     if example is None:
         example = torch.zeros(1, *source.input_shape, dtype=dtype_of(model))
     graph, space = open_choices(model, example, config)
+    if output is not None:
+        require_storable(model)
     teacher = copy.deepcopy(model)
     require_fit_for_data(
         teacher, source, loss=loss, metric=metric, transfer=config.train.transfer, layers=config.train.layers
