@@ -131,7 +131,8 @@ class SearchConfig:
             raise ConfigError(
                 f"search start is scratch, but architectures is {self.architectures} and logits_start "
                 f"{self.logits_start}; both need weights that know something: set start to trained, or logits_start to "
-                f"random, architectures to 0 and epochs to some hundred"
+                f"random, architectures to 0 and epochs to some hundred. (In Python, dataclasses.replace("
+                f"tas.CompressConfig().search, architectures={self.architectures}) changes the usual search)"
             )
         if self.epochs == 0 and self.logits_start == "random":
             raise ConfigError("search epochs is 0 and logits_start random: nothing would be searched; set one of them")
