@@ -214,8 +214,8 @@ def tables(module: nn.Module) -> dict[str, Tensor]:
     held = {name: value for name, value in vars(module).items() if type(value) is Tensor and value.is_floating_point()}
     return {
         name: value
-        for name, value in held.items()
-        if value.dim() and not value.requires_grad and not hasattr(type(module), name)
+        for name, value in held.items()  # what begins with an underscore is a cache more often
+        if value.dim() and not value.requires_grad and name[0] != "_" and not hasattr(type(module), name)
     }
 
 
