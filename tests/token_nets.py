@@ -158,7 +158,7 @@ class Pooled(Tokens):
     def __init__(self):
         super().__init__(Attention(12, 3))
         self.across = nn.MultiheadAttention(12, 3, batch_first=True)
-        self.query, self.pooling = nn.Parameter(torch.randn(1, 2, 12)), nn.MultiheadAttention(12, 4, bias=False)
+        self.query, self.pooling = nn.Parameter(torch.randn(1, 3, 12)), nn.MultiheadAttention(12, 4, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
@@ -564,6 +564,25 @@ class AttentionPool(nn.Module):
         return pooled[0]
 
 
+class Resampler(nn.Module):
+    """Learned queries that are normalised before they meet anything, and then read themselves and the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.queries = nn.Conv2d(3, 12, 4, stride=4), nn.Parameter(torch.randn(1, 3, 12))
+        self.norm, self.context, self.heads = nn.LayerNorm(12), nn.LayerNorm(12), 3
+        self.q, self.kv, self.out, self.head = (nn.Linear(12, size) for size in (12, 24, 12, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries, image = self.norm(self.queries), self.context(self.stem(x).flatten(2).transpose(1, 2))
+        queries = queries.expand(len(x), -1, -1)
+        both = torch.cat([image, queries], 1)
+        parts = (self.q(queries), *self.kv(both).chunk(2, -1))
+        q, k, v = (part.unflatten(-1, (self.heads, 4)).transpose(1, 2) for part in parts)
+        read = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head((queries + self.out(read)).mean(1))
+
+
 TOKEN_NETS = {
     "convnext": ConvNext,
     "attention": lambda: Tokens(Attention(12, 3), Attention(12, 2, fused=False), Attention(12, 4)),
@@ -589,6 +608,7 @@ TOKEN_NETS = {
     "joined bias": lambda: Tokens(JoinedBias(12, 3)),
     "lengths by name": lambda: Tokens(NamedLengths(12, 4)),
     "lent": Lends,
+    "resampler": Resampler,
     "attention pool": lambda: nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 2, 2), AttentionPool(12, 3)
     ),

@@ -22,7 +22,7 @@ _HOMES = (parameter, projection, attention, normalization, channel_norm, own_pro
 LABELS: dict[str, LabelRule] = {op: rule for home in (shape, products, *_HOMES) for op, rule in home.LABELS.items()}
 KINDS: dict[str, Kind] = {name: kind for home in _HOMES for name, kind in home.KINDS.items()}
 WITH_WEIGHTS = {  # these give channels even where they read a constant
-    **projection.LABELS, **products.LABELS, **attention.LABELS, **recurrent.LABELS,
+    *projection.LABELS, *products.LABELS, *attention.LABELS, *recurrent.LABELS, "layer_norm", "rms_norm",
 }  # fmt: skip
 
 

@@ -16,13 +16,13 @@ from tas.nn.labels import Labels, varying_dims
 from tas.nn.mixing import DenseAxis, DenseWidth
 from tas.nn.rules.base import Call, Constant, Draft, Kind, layout_of
 from tas.nn.rules.opened import CompactLayer, Opened, call_with, no_numbers
+from tas.nn.rules.parameter import learned
 
 
 def layer_norm(call: Call) -> Any:
     """Over the last dimension: cut with its channels. Where it only runs inside a head, pass the heads on."""
     inputs, weight = call.arguments["input"], call.arguments["weight"]
-    if not isinstance(inputs, Tensor):
-        return call.refuse("is normalised together with a constant")
+    inputs = learned(call, inputs, -1) if isinstance(inputs, Constant) else inputs
     along = varying_dims(inputs)
     over = range(inputs.dim() - len(call.arguments["normalized_shape"]), inputs.dim())
     if not set(over) & set(along):
@@ -35,7 +35,7 @@ def layer_norm(call: Call) -> Any:
     problem = _problem(call, weight) or ("is normalised over several dimensions" if len(over) > 1 else None)
     if problem:
         return call.refuse(problem)
-    return _cut_with(call, call.labels.channel_vector(inputs, inputs.dim() - 1), call.op)
+    return _cut_with(call, inputs, call.labels.channel_vector(inputs, inputs.dim() - 1), call.op)
 
 
 def group_norm(call: Call) -> Any:
@@ -47,7 +47,7 @@ def group_norm(call: Call) -> Any:
     channels = call.labels.channel_vector(inputs, 1)
     if groups < len(channels):
         call.labels.union(channels.view(groups, -1), channels.view(groups, -1)[:1], call.module)
-    return _cut_with(call, channels, "group_norm")
+    return _cut_with(call, inputs, channels, "group_norm")
 
 
 def in_own_norm(call: Call, labels: Tensor) -> bool:
@@ -110,15 +110,15 @@ def _problem(call: Call, weight: Any) -> str | None:
     return None
 
 
-def _cut_with(call: Call, channels: Tensor, kind: str) -> Tensor:
+def _cut_with(call: Call, inputs: Tensor, channels: Tensor, kind: str) -> Tensor:
     for name in ("weight", "bias"):
         tensor = call.arguments.get(name)
         if isinstance(tensor, Constant) and tensor.name:
             call.labels.attach(tensor.name, 0, channels)
     draft, entry = call.draft(kind), call.entry()
-    dims = [] if entry is None else varying_dims(entry)
+    dims = varying_dims(inputs if entry is None else entry)
     draft.channel_dim = dims[0] if len(dims) == 1 else 1
-    return call.arguments["input"]
+    return inputs
 
 
 def channel_norm_numbers(module: nn.Module, tensors: Mapping[str, Tensor], channels: int = 0) -> dict[str, Any]:
