@@ -13,6 +13,8 @@ from torch import Tensor
 from tas.nn.rules.base import Call, Constant, positions_in
 from tas.nn.rules.shape import LABELS, elementwise, move, movement, pooling
 
+_TAKES_APART = ("chunk", "split", "split_with_sizes", "tensor_split", "slice", "narrow")
+
 
 def without_labels(call: Call, value: Callable[[], Any]) -> list[Constant]:
     """What is computed from constants alone; it remembers which elements of which parameters it holds.
@@ -50,7 +52,7 @@ def without_labels(call: Call, value: Callable[[], Any]) -> list[Constant]:
 
     joined = tuple(sources) if call.op == "cat" and len(call.shapes[0]) == 1 else ()
     made = [Constant(None, shape, of(place), _picked(value, place), joined) for place, shape in enumerate(call.shapes)]
-    if rule is not movement or len(sources) != 1 or not sources[0].joined:
+    if call.op not in _TAKES_APART or not sources[0].joined:
         return made
     taken = _moved_elements(call, positions_in(sources[0].shape))
     return [_part(sources[0].joined, places) or whole for places, whole in zip(taken, made, strict=True)]
