@@ -18,11 +18,8 @@ zoo = load_script("zoo")
 
 SMALL = (
     "torchvision:lraspp_mobilenet_v3_large",
-    "torchvision:mobilenet_v3_small",
     "torchvision:shufflenet_v2_x0_5",
     "torchvision:squeezenet1_1",
-    "timm:cs3darknet_s",
-    "timm:ese_vovnet19b_slim_dw",
     "timm:ghostnet_050",
     "timm:mobilevit_xxs",
     "timm:starnet_s050",
