@@ -88,6 +88,22 @@ class RunFolder:
         """Path of a stage's checkpoint."""
         return None if self.path is None else self.path / "checkpoints" / f"{stage}.pt"
 
+    def agree(self, stage: str, config: str) -> None:
+        """Keep a stage's config in `STAGE.yaml`; where the stage is to be resumed it must be the one that is there.
+
+        Raises:
+            RunError: the interrupted stage had another config.
+        """
+        if self.path is None:
+            return
+        file, checkpoint = self.path / f"{stage}.yaml", self.checkpoint(stage)
+        if checkpoint and checkpoint.is_file() and file.is_file() and (before := read_text(file)) != config:
+            raise RunError(
+                f"{file} differs from the options given{_differences(before, config)}; finish the interrupted stage "
+                f"with the same options, or delete {checkpoint} to start it anew"
+            )
+        write_text(file, config)
+
     @from_main
     def record(self) -> Record:
         """The run's record, with the rows of an interrupted start."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
@@ -11,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tas.data import Source
+from tas.data.augment import own_randomness
+from tas.data.tensors import IGNORED
 from tas.errors import ConfigError, DataError, ModelError
-from tas.nn.transfer import decoupled_loss, distillation_loss, imitation_loss, relation_loss, require_layers
+from tas.nn.transfer import decoupled_loss, distillation_loss, imitation_loss, relation_loss, require_layers, wide
 
 Loss = Callable[[Any, Any], Tensor]
 Metric = Callable[[Any, Any], Any]
@@ -110,7 +113,7 @@ def task_loss(
         targets = targets.long()
     if loss is None and wanted is not None and transfer == "kd":
         return distillation_loss(outputs, wanted, targets, temperature=temperature, teacher_weight=teacher_weight)
-    value = F.cross_entropy(outputs, targets) if loss is None else loss(outputs, targets)
+    value = F.cross_entropy(wide(outputs), targets) if loss is None else loss(outputs, targets)
     if wanted is None or transfer not in ("kd", "dkd", "dist"):
         return value
     if transfer == "kd":
@@ -155,8 +158,20 @@ def logits_of(outputs: Any) -> Any:
     return found if isinstance(found, Tensor) else outputs
 
 
-def accuracy(outputs: Any, targets: Any) -> Tensor:
-    """Percentage of right classes; classes on the second dimension, one label per sample or pixel.
+def accuracy(outputs: Any, targets: Any) -> float:
+    """Percentage of right classes, as `right_classes` counts them; NaN where all are ignored.
+
+    Raises:
+        DataError: outputs and targets are not of this kind.
+    """
+    right, count = right_classes(outputs, targets)
+    return 100 * right / count if count else math.nan
+
+
+def right_classes(outputs: Any, targets: Any) -> tuple[int, int]:
+    """How many labels are predicted, of how many; classes on the second dimension, one label per sample or pixel.
+
+    Negative labels, and of pixels also those beyond the classes (often 255), mean "ignore".
 
     Raises:
         DataError: outputs and targets are not of this kind.
@@ -169,9 +184,10 @@ def accuracy(outputs: Any, targets: Any) -> Tensor:
         or targets.shape != outputs[:, 0].shape
     ):
         raise DataError("accuracy needs one score per class and one label per sample or pixel; give your own metric=")
-    if outputs.dim() == 2:  # pixels may carry a label that is to be ignored
+    if outputs.dim() == 2:
         _require_classes(targets, outputs.shape[1])
-    return 100 * (outputs.argmax(1) == targets).double().mean()
+    counts = (targets >= 0) & (targets < outputs.shape[1])
+    return int(((outputs.argmax(1) == targets) & counts).sum()), int(counts.sum())
 
 
 def require_logits(outputs: Any, targets: Any) -> None:
@@ -182,7 +198,7 @@ def require_logits(outputs: Any, targets: Any) -> None:
     """
     if not isinstance(outputs, Tensor) or outputs.dim() != 2 or not _are_labels(targets) or targets.dim() != 1:
         raise DataError("this is not a classification with one label per sample; give your own loss= and metric=")
-    _require_classes(targets, outputs.shape[1], ignored=-100)  # what cross-entropy leaves out
+    _require_classes(targets, outputs.shape[1], ignored=IGNORED)
 
 
 def _are_labels(targets: Any) -> bool:
@@ -225,7 +241,7 @@ def require_fit_for_data(
     transfer: Transfer = "none",
     layers: Sequence[str] = (),
 ) -> None:
-    """Try a model, a loss and a metric on training images, before anything long begins.
+    """Try a model, a loss and a metric on images of both parts, before anything long begins.
 
     Args:
         model: the full one.
@@ -238,7 +254,8 @@ def require_fit_for_data(
     Raises:
         ModelError: the model does not accept them, answers with NaN, or cannot learn.
         DataError: there are none, or the labels are not those of its classes.
-        ConfigError: the loss is not a scalar, the transfer is for another task, or a layer does not exist.
+        ConfigError: the loss is not a scalar, the metric not a number, the transfer is for another task, or a layer
+            does not exist.
     """
     require_layers(model, layers)
     require_trainable(model)
@@ -265,4 +282,19 @@ def require_fit_for_data(
             raise ConfigError(f"the loss must be a scalar tensor, but loss= returned {shape}; return its mean")
     if transfer in ("dkd", "dist"):
         _require_classification(outputs, targets, transfer)
-    (metric or accuracy)(outputs, targets)
+    _require_number((metric or accuracy)(outputs, targets))
+    with own_randomness([]):  # the test set's form, of which nothing is chosen
+        inputs, targets = next(iter(source.test_batches(2, device=device)), (None, None))
+    if inputs is None:
+        raise DataError(f"{source.name} gives no test batch; give it more samples, or smaller batches")
+    _require_number((metric or accuracy)(run_model(model, inputs), targets))
+
+
+def _require_number(value: Any) -> None:
+    try:
+        float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ConfigError(
+            f"metric= must give one number, but returned {kind}; return the mean over the batch"
+        ) from error

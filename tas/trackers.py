@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ def tracked(
 ) -> Iterator[None]:
     """While open, every new row of a record also goes to a tracker: its numbers, each under `stage/name`.
 
-    The step is the epoch of the stage; rows that belong to no epoch (rounds) are counted.
+    The step is the row's place in the record, since trackers may drop what goes back (wandb); the epoch stands beside.
 
     Args:
         record: of the run.
@@ -50,15 +49,12 @@ def tracked(
         raise ConfigError(
             f"tracker {tracker}: {', '.join(sorted(missing or names))} is not installed; install it, or leave it out"
         )
-    places = Counter(_kind(row) for row in record.rows if "epoch" not in row)
 
     def send(row: Mapping[str, Any]) -> None:
         """One row of the record."""
-        kind = _kind(row)
-        step = row.get("epoch", places[kind])
-        places[kind] += "epoch" not in row
-        values = {name: value for name, value in row.items() if name not in ("stage", "part", "epoch")}
-        accelerator.log(numbers({kind: values}), step=step)
+        kind = "/".join(str(row[name]) for name in ("stage", "part") if name in row)
+        values = {name: value for name, value in row.items() if name not in ("stage", "part")}
+        accelerator.log(numbers({kind: values}), step=len(record.rows) - 1)
 
     record.listeners.append(send)
     try:
@@ -66,10 +62,6 @@ def tracked(
     finally:
         record.listeners.remove(send)
         accelerator.end_training()
-
-
-def _kind(row: Mapping[str, Any]) -> str:
-    return "/".join(str(row[name]) for name in ("stage", "part") if name in row)
 
 
 def numbers(nest: Mapping[str, Any], *, text: bool = False) -> dict[str, Any]:

@@ -630,6 +630,7 @@ def test_training_a_run_takes_the_full_model_that_it_has_trained(three, images, 
         assert ("learns from the labels alone; --weights names a teacher" in capsys.readouterr().err) == (
             name == "none"
         )
+        assert yaml.safe_load((tmp_path / name / "macs-40pct" / "train.yaml").read_text())["model"] == TOYS
         states[name] = load_file(tmp_path / name / "macs-40pct" / "model.safetensors")
     assert all(torch.equal(value, states["own"][name]) for name, value in states["given"].items())
     assert any(not torch.equal(value, states["own"][name]) for name, value in states["none"].items())

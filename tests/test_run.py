@@ -123,3 +123,18 @@ def test_a_damaged_config_cannot_be_resumed(tmp_path):
     (tmp_path / CONFIG).write_bytes(b"\xff\xfe")
     with pytest.raises(RunError, match="config.yaml cannot be read .*; repeat the run in another folder"):
         RunFolder.open(tmp_path, "x", resume=True)
+
+
+def test_an_interrupted_stage_goes_on_with_its_own_options_alone(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.agree("train", "data: digits\nseed: 1\n")
+    folder.agree("train", "data: digits\nseed: 2\n")  # nothing was begun
+    assert (tmp_path / "train.yaml").read_text() == "data: digits\nseed: 2\n"
+    folder.checkpoint("train").parent.mkdir()
+    folder.checkpoint("train").touch()
+    folder.agree("train", "data: digits\nseed: 2\n")
+    with pytest.raises(
+        RunError, match=r"differs from the options given: data \(\"digits\" there, \"mine\" here\); finish"
+    ):
+        folder.agree("train", "data: mine\nseed: 2\n")
+    RunFolder(None).agree("train", "x")

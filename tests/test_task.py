@@ -1,13 +1,16 @@
 """The loss of a batch by what is learned from the teacher, and what is checked before anything long begins."""
 
+import math
 import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
 from toys import TinyNet, tiny_source
 
-from tas.errors import ConfigError
+from tas.data import as_source
+from tas.errors import ConfigError, DataError
 from tas.nn.transfer import decoupled_loss, distillation_loss, imitation_loss, relation_loss
 from tas.task import TRANSFER_WEIGHTS, accuracy, require_fit_for_data, task_loss, warn_of_slow_precision
 
@@ -58,7 +61,7 @@ def test_the_logits_among_several_outputs_are_what_is_taught(transfer, loss):
     else:  # a loss of one's own may be of all outputs: all are imitated
         parts = (imitation_loss(OUTPUTS, OUTPUTS) + imitation_loss(OUTPUTS, WANTED)) / 2
         torch.testing.assert_close(found, 0.7 * PLAIN + 0.3 * parts)
-    assert torch.equal(accuracy(outputs, LABELS), accuracy(OUTPUTS, LABELS))
+    assert accuracy(outputs, LABELS) == accuracy(OUTPUTS, LABELS)
 
 
 def test_the_weight_can_be_given():
@@ -88,6 +91,33 @@ def test_transfers_of_classes_are_refused_for_other_tasks_before_training(transf
             PixelNet(), tiny_source(), loss=lambda outputs, targets: outputs.mean(), metric=lambda *pair: 0.0,
             transfer=transfer,
         )  # fmt: skip
+
+
+def test_labels_to_ignore_count_neither_as_right_nor_as_wrong():
+    right = F.one_hot(LABELS, 5).float()
+    assert accuracy(right, torch.tensor([0, 1, -100, 4])) == pytest.approx(200 / 3)
+    assert math.isnan(accuracy(right, torch.full((4,), -100)))
+    pixels = right.view(1, 5, 2, 2)  # scores by channel
+    labels = pixels.argmax(1)
+    labels[0, 0, 0] = 255
+    assert accuracy(pixels, labels) == 100.0
+    labels[0, 1, 1] = (labels[0, 1, 1] + 1) % 5
+    assert accuracy(pixels, labels) == pytest.approx(200 / 3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"), [({"acc": 1.0}, "dict"), (torch.rand(3), r"shape \(3,\)"), (None, "NoneType")]
+)
+def test_a_metric_that_gives_no_number_is_refused_before_training(answer, kind):
+    with pytest.raises(ConfigError, match=f"metric= must give one number, but returned {kind}"):
+        require_fit_for_data(TinyNet(), tiny_source(), metric=lambda outputs, targets: answer)
+
+
+def test_the_test_set_is_tried_before_training():
+    images = torch.rand(8, 3, 8, 8)
+    train, test = (DataLoader([(image, label) for image in images], 4) for label in (1, 7))
+    with pytest.raises(DataError, match="the data has a label 7, the model only 4 classes"):
+        require_fit_for_data(TinyNet(), as_source((train, test)))
 
 
 class PixelNet(TinyNet):

@@ -17,7 +17,7 @@ def scalars(folder):
     return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 
 
-def test_every_new_row_goes_to_tensorboard_under_its_stage_and_epoch(tmp_path):
+def test_every_new_row_goes_to_tensorboard_under_its_stage_at_steps_that_never_go_back(tmp_path):
     record = Record()
     record.add("train", epoch=0, loss=9.0)  # of an interrupted start, as the next
     record.add("search", part="halving", loss=2.5)
@@ -27,10 +27,11 @@ def test_every_new_row_goes_to_tensorboard_under_its_stage_and_epoch(tmp_path):
         record.add("search", part="halving", loss=1.25, architecture={"widths": {"conv1": 8}})
     record.add("train", epoch=2, loss=0.25)
     assert scalars(tmp_path) == {
-        "train/loss": [(1, 0.5)],
-        "train/seconds": [(1, 2.0)],
-        "search/halving/loss": [(1, 1.5), (2, 1.25)],
-        "search/halving/architecture/widths/conv1": [(1, 7.0), (2, 8.0)],
+        "train/epoch": [(2, 1.0)],
+        "train/loss": [(2, 0.5)],
+        "train/seconds": [(2, 2.0)],
+        "search/halving/loss": [(3, 1.5), (4, 1.25)],
+        "search/halving/architecture/widths/conv1": [(3, 7.0), (4, 8.0)],
     }
     assert len(record.rows) == 6
 
@@ -63,5 +64,7 @@ def test_the_whole_job_is_tracked(tmp_path):
     )
     tas.compress(TinyNet(), tiny_source(), config=config, output=tmp_path / "run", tracker="tensorboard")
     found = scalars(tmp_path / "run")
-    assert [step for step, _ in found["train/loss"]] == [0, 1]
+    assert [epoch for _, epoch in found["train/epoch"]] == [0, 1]
+    (first, _), (second, _) = found["train/loss"]
+    assert second == first + 1
     assert len(found["search/held_out_loss"]) == 1

@@ -76,6 +76,10 @@ def train(
         weights = weights or trained_weights_in(run)
     full = build_model(model, source.num_classes, weights, pretrained, seed)
     require_fit_for_data(full, source)
+    settings = {
+        "model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir,
+        "image_size": image_size, "normalization": normalization, "train": without_seed(config), "seed": seed,
+    }  # fmt: skip
     if run is not None:
         graph, architecture = found_in(run)
         folder = RunFolder(Path(run))
@@ -83,6 +87,7 @@ def train(
         if teacher is None and config.uses_teacher and is_main_process():
             print(f"tas train: {run} holds no trained full model, so its model learns from the labels alone; "
                   f"--weights names a teacher", file=sys.stderr)  # fmt: skip
+        folder.agree("train", to_yaml(settings))
         small, record = load(run, full), folder.record()
         with tracked(record, tracker, folder=run, settings=plain(config)):
             small = train_model(
@@ -92,13 +97,6 @@ def train(
         folder.drop_checkpoints()
         place, trained = Path(run) / "model.safetensors", small
     else:
-        settings = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
-        settings |= {
-            "image_size": image_size,
-            "normalization": normalization,
-            "train": without_seed(config),
-            "seed": seed,
-        }
         folder = RunFolder.open(output, to_yaml(settings), resume=resume, results=["model.safetensors"])
         place = Path(output) / "model.safetensors"
         record = folder.record()

@@ -22,11 +22,13 @@ class LoaderBatches:
         loader: yields (inputs, targets).
         device: where the batches should lie.
         seed: of the generators the loader and its sampler own; None leaves them as they are.
+        epoch: told to a sampler that asks for it, as `DistributedSampler` does (`set_epoch`).
     """
 
     loader: DataLoader
     device: str
     seed: int | None = None
+    epoch: int = 0
 
     def shard(self, share: Share) -> Batches:
         """See `Shardable.shard`; where samples have numbers, those of others are not read."""
@@ -44,8 +46,10 @@ class LoaderBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         if self.seed is not None:
-            samplers = (self.loader.sampler, getattr(self.loader.batch_sampler, "sampler", None))
-            for owner in (self.loader, *samplers):
+            batches = self.loader.batch_sampler
+            for owner in (self.loader, self.loader.sampler, batches, getattr(batches, "sampler", None)):
+                if callable(set_epoch := getattr(owner, "set_epoch", None)):
+                    set_epoch(self.epoch)
                 if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
                     generator.manual_seed(self.seed)
         try:

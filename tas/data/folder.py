@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,12 +83,17 @@ def read_image(path: str) -> "Image.Image":
     """Read an image file as RGB.
 
     Raises:
-        DataError: the file is no image, or damaged.
+        DataError: the file is no image, damaged, or has more than 8 bits a channel.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would clip these to white or black
+                raise DataError(
+                    f"{path} has pixels of more than 8 bits (Pillow's mode {image.mode}); convert the images to 8 "
+                    f"bits, or pass DataLoaders of your own"
+                )
             # Pillow warns when a palette with transparency goes to RGB directly.
             opaque = image.convert("RGBA") if "transparency" in image.info else image
             return opaque.convert("RGB")
@@ -97,6 +103,7 @@ def read_image(path: str) -> "Image.Image":
 
 def _list_part(root: Path, names: Sequence[str]) -> "ImageFolder":
     from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; pass one that holds train/ and test/ (or val/)")
@@ -107,7 +114,22 @@ def _list_part(root: Path, names: Sequence[str]) -> "ImageFolder":
     folder = found[0]
     if not any(entry.is_dir() for entry in folder.iterdir()):
         raise DataError(f"{folder} has no class folders; put the images of every class into a folder of their own")
-    part = ImageFolder(str(folder), allow_empty=True)
+    skipped: list[str] = []
+
+    def is_image(path: str) -> bool:
+        """By the file's name, as torchvision decides; what it leaves out is noted."""
+        if has_file_allowed_extension(path, IMG_EXTENSIONS):
+            return True
+        skipped.extend([path] if not Path(path).name.startswith(".") else [])
+        return False
+
+    part = ImageFolder(str(folder), is_valid_file=is_image, allow_empty=True)
+    if skipped:
+        warnings.warn(
+            f"{len(skipped)} files of {folder} are left out, {skipped[0]} among them: only {', '.join(IMG_EXTENSIONS)} "
+            f"are read",
+            stacklevel=3,
+        )
     filled = {label for _, label in part.samples}
     empty = [name for label, name in enumerate(part.classes) if label not in filled]
     if empty:

@@ -50,7 +50,7 @@ class LoaderSource:
         name: for records and reports.
 
     Raises:
-        DataError: a loader has no samples, cannot count them, or yields something else.
+        DataError: a loader has no samples, cannot count its batches, or yields something else.
     """
 
     def __init__(self, train_loader: DataLoader, test_loader: DataLoader, *, name: str = "loaders"):
@@ -80,7 +80,7 @@ class LoaderSource:
             return LoaderBatches(self._rebuild(self._half(check_half(half)), batch_size), device, mixed)
         if _only_shuffles(self.train_loader):
             return LoaderBatches(self._rebuild(self.train_loader.dataset, batch_size), device, mixed)
-        return LoaderBatches(self.train_loader, device, mixed)
+        return LoaderBatches(self.train_loader, device, mixed, epoch)
 
     def test_batches(self, batch_size: int, *, device: str = "cpu") -> Batches:
         """See `Source.test_batches`; the order is the loader's."""
@@ -97,9 +97,16 @@ class LoaderSource:
                 f"the search needs two halves of the training set, but {type(dataset).__name__} is an IterableDataset, "
                 f"which cannot be split; pass a map-style data set, or your own Source"
             )
+        if self.train_loader.batch_size is None and self.train_loader.batch_sampler is None:
+            raise DataError(
+                "the search needs two halves of the training set, but the training loader puts no batches together "
+                "(batch_size=None), so that its samples cannot be split; give the loader a batch_size"
+            )
         if self._halves is None:
             labels = _labels(dataset)
-            self._halves = stratified_split(torch.zeros(_length(dataset)) if labels is None else labels)
+            anyhow = torch.zeros(_length(dataset))
+            halves = stratified_split(anyhow if labels is None else labels)
+            self._halves = halves if len(halves[1]) else stratified_split(anyhow)  # no label comes twice
         if len(self._halves[half]) == 0:
             raise DataError(f"half {half} of the training set is empty; it needs two samples per class")
         return Subset(dataset, self._halves[half].tolist())
@@ -125,10 +132,12 @@ def _only_shuffles(loader: DataLoader) -> bool:
 
 
 def _labels(dataset: Any) -> Tensor | None:
-    """Find one class index per sample without reading the samples."""
+    """Find one class index per sample without reading the samples; None where a transform changes it."""
     if isinstance(dataset, Subset):
         labels = _labels(dataset.dataset)
         return None if labels is None else labels[torch.as_tensor(dataset.indices)]
+    if getattr(dataset, "target_transform", None) is not None:
+        return None
     found = dataset.tensors[-1] if isinstance(dataset, TensorDataset) else getattr(dataset, "targets", None)
     try:
         labels = torch.as_tensor(found)
@@ -142,7 +151,7 @@ def _num_classes(dataset: Any, known: list[Tensor | None]) -> int | None:
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     classes = getattr(dataset, "classes", None)
-    if isinstance(classes, (list, tuple)) and classes:
+    if getattr(dataset, "target_transform", None) is None and isinstance(classes, (list, tuple)) and classes:
         return len(classes)
     largest = [int(labels.max()) for labels in known if labels is not None]
     return None if known[0] is None else max(largest) + 1
@@ -155,7 +164,13 @@ def _check_length(part: str, loader: DataLoader) -> None:
         raise DataError(f"the number of {part} batches is unknown; give {kind} a __len__, or pass your own Source")
     if len(dataset) == 0:
         raise DataError(f"the {part} loader's data set is empty; pass one with samples")
-    if len(loader) == 0 and not (part == "training" and _only_shuffles(loader)):  # which is rebuilt
+    try:
+        batches = len(loader)
+    except TypeError as error:
+        raise DataError(
+            f"the number of {part} batches is unknown; give the loader's sampler a __len__, or pass your own Source"
+        ) from error
+    if batches == 0 and not (part == "training" and _only_shuffles(loader)):  # which is rebuilt
         raise DataError(
             f"the {part} loader yields no batch: {len(dataset)} samples do not fill one and drop_last is set; "
             f"give it smaller batches, or drop_last=False"

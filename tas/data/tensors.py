@@ -12,6 +12,8 @@ from tas.data.source import Batch, Batches
 from tas.data.split import stratified_split
 from tas.errors import DataError
 
+IGNORED = -100  # a label that counts for nothing, as in torch's cross-entropy
+
 
 class TensorSource:
     """A `Source` of images held in memory.
@@ -174,14 +176,15 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
 
 
 def check_labels(name: str, labels: Tensor, num_classes: int | None) -> None:
-    """Raise `DataError` if a label lies outside 0..num_classes-1; None allows everything."""
+    """Raise `DataError` if a label lies outside 0..num_classes-1, -100 ("ignore") apart; None allows everything."""
+    labels = labels[labels != IGNORED]
     if num_classes is None or len(labels) == 0:
         return
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         raise DataError(
             f"{name}: labels run from {low} to {high}, but {num_classes} classes allow 0 to {num_classes - 1}; "
-            f"number the classes from 0, or correct the number of classes"
+            f"number the classes from 0, or correct the number of classes; targets that are no classes go in as floats"
         )
 
 

@@ -1,6 +1,5 @@
 """Weights from a file into a model: everything fits, or nothing is changed."""
 
-import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +53,7 @@ def _read(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch muses about unusual files; whether they load is what counts
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError):
+    except Exception:  # torch has no common root for what a broken file can raise
         raise ModelError(
             f"{path} is not a plain file of weights, or holds Python objects which are not loaded for safety; "
             f"write it with torch.save(model.state_dict(), path)"
@@ -94,7 +93,9 @@ def _all_start(weights: Mapping[str, Tensor], prefix: str, *, but_not: Mapping[s
 
 def _check_names(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
     # Files older than PyTorch 0.4.1 have no such counters; torch fills them in.
-    missing = [name for name in expected if name not in weights and not name.endswith(".num_batches_tracked")]
+    counted = [name for name in expected if not name.endswith(".num_batches_tracked")]
+    filled = {expected[name].data_ptr() for name in weights if name in expected} - {0}  # of tied tensors one suffices
+    missing = [name for name in counted if name not in weights and expected[name].data_ptr() not in filled]
     unexpected = [name for name in weights if name not in expected]
     named = (("missing", missing), ("unexpected", unexpected))
     if missing or unexpected:

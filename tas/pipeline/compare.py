@@ -21,7 +21,7 @@ from tas.errors import ConfigError, RunError
 from tas.fit import require_widths_suffice
 from tas.pipeline.comparison.methods import SEARCHED, read_transfer, with_transfer
 from tas.pipeline.comparison.page import write_comparison
-from tas.pipeline.comparison.plan import CompareConfig, plan
+from tas.pipeline.comparison.plan import TEACHER, CompareConfig, plan
 from tas.pipeline.comparison.pool import Outcome, do_here, do_in_processes
 from tas.pipeline.comparison.results import collect, machine, rows_of
 from tas.pipeline.comparison.table import markdown
@@ -29,7 +29,7 @@ from tas.pipeline.comparison.watch import watched
 from tas.pipeline.comparison.work import Bench, open_bench
 from tas.pipeline.compress import require_halves
 from tas.profile import metric_name
-from tas.run import RunFolder
+from tas.run import FULL_WEIGHTS, RunFolder
 from tas.storage import is_temporary, write_text
 from tas.task import Loss, Metric, require_fit_for_data
 
@@ -100,7 +100,7 @@ def compare(
         RunError: the output folder is in use, or holds another comparison.
 
     Example:
-        config = tas.CompareConfig(methods="tas tas:search.fragments=1 l1", transfers="kd init+kd", seeds=(0, 1, 2))
+        config = tas.CompareConfig(methods="tas tas:residuals=free l1", transfers="kd init+kd", seeds=(0, 1, 2))
         result = tas.compare(model, (train_loader, test_loader), config=config, output="runs/comparison")
     """
     config = config or CompareConfig()
@@ -109,6 +109,7 @@ def compare(
     _require_possible(bench)
     with tempfile.TemporaryDirectory() as temporary:
         run = RunFolder.open(output, _settings(config, origin), resume=resume, results=(), extends=_extends)
+        _require_same_teacher(run, train_teacher)
         folder = run.path or Path(temporary)
         bench.folder = folder
         _drop_halves(folder)
@@ -147,7 +148,10 @@ def _require_possible(bench: Bench) -> None:
         )
     require_halves(source)
     for method in config.rows:
-        graph, space = bench.choices(method.job(config.job, 0))
+        job = method.job(config.job, 0)
+        graph, space = bench.choices(job)
+        epochs = method.rival(config.rivals, 0).sfp_epochs if method.name == "sfp" else 0
+        bench.epochs(method, job, bench.passes(job) if method.is_searched else epochs)
         for budget in config.budgets:  # type: ignore[union-attr]
             if method.is_searched or method.name in ("random", "evolution"):
                 budget.require_reachable(graph, space)
@@ -155,6 +159,17 @@ def _require_possible(bench: Bench) -> None:
                 require_widths_suffice(graph, space, budget, f"method {method.label}")
         if method.name == "evolution" and find_spec("optuna") is None:
             raise ConfigError("evolution needs optuna, which is missing; pip install tas-pruning[rivals]")
+
+
+def _require_same_teacher(run: RunFolder, train_teacher: bool) -> None:
+    if run.path is None or not (run.path / TEACHER).is_file():
+        return
+    was_trained = (run.path / FULL_WEIGHTS).is_file()
+    if was_trained != train_teacher:
+        raise RunError(
+            f"the full model of {run.path} was {'' if was_trained else 'not '}trained by this comparison; resume with "
+            f"train_teacher={was_trained}"
+        )
 
 
 def _settings(config: CompareConfig, origin: Mapping[str, Any] | None) -> str:

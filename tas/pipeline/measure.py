@@ -14,7 +14,7 @@ from tas.errors import ConfigError, DataError
 from tas.nn.counting import count_macs
 from tas.onnx_file import in_onnx_runtime
 from tas.profile import RUNTIMES, Profile, Runtime, Timing, metric_name
-from tas.task import Metric, accuracy, dtype_of, run_model
+from tas.task import Metric, dtype_of, right_classes, run_model
 from tas.timing import device_name, measure_latency, thread_count
 
 __all__ = ["count_macs", "evaluate", "measure", "measure_latency", "measure_side_by_side"]
@@ -127,13 +127,19 @@ def _setting(runtime: Runtime, device: torch.device) -> dict[str, Any]:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Any, *, metric: Metric | None = None, batch_size: int = 256) -> float:
-    """Mean of the metric over the test set; the percentage of right classes by default."""
+    """Mean of the metric over the test set; by default the percentage of right classes among all labels that count."""
     source, device = as_source(data), next(model.parameters()).device
     model.eval()
-    total, count = 0.0, 0
+    total, count, batches = 0.0, 0, 0
     for inputs, targets in source.test_batches(batch_size, device=str(device)):
-        value = (metric or accuracy)(run_model(model, inputs), targets)
-        total, count = total + float(value) * len(inputs), count + len(inputs)
-    if count == 0:
+        outputs = run_model(model, inputs)
+        if metric is None:
+            value, of = right_classes(outputs, targets)
+        else:
+            value, of = float(metric(outputs, targets)) * len(inputs), len(inputs)
+        total, count, batches = total + value, count + of, batches + 1
+    if batches == 0:
         raise DataError(f"{source.name} gives no test batch; give it more samples, or smaller batches")
-    return round(total / count, 4)
+    if count == 0:
+        raise DataError(f"every label of the test set of {source.name} is one to ignore; give it others")
+    return total / count if metric else round(100 * total / count, 4)

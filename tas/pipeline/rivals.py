@@ -41,6 +41,16 @@ from tas.trials import Judge, evolve, random_search
 Method = Literal["uniform", "random", "evolution", "l1", "l2", "fpgm", "taylor", "bn_scale", "sfp"]
 Allocation = Literal["threshold", "uniform", "share"]
 METHODS: tuple[str, ...] = get_args(Method)
+READ_BY: dict[str, tuple[Method, ...]] = {  # options of RivalConfig, and which methods look at them
+    "allocation": ("l1", "l2", "fpgm", "taylor", "bn_scale"),
+    "candidates": ("random", "evolution"),
+    "population": ("evolution",),
+    "calibration_batches": ("random", "evolution", "taylor"),
+    "evaluation_batches": ("random", "evolution"),
+    "batch_size": ("random", "evolution", "taylor", "sfp"),
+    "sfp_epochs": ("sfp",),
+    "sfp_learning_rate": ("sfp",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

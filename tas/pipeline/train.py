@@ -176,7 +176,7 @@ def train(
         synchronized_batch_norm(config.sync_batch_norm),
     ):
         trainer = _Trainer(model, helper, comparison, take, config, loss, steps)
-        options = json.dumps(asdict(config))
+        options = json.dumps({**asdict(config), "steps": steps})
         first = restore_epoch(checkpoint, options, trainer.parts)
         total = trainer.total
         with progress_bar(stage, total, min(first * steps, total)) as bar:

@@ -197,3 +197,19 @@ def test_a_sample_of_cifar10_has_about_the_published_statistics(tmp_path):
     mean, std = STATISTICS["cifar10"]
     torch.testing.assert_close(source.mean.flatten() * 255, torch.tensor(mean), atol=5, rtol=0)
     torch.testing.assert_close(source.std.flatten() * 255, torch.tensor(std), atol=5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_pixels_of_more_than_8_bits_are_refused_and_not_made_white(folder, mode):
+    pixels = np.full((12, 12), 300, dtype={"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])
+    path = folder / "train" / "cat" / "0.tif"
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(DataError, match="0.tif has pixels of more than 8 bits .*; convert the images to 8 bits"):
+        load(folder)
+
+
+def test_files_that_torchvision_leaves_out_are_counted(folder):
+    for name in ("6.gif", ".hidden"):
+        (folder / "train" / "cat" / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"1 files of .*train are left out, .*6.gif among them: only .jpg"):
+        assert len(load(folder).train_batches(1)) == 12

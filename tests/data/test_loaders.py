@@ -228,3 +228,55 @@ def test_a_shuffling_loader_smaller_than_its_batch_is_rebuilt_without_dropping()
     dropping = DataLoader(tensor_dataset(3), 4, drop_last=True, shuffle=True)
     source = LoaderSource(dropping, DataLoader(tensor_dataset(), 4))
     assert [len(targets) for _, targets in source.train_batches(4)] == [3]
+
+
+class Coarse(Numbers):
+    """Twelve classes that a transform maps to three, as CIFAR-100's superclasses."""
+
+    def __init__(self):
+        super().__init__(targets=list(range(12)), classes=[str(index) for index in range(12)])
+        self.target_transform = lambda label: label % 3
+
+
+def test_labels_that_a_transform_changes_are_not_taken_for_the_classes():
+    assert source_of(Coarse()).num_classes is None
+    assert source_of(Subset(Coarse(), range(6))).num_classes is None
+    assert source_of(Numbers(targets=list(range(12)))).num_classes == 12
+
+
+def test_halves_of_labels_that_come_once_are_any_halves():
+    source = source_of(Numbers(targets=list(range(12))))
+    halves = [numbers_of(source.train_batches(4, half=half)) for half in (0, 1)]
+    assert sorted(map(len, halves)) == [4, 4]  # whole batches of six samples each
+    assert not set(halves[0]) & set(halves[1])
+
+
+def test_labels_to_ignore_are_no_classes():
+    assert source_of(Numbers(targets=[0, 1, 2, -100] * 3)).num_classes == 3
+    with pytest.raises(DataError, match="labels run from -1 to 2.*targets that are no classes go in as floats"):
+        source_of(Numbers(targets=[0, 1, 2, -1] * 3))
+
+
+class Endless(torch.utils.data.Sampler):
+    def __iter__(self):
+        return iter(range(12))
+
+
+def test_a_sampler_without_a_length_is_refused():
+    with pytest.raises(DataError, match="give the loader's sampler a __len__"):
+        source_of(tensor_dataset(), shuffle=None, sampler=Endless())
+
+
+def test_batches_that_are_samples_cannot_be_halved():
+    batches = torch.utils.data.BatchSampler(torch.utils.data.SequentialSampler(tensor_dataset()), 4, drop_last=False)
+    source = source_of(tensor_dataset(), shuffle=None, batch_size=None, sampler=batches)
+    assert numbers_of(source.train_batches(4)) == list(range(12))
+    with pytest.raises(DataError, match="puts no batches together .*give the loader a batch_size"):
+        source.train_batches(4, half=0)
+
+
+def test_a_sampler_that_asks_for_the_epoch_is_told():
+    sampler = torch.utils.data.DistributedSampler(tensor_dataset(), num_replicas=1, rank=0, shuffle=True)
+    source = source_of(tensor_dataset(), shuffle=None, sampler=sampler)
+    first, second, again = (numbers_of(source.train_batches(4, epoch=epoch)) for epoch in (0, 1, 0))
+    assert first == again != second

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from scripts import load_script
 from torch import nn
 
@@ -169,3 +169,24 @@ def test_a_strangers_resnet20_reaches_about_its_published_accuracy(tmp_path):
             logits = model((pixels - mean) / std)
             correct += (logits.argmax(1) == targets).sum().item()
     assert correct / 600 == pytest.approx(0.9173, abs=0.035)  # three standard errors of 600 images
+
+
+@pytest.mark.parametrize("content", [b"some text\n", b"", b"\x80\x02}q\x01(X\x01", bytes(range(256))])
+def test_a_file_that_is_no_checkpoint_is_refused_whatever_is_in_it(content, tmp_path):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(ModelError, match="is not a plain file of weights"):
+        load_weights(make_net(), tmp_path / "x.pt")
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.other.weight = self.one.weight
+
+
+def test_of_tied_weights_one_suffices(tmp_path):
+    saved, loaded = Tied(), Tied()
+    save_model(saved, str(tmp_path / "x.safetensors"))
+    load_weights(loaded, tmp_path / "x.safetensors")
+    assert same(loaded, saved.state_dict())

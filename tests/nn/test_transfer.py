@@ -339,3 +339,12 @@ def test_attention_is_the_sum_over_layers():
     wanted = sum(float(attention_loss(*pair)) for pair in zip(ours, theirs, strict=True))
     assert float(Attention()(ours, theirs)) == pytest.approx(wanted)
     assert not list(Attention().parameters())
+
+
+@pytest.mark.parametrize("loss", [distillation_loss, decoupled_loss, relation_loss])
+def test_half_precision_is_widened_first(loss):
+    student, teacher = (values.bfloat16() for values in logits())
+    labels = () if loss is relation_loss else (LABELS,)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(student, teacher, *labels)
+    torch.testing.assert_close(found, loss(student.float(), teacher.float(), *labels), rtol=0, atol=0)

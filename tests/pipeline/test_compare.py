@@ -9,7 +9,7 @@ from statistics import mean, stdev
 
 import pytest
 import torch
-from toys import Deadly, TinyNet, tiny_source
+from toys import Deadly, DeadlySource, TinyNet, tiny_source
 
 import tas
 from tas.pipeline.compare import CompareConfig
@@ -266,6 +266,35 @@ def test_worker_processes_give_the_same_numbers(finished):
     assert found.summary["machine"]["workers"] == 2
 
 
+def test_a_folder_whose_full_model_was_trained_needs_that_to_go_on(tmp_path):
+    config = tiny_config(methods="l1", transfers="none", seeds=(0,))
+    for was_trained in (True, False):
+        folder = tmp_path / str(was_trained)
+        tas.compare(fresh(), hard_source(), config=config, output=folder, train_teacher=was_trained)
+        more = replace(config, seeds=(0, 1))
+        with pytest.raises(tas.RunError, match=f"resume with train_teacher={was_trained}"):
+            tas.compare(fresh(), hard_source(), config=more, output=folder, resume=True, train_teacher=not was_trained)
+
+
+def test_seeds_share_what_was_traced(monkeypatch):
+    count = []
+    real = work.open_choices
+    monkeypatch.setattr(work, "open_choices", lambda *given: count.append(1) or real(*given))
+    tas.compare(fresh(), hard_source(), config=tiny_config(methods="l1 uniform", transfers="none"))
+    assert count == [1]
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_before_it_reads_its_job_fails_that_alone(tmp_path):
+    config = tiny_config(methods="l1", transfers="none", seeds=(0,), workers=2)
+    source = hard_source()
+    source.__class__ = DeadlySource
+    found = tas.compare(fresh(), source, config=config, output=tmp_path / "run")
+    assert found.failed
+    assert all("ended with code 7" in one["error"] or "not done" in one["error"] for one in found.failed)
+    assert (tmp_path / "run" / "compare.json").is_file()
+
+
 @pytest.mark.slow
 def test_a_worker_that_is_killed_fails_its_job_alone(tmp_path):
     config = tiny_config(methods="tas l1", transfers="none", seeds=(0,), workers=2)
@@ -291,7 +320,10 @@ def test_what_cannot_be_sent_to_workers_is_done_here():
      ({"methods": "tas l1", "budgets": "5%"}, tas.BudgetError, "method l1 cuts channels and keeps every block"),
      ({"methods": "tas:keep=stm"}, tas.ConfigError, "no module of TinyNet is called 'stm'"),
      ({"transfers": "hints", "job": CompressConfig(train=replace(short_train(), transfer="hints", layers="nowhere"))},
-      tas.ConfigError, "nowhere")],
+      tas.ConfigError, "nowhere"),
+     ({"methods": "sfp"}, tas.ConfigError, "method sfp searches for 20 epochs, but search and training of all methods "
+      "have 2 together"),
+     ({"methods": "tas:search.halving_steps=400"}, tas.ConfigError, "searches for .* let it search for fewer")],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, options, error, message):
     with pytest.raises(error, match=message):

@@ -161,3 +161,29 @@ def test_models_side_by_side_are_those_measured_alone_but_for_the_clock():
         alone = tas.measure(model, source, seconds=0.01)
         assert (alone.macs, alone.params, alone.accuracy) == (found.macs, found.params, found.accuracy)
         assert "timings" not in found.to_dict()
+
+
+def test_a_metric_of_ones_own_is_not_rounded():
+    def quality(outputs, targets):
+        return torch.tensor(-2.5e-5)
+
+    assert evaluate(TinyNet(), tiny_source(), metric=quality) == pytest.approx(-2.5e-5)
+
+
+def test_the_accuracy_is_of_all_labels_that_count_whatever_the_batches():
+    class Always(nn.Module):
+        """Says class 0."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+
+        def forward(self, images):
+            return torch.tensor([1.0, 0.0]).expand(len(images), 2) + self.weight
+
+    images, labels = torch.zeros(6, 3, 4, 4), torch.tensor([0, 0, 1, -100, -100, 0])
+    source = tas.data.TensorSource(images, labels, images, labels, num_classes=2)
+    assert evaluate(Always(), source, batch_size=3) == 75.0
+    nothing = tas.data.TensorSource(images, labels, images, torch.full((6,), -100), num_classes=2)
+    with pytest.raises(tas.DataError, match="every label of the test set .* is one to ignore"):
+        evaluate(Always(), nothing)

@@ -8,9 +8,10 @@ from tas.nn.transfer.losses import (
     hint_loss,
     imitation_loss,
     relation_loss,
+    wide,
 )
 
 __all__ = [
     "Attention", "Hints", "Match", "attention_loss", "decoupled_loss", "distillation_loss", "hint_loss",
-    "imitation_loss", "match_layers", "recorded", "relation_loss", "require_layers",
+    "imitation_loss", "match_layers", "recorded", "relation_loss", "require_layers", "wide",
 ]  # fmt: skip

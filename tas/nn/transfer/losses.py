@@ -39,6 +39,7 @@ def distillation_loss(
         raise ConfigError(
             f"temperature is {temperature} and teacher_weight {teacher_weight}; they must be above 0, and in [0, 1]"
         )
+    student_logits, teacher_logits = wide(student_logits), wide(teacher_logits)
     against_labels = F.cross_entropy(student_logits, labels)
     against_teacher = F.kl_div(
         F.log_softmax(student_logits / temperature, 1),
@@ -77,6 +78,7 @@ def decoupled_loss(
     Source:
         Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, equation 7, https://arxiv.org/abs/2203.08679.
     """
+    student_logits, teacher_logits = wide(student_logits), wide(teacher_logits)
     known = labels >= 0
     wanted, others = labels[known, None], student_logits.shape[1] - 1
     is_other = torch.ones_like(student_logits[known], dtype=torch.bool).scatter_(1, wanted, False)
@@ -107,7 +109,8 @@ def relation_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature
         Huang et al., "Knowledge Distillation from A Stronger Teacher" (DIST), NeurIPS 2022, section 4,
         https://arxiv.org/abs/2205.10536; temperature² as in the authors' code.
     """
-    ours, theirs = (F.softmax(logits / temperature, 1) for logits in (student_logits, teacher_logits.detach()))
+    both = wide(student_logits), wide(teacher_logits.detach())
+    ours, theirs = (F.softmax(logits / temperature, 1) for logits in both)
     within_samples, within_classes = (1 - _correlation(ours, theirs, dim).mean() for dim in (1, 0))
     return temperature**2 * (within_samples + within_classes)
 
@@ -119,7 +122,7 @@ def _correlation(one: Tensor, other: Tensor, dim: int) -> Tensor:
 
 def imitation_loss(student_outputs: Tensor, teacher_outputs: Tensor) -> Tensor:
     """Mean squared distance of the outputs: the teacher's term for tasks other than classification."""
-    return F.mse_loss(student_outputs, teacher_outputs.detach())
+    return F.mse_loss(wide(student_outputs), wide(teacher_outputs.detach()))
 
 
 def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -136,7 +139,7 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     Source:
         Romero et al., "FitNets", ICLR 2015, equation 3, https://arxiv.org/abs/1412.6550.
     """
-    return F.mse_loss(_wide(student_features), _wide(teacher_features.detach()))
+    return F.mse_loss(wide(student_features), wide(teacher_features.detach()))
 
 
 def attention_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -160,9 +163,9 @@ def attention_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor
 
 def _attention_map(features: Tensor) -> Tensor:
     channels = 1 if features.dim() == 4 else -1
-    return F.normalize(_wide(features).square().mean(channels).flatten(1), dim=1)
+    return F.normalize(wide(features).square().mean(channels).flatten(1), dim=1)
 
 
-def _wide(features: Tensor) -> Tensor:
-    """At least float32: squares of half precision overflow."""
-    return features.to(torch.promote_types(features.dtype, torch.float32))
+def wide(values: Tensor) -> Tensor:
+    """At least float32: squares of half precision overflow, and on a CPU autocast leaves logarithms to it."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

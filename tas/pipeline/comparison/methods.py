@@ -12,7 +12,8 @@ from tas.errors import ConfigError
 from tas.options import flat_options, with_options
 from tas.pipeline.compress import CompressConfig
 from tas.pipeline.rivals import METHODS as RIVALS
-from tas.pipeline.rivals import RivalConfig
+from tas.pipeline.rivals import READ_BY, RivalConfig
+from tas.pipeline.search.config import ALTERNATION
 from tas.pipeline.train import TrainConfig
 from tas.task import FEATURE_TRANSFERS
 from tas.task import Transfer as TransferName
@@ -79,6 +80,12 @@ class Method:
         if self.name == "tas-paper" and base.search.epochs == 0:
             ours["search.epochs"] = max(1, int(base.train.epochs) // 2)  # it knows nothing but its epochs
         job = with_options(replace(base, seed=seed), {**ours, **own}, owner)
+        idle = [name for name in own if name.removeprefix("search.") in ALTERNATION] if job.search.epochs == 0 else []
+        if idle:
+            raise ConfigError(
+                f"{owner}: {idle[0]} has no effect, for search.epochs is 0 (saliency and halving alone decide); set "
+                f"search.epochs beside it, or give it to tas-paper"
+            )
         if job.init == "fresh":
             raise ConfigError(f"{owner}: init is fresh; where weights come from is said by the transfers, none and kd")
         return job
@@ -98,11 +105,17 @@ class Method:
             elsewhere = next((text for key, text in ELSEWHERE.items() if f"{name}.".startswith(f"{key}.")), None)
             if elsewhere:
                 raise ConfigError(f"method {self.label}: {name} cannot differ between methods; {elsewhere}")
-            group = name.partition(".")[0]
-            if group == "rivals" if self.is_searched else group in ("search", "execution", "init"):
-                wanted = f"search, such as {HINT}" if self.is_searched else "rivals, such as rivals.candidates=50"
+            group, _, option = name.partition(".")
+            if self.is_searched:
+                has_effect, wanted = group != "rivals", f"those of search, such as {HINT}"
+            else:
+                own = [f"rivals.{known}" for known, methods in READ_BY.items() if self.name in methods]
+                has_effect = group not in ("search", "execution", "init")
+                has_effect = has_effect and not (group == "rivals" and self.name not in READ_BY.get(option, self.name))
+                wanted = " and ".join(own) or "none"
+            if not has_effect:
                 raise ConfigError(
-                    f"method {self.label}: {name} has no effect on {self.name}; its own options are those of {wanted}"
+                    f"method {self.label}: {name} has no effect on {self.name}; its own options are {wanted}"
                 )
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,7 +123,7 @@ class Method:
         return {"method": self.name, "options": dict(self.options)}
 
 
-HINT = "search.fragments=1"
+HINT = "search.halving_steps=400"
 
 
 def read_methods(methods: Methods) -> tuple[Method, ...]:
@@ -118,8 +131,8 @@ def read_methods(methods: Methods) -> tuple[Method, ...]:
 
     Args:
         methods: text with names between spaces, commas or semicolons, each with options where wanted
-            (`tas tas:search.fragments=1,search.band=code l1`), a list of such names, or a mapping of labels to such a
-            name or to `{method, options}`.
+            (`tas tas-paper:search.fragments=1,search.band=code l1`), a list of such names, or a mapping of labels to
+            such a name or to `{method, options}`.
 
     Raises:
         ConfigError: no such method or option syntax, or a label is there twice.
@@ -170,7 +183,9 @@ def _labelled(label: str, value: Any) -> Method:
         raise ConfigError(f"method {label} is {value!r}; write {{method: tas, options: {{{HINT.replace('=', ': ')}}}}}")
     options = value.get("options") or {}
     if not isinstance(options, Mapping):
-        raise ConfigError(f"method {label}: options is {options!r}; write a mapping, such as {{search.fragments: 1}}")
+        raise ConfigError(
+            f"method {label}: options is {options!r}; write a mapping, such as {{search.halving_steps: 400}}"
+        )
     return Method(label, _known(str(value["method"])), _flat(options))
 
 

@@ -82,6 +82,7 @@ def scatter(found: Found, transfer: str) -> Figure:
     figure, unit, hover = scatter_figure("multiply-adds, millions"), _unit(found), _hover(found)
     for label in found["config"]["methods"]:
         rows = [row for row in found["rows"] if (row["method"], row["transfer"]) == (label, transfer)]
+        rows.sort(key=lambda row: row["macs"]["mean"])
         color, style = _look(found, label)
         marker = {"color": color, "symbol": _SYMBOLS[style]}
         points = [(row, seed) for row in rows for seed in row["seeds"]]

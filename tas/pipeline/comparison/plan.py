@@ -17,6 +17,7 @@ from tas.storage import file_name
 
 DEFAULT_METHODS = "tas uniform l1"
 DEFAULT_TRANSFERS = "none init+kd"
+TEACHER = "teacher.json"  # the result of the job of this name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +66,18 @@ class CompareConfig:
                 raise ConfigError(f"compare {name} is empty; name at least one")
             object.__setattr__(self, name, values)
         for method in self.rows:
-            job = method.job(self.job, 0)
+            method.job(self.job, 0)
             method.rival(self.rivals, 0)
-            if method.is_searched:
-                self.epochs_after(job, method, searched=job.search.epochs, ours=self.job.search.epochs)
 
     @property
     def rows(self) -> tuple[Method, ...]:
         """The methods, read."""
         return self.methods  # type: ignore[return-value]
+
+    @property
+    def has_search(self) -> bool:
+        """Whether a search of ours is among the methods."""
+        return any(method.is_searched for method in self.rows)
 
     def epochs_after(self, job: CompressConfig, method: Method, *, searched: float, ours: float) -> float:
         """Epochs to train for after a search.
@@ -82,12 +86,11 @@ class CompareConfig:
             job: of the method.
             method: for the message.
             searched: passes over the training set that the method has searched for.
-            ours: passes that `job.search` of the comparison takes at most; they count where a method is such a search.
+            ours: passes that `job.search` of the comparison takes at most; 0 where no method is such a search.
 
         Raises:
             ConfigError: the search has used up what search and training of ours have together.
         """
-        ours = ours if any(one.is_searched for one in self.rows) else 0
         epochs = round(job.train.epochs + (ours - searched if self.equal_epochs else 0), 2)
         if epochs <= 0:
             raise ConfigError(
@@ -175,7 +178,7 @@ class Job:
     @property
     def file(self) -> str:
         """Path of its result in the folder; there when the job is done, and only then."""
-        places = {"teacher": "teacher.json", "clock": f"clocks/{self.name}.json", "cell": f"cells/{self.name}.json"}
+        places = {"teacher": TEACHER, "clock": f"clocks/{self.name}.json", "cell": f"cells/{self.name}.json"}
         return places.get(self.kind, f"searches/{self.name}/choice.json")
 
     def path(self, folder: Path) -> Path:
@@ -196,6 +199,7 @@ def plan(config: CompareConfig, *, train_teacher: bool) -> list[Job]:
     """
     teacher = Job("teacher", "teacher", config.job.seed, work=_hundredths(config.job.teacher.epochs * train_teacher))
     jobs, budgets, seeds = [teacher], config.budgets, config.seeds
+    ours = config.job.search.epochs if config.has_search else 0
     for seed in seeds:  # type: ignore[union-attr]
         cells = []
         jobs.append(Job("clock", f"seed{seed}", seed, needs=(teacher.file,)))
@@ -209,7 +213,7 @@ def plan(config: CompareConfig, *, train_teacher: bool) -> list[Job]:
                 length = _hundredths(searched + 0.3 * method.is_searched)
                 search = Job("search", f"{name}-seed{seed}", seed, method, budget, needs=(teacher.file,), work=length)
                 jobs.append(search)
-                work = _hundredths(config.epochs_after(job, method, searched=searched, ours=config.job.search.epochs))
+                work = _hundredths(config.epochs_after(job, method, searched=searched, ours=ours))
                 cells += [
                     Job("cell", f"{name}-{transfer}-seed{seed}", seed, method, budget, transfer, (search.file,), work)
                     for transfer in config.transfers  # type: ignore[union-attr]

@@ -139,9 +139,12 @@ class _Progress(NamedTuple):
 def _answer(worker: _Worker) -> _Progress | str | None:
     try:
         return worker.connection.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):  # the second where it never read its job
         worker.process.join()
-        return f"its process ended with code {worker.process.exitcode} (-9: no memory left, or killed)"
+        return (
+            f"its process ended with code {worker.process.exitcode} (-9: no memory left, or killed; 1 at once: the "
+            f'script may lack `if __name__ == "__main__":`)'
+        )
 
 
 def _hire(build: Callable[[], Bench], threads: int, gpu: str | None) -> _Worker:

@@ -43,9 +43,16 @@ def table_rows(found: Found) -> list[list[str]]:
             row["budget"], row["method"], row["transfer"], plus_minus(row["accuracy"], 2), plus_minus(row["macs"], 0),
             share, plus_minus(row["params"], 0), plus_minus(row["search_seconds"], 1),
             plus_minus(row["search_in_epochs"], 2), f"{searched:.4g} + {trained:.4g}",
-            ", ".join(f"{value:.2f}" for value in row["seeds"].values()),
+            _seeds(row["seeds"], found["config"]["seeds"]),
         ])  # fmt: skip
     return rows
+
+
+def _seeds(values: Mapping[str, float], seeds: Sequence[int]) -> str:
+    """The quality of every seed; by name where some failed."""
+    if len(values) == len(seeds):
+        return ", ".join(f"{value:.2f}" for value in values.values())
+    return ", ".join(f"seed {seed}: {value:.2f}" for seed, value in values.items())
 
 
 def notes(found: Found) -> list[str]:
@@ -65,7 +72,8 @@ def notes(found: Found) -> list[str]:
         f"by its transfers; all are trained by one recipe, and every network holds its budget.",
         _epochs(config),
         "Transfers: none is fresh weights and labels only; init starts from weights of the trained model; kd, dkd, "
-        "dist, hints and attention learn from the teacher; init+ one of them does both.",
+        "dist, hints and attention learn from the teacher; init+ one of them does both. They are about the training: a "
+        "search of ours asks the teacher whatever the transfer (search.teacher_weight).",
         _cost(found),
     ]
     lines += _options(config["methods"])

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +21,7 @@ from tas.data import Source, as_source
 from tas.errors import RunError
 from tas.graph import Graph
 from tas.options import plain
-from tas.pipeline.comparison.methods import read_transfer, with_transfer
+from tas.pipeline.comparison.methods import Method, read_transfer, with_transfer
 from tas.pipeline.comparison.plan import CompareConfig, Job
 from tas.pipeline.compress import CompressConfig, find_architecture, open_choices
 from tas.pipeline.derive import derive
@@ -69,17 +69,22 @@ class Bench:
 
     def choices(self, job: CompressConfig) -> tuple[Graph, SearchSpace]:
         """Graph and space under the options of a method, traced once."""
-        options = {name: value for name, value in plain(job).items() if name not in ("search", "train", "seed")}
-        key = json.dumps(options, default=str)
+        options = plain(job)
+        key = json.dumps([options[name] for name in ("keep", "residuals", "space")], default=str)
         if key not in self._choices:
             self._choices[key] = open_choices(self.model, self.example, job)
         return self._choices[key]
 
     def passes(self, job: CompressConfig) -> float:
         """Passes over the training set that a search of ours makes at most, rounded up to a hundredth."""
-        size = job.search.batch_size
-        images = len(self.source.train_batches(size)) * size
-        return math.ceil(100 * job.search.passes(images, self.choices(job)[1])) / 100
+        batches = self.source.train_batches(job.search.batch_size)
+        size = len(next(iter(batches))[0])  # a loader has its own
+        return math.ceil(100 * job.search.passes(len(batches) * size, size, self.choices(job)[1])) / 100
+
+    def epochs(self, method: Method, job: CompressConfig, searched: float) -> float:
+        """Epochs to train for after a search of so many passes; see `CompareConfig.epochs_after`."""
+        ours = self.passes(self.config.job) if self.config.has_search else 0.0
+        return self.config.epochs_after(job, method, searched=searched, ours=ours)
 
     def teacher(self) -> nn.Module:
         """A copy of the trained full model."""
@@ -218,8 +223,7 @@ def _cell(bench: Bench, job: Job) -> dict[str, Any]:
     inherits, transfer = read_transfer(job.transfer)
     model = bench.filled(search.parent / RANKED_WEIGHTS) if inherits else bench.model
     small = derive(model, graph, architecture, weights=own.init if inherits else "fresh", seed=job.seed)
-    ours = bench.passes(replace(bench.config.job, seed=job.seed))
-    epochs = bench.config.epochs_after(own, method, searched=choice["epochs"], ours=ours)
+    epochs = bench.epochs(method, own, choice["epochs"])
     config = with_transfer(own.train, transfer, epochs)
     record = Record(bench.checkpoint(job).with_suffix(".jsonl"))
     small = train(

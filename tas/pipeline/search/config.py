@@ -15,6 +15,11 @@ LOGITS_TRAVEL = 12.0
 FIRST_CUT = 4  # one in so many architectures outlives the first round
 FIRST_STEPS = 0.5  # share of the steps in the first round, which leads the weights to the budget
 MOST_IMAGES = 8  # times as many as in the first round judge those of a later one, at most
+# Options that are read only where weights and logits step in turn
+ALTERNATION = frozenset({
+    "fragments", "depth_samples", "interpolation", "logits_learning_rate", "logits_weight_decay", "logits_betas",
+    "cost_weight", "tolerance", "band", "temperature_start", "temperature_end", "temperature_schedule", "compile",
+})  # fmt: skip
 
 
 class Planned(NamedTuple):
@@ -145,7 +150,7 @@ class SearchConfig:
                 f"execution to dense, or compile to false"
             )
 
-    def passes(self, images: int, space: SearchSpace) -> float:
+    def passes(self, images: int, batch_size: int, space: SearchSpace) -> float:
         """Passes over the training set that a search makes at most, in images it reads.
 
         A step of the weights and one of the logits read half of the set each, so an epoch is one pass. A measurement
@@ -153,19 +158,22 @@ class SearchConfig:
 
         Args:
             images: in the training set.
+            batch_size: of its batches; loaders of the user's have a size of their own.
             space: of the search.
         """
         steps = measured = 0
         if self.architectures > 1 and space.is_open:
             steps, left = self.halving_steps, self.architectures
-            for one in self.halving_rounds(left):
+            rounds, newcomers = self.halving_rounds(left), 2 + 2 * len(space.depths)
+            for number, one in enumerate(rounds):
                 measured += one.images * left
-                left = one.stay
+                left = (left + 1) // 2 if number else one.stay
+                left += newcomers if number + 2 < len(rounds) else 0
         if self.logits_start == "saliency":
             measured += self.held_out_images * sum(
                 len(sizes) - 1 for sizes in (*space.widths.values(), *space.depths.values())
             )
-        return self.epochs + (steps * self.batch_size + measured / 3) / images
+        return self.epochs + (steps * batch_size + measured / 3) / images
 
     def halving_rounds(self, entrants: int) -> list[Planned]:
         """Rounds of successive halving: a first long one, after which most go, then half in each."""

@@ -23,7 +23,7 @@ def test_text_lists_and_mappings_say_the_same():
     for given in (f"{text} l1", f"{text};l1", f"{text},l1", f" {text} ;\n l1 ", [text, "l1"], list(wanted)):
         assert read_methods(given) == wanted
     mapping = {
-        "mine": {"method": "tas", "options": {"search": {"fragments": 1}}},
+        "mine": {"method": "tas-paper", "options": {"search": {"fragments": 1}}},
         "l1": None,
         "two": "tas:init=inherit",
     }
@@ -94,7 +94,12 @@ def test_what_is_no_method_is_refused(text, message):
      ("tas:teacher.epochs=3", "the teacher is the same for all methods"),
      ("tas:init=fresh", "where weights come from is said by the transfers"),
      ("tas:rivals.candidates=3", "rivals.candidates has no effect on tas; its own options are those of search"),
-     ("l1:search.fragments=1", "search.fragments has no effect on l1; its own options are those of rivals")],
+     ("tas:search.fragments=1", "search.fragments has no effect, for search.epochs is 0 .*or give it to tas-paper"),
+     ("tas:search.epochs=0,search.band=code", "search.band has no effect, for search.epochs is 0"),
+     ("l1:search.fragments=1", "search.fragments has no effect on l1; its own options are rivals.allocation$"),
+     ("l1:rivals.candidates=5", "rivals.candidates has no effect on l1; its own options are rivals.allocation$"),
+     ("uniform:rivals.allocation=share", "has no effect on uniform; its own options are none"),
+     ("random:rivals.population=5", "has no effect on random; .* rivals.candidates and rivals.calibration_batches")],
 )  # fmt: skip
 def test_options_that_cannot_be_are_refused_by_name(text, message):
     with pytest.raises(ConfigError, match=message):

@@ -7,6 +7,7 @@ from tas.page import COLORS
 from tas.pipeline.comparison.page import bars, scatter, write_comparison
 from tas.pipeline.comparison.plan import CompareConfig
 from tas.pipeline.comparison.results import machine, rows_of
+from tas.pipeline.comparison.table import markdown
 from tas.record import versions
 
 METHODS = "tas tas-paper uniform l1 l2 fpgm taylor"  # more than colours
@@ -41,8 +42,8 @@ def found() -> dict:
 def test_the_scatter_shows_every_seed_the_means_and_the_full_model(found):
     figure = scatter(found, "kd")
     seeds, means = figure.data[:2]
-    assert list(zip(seeds.x, seeds.y, strict=True)) == [(5, 62), (5, 63), (3, 62), (3, 63)]
-    assert list(zip(means.x, means.y, strict=True)) == [(5, 62.5), (3, 62.5)]
+    assert list(zip(seeds.x, seeds.y, strict=True)) == [(3, 62), (3, 63), (5, 62), (5, 63)]
+    assert list(zip(means.x, means.y, strict=True)) == [(3, 62.5), (5, 62.5)]
     assert means.error_y.array == pytest.approx([0.5**0.5] * 2)  # sample deviation of two values that differ by 1
     assert seeds.marker.size < means.marker.size
     (line,) = figure.layout.shapes
@@ -95,3 +96,17 @@ def test_the_page_can_be_read_on_wide_and_narrow_screens_in_light_and_dark(found
         assert window.execute_script('return document.querySelectorAll(".scatterlayer .point").length') == 2 * 7 * (
             4 + 2
         )
+
+
+def test_lines_do_not_run_back_whatever_the_order_of_the_budgets(found):
+    rows = sorted(found["rows"], key=lambda row: row["budget"] != "30% of macs", reverse=True)
+    for order in (rows, rows[::-1]):
+        assert list(scatter({**found, "rows": order}, "kd").data[1].x) == [3, 5]
+
+
+def test_a_row_without_some_of_its_seeds_says_which_it_has(found):
+    cells = [cell for cell in found["cells"] if cell["seed"] == 1 or cell["method"] != "tas"]
+    config = CompareConfig(methods=METHODS, transfers="none kd", seeds="0 1", budgets="50% 30%")
+    table = markdown({**found, "rows": rows_of(cells, config)})
+    assert "| seed 1: 61.00 |" in table
+    assert "| 63.00, 64.00 |" in table

@@ -54,9 +54,11 @@ def test_rivals_alone_train_as_long_as_the_recipe_says():
 
 
 def test_a_search_longer_than_everything_is_refused():
+    config = CompareConfig(methods="tas", job=JOB)
     with pytest.raises(ConfigError, match="searches for 10 epochs, but search and training of all methods have 10"):
-        CompareConfig(methods="tas:search.epochs=10", job=JOB)
-    assert CompareConfig(methods="tas:search.epochs=10", job=JOB, equal_epochs=False)
+        config.epochs_after(JOB, config.rows[0], searched=10, ours=4)
+    unequal = replace(config, equal_epochs=False)
+    assert unequal.epochs_after(JOB, config.rows[0], searched=10, ours=4) == 6
 
 
 def test_lists_may_be_text():

@@ -328,10 +328,25 @@ def test_passes_count_what_a_search_reads(prepared):
     candidates = sum(len(sizes) - 1 for sizes in (*space.widths.values(), *space.depths.values()))
     config = short(epochs=2, architectures=5, halving_steps=30, held_out_images=30, halving_images=50)
     judged = 5 * 50 + 2 * 100
-    assert config.passes(100, space) == pytest.approx(2 + (30 * 8 + (judged + candidates * 30) / 3) / 100)
+    assert config.passes(100, 8, space) == pytest.approx(2 + (30 * 8 + (judged + candidates * 30) / 3) / 100)
+    assert config.passes(100, 16, space) == pytest.approx(2 + (30 * 16 + (judged + candidates * 30) / 3) / 100)
     closed = tas.SearchSpace({name: sizes[-1:] for name, sizes in space.widths.items()}, {"blocks": (3,)})
-    assert config.passes(100, closed) == 2
-    assert tas.SearchConfig(epochs=7).passes(100, space) == 7
+    assert config.passes(100, 8, closed) == 2
+    assert tas.SearchConfig(epochs=7).passes(100, 8, space) == 7
+
+
+def test_passes_are_no_fewer_than_a_search_reads_newcomers_included(prepared):
+    model, graph, space, source = prepared
+    config, record = short(halving_steps=8), tas.Record()
+    tas.search(tas.Supernet(tas.rank(model, graph), graph, space), source, budget="60%", config=config, record=record)
+    saliency = sum(len(sizes) - 1 for sizes in (*space.widths.values(), *space.depths.values()))
+    rounds = [row for row in record.rows if row["part"] == "halving"]
+    measured = config.held_out_images * saliency + sum(row["images"] * len(row["losses"]) for row in rounds)
+    assert config.halving_steps * 8 + measured / 3 <= 64 * config.passes(64, 8, space)
+    most = short(architectures=16)  # of 16, 4 stay and 4 come in, of these 8 4 stay
+    assert len(list(Corner({"blocks": 2}, 3).around(space))) == 4
+    judged = 10 * 16 + 20 * 8 + 40 * 4 + 20 * saliency
+    assert most.passes(64, 8, space) == pytest.approx((20 * 8 + judged / 3) / 64)
 
 
 @pytest.mark.parametrize(
