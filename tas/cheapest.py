@@ -37,9 +37,9 @@ def cheapest_choice(moves: Moves) -> np.ndarray:
     best = is_open.argmax(1)
     first = {name: sizes[best[row]] for row, (name, sizes) in enumerate(moves.space.widths.items())}
     firsts = [{size for name, size in first.items() if name in stream} for stream in moves.graph.streams]
-    if moves.load.grows and all(len(sizes) < 2 for sizes in firsts) and not any(_stays(moves)):
+    if not len(moves) or (moves.load.grows and all(len(sizes) < 2 for sizes in firsts) and not any(_stays(moves))):
         return best
-    if moves.load.grows or not len(moves):
+    if moves.load.grows:
         return _descended(best, moves)
     draw, counts = np.random.default_rng(0), is_open.sum(1)
     places = [np.zeros_like(counts), counts - 1, *draw.integers(0, counts, (STARTS, len(counts)))]

@@ -15,19 +15,22 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from tas.errors import TasError
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    import torch
     from torch import Tensor, nn
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
-def accelerator(**options: Any) -> Accelerator:
-    """Join the other processes, where there are any; knows the device of this one."""
-    import torch
-    from accelerate import Accelerator
+def join() -> torch.device:
+    """Join the other processes, where there are any, and give the device of this one.
 
-    return Accelerator(cpu=not torch.cuda.is_available(), **options)
+    Nothing that an `Accelerator` of the user's holds is touched.
+    """
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available()).device
 
 
 @contextmanager
@@ -38,7 +41,7 @@ def launched() -> Iterator[None]:
         return
     import torch.distributed as dist
 
-    accelerator()
+    join()
     if is_main_process():
         yield
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 
 import numpy as np
 from torch import Tensor, nn
@@ -64,13 +64,14 @@ def _read_shapes(model: nn.Module, graph: Graph, inputs: Tensor) -> dict[str, li
     found: dict[str, list[tuple[int, ...]]] = {}
 
     def note(name: str):
-        def hook(_module: nn.Module, arguments: tuple) -> None:
-            found.setdefault(name, []).append(tuple(arguments[0].shape))
+        def hook(_module: nn.Module, arguments: tuple, options: Mapping[str, Tensor]) -> None:
+            inputs = arguments[0] if arguments else next(iter(options.values()))
+            found.setdefault(name, []).append(tuple(inputs.shape))
 
         return hook
 
-    hooks = [model.get_submodule(x.name).register_forward_pre_hook(note(x.name)) for x in graph.layers
-             if x.kind in _TIMED]  # fmt: skip
+    hooks = [model.get_submodule(x.name).register_forward_pre_hook(note(x.name), with_kwargs=True)
+             for x in graph.layers if x.kind in _TIMED]  # fmt: skip
     try:
         model(inputs)
     finally:
@@ -164,7 +165,11 @@ def _at(
     dim = 1 if layer.kind in _FIRST else -1 if layer.kind == "linear" else layer.channel_dim
     held = {"convolution": "in_channels", "transposed": "in_channels", "depthwise": "in_channels",
             "linear": "in_features"}  # fmt: skip
-    read[dim] = getattr(small, held[layer.kind]) if layer.kind in held else next(small.parameters()).shape[0]
+    read[dim] = (
+        getattr(small, held[layer.kind])
+        if layer.kind in held
+        else next(chain(small.parameters(), small.buffers())).shape[0]
+    )
     return signature(small, tuple(read)), small, tuple(read)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tas.data import Source
 from tas.errors import ConfigError, DataError, ModelError
+from tas.nn.modes import evaluating
 from tas.task import run_model
 
 SIZE_LIMIT = 2**31 - 1  # bytes of one protobuf message
@@ -175,7 +176,7 @@ def in_onnx_runtime(model: nn.Module, example: Tensor) -> Exported:
     images = example[:1].cpu().expand(2, *example.shape[1:]).contiguous()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        program = capture_any_batch(copy.deepcopy(model).cpu().eval(), images)
+        program = capture_any_batch(evaluating(copy.deepcopy(model).cpu()), images)
         write_onnx(program, path, opset=None, name=type(model).__name__)
         return open_onnx(path, device)
 

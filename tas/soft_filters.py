@@ -14,6 +14,7 @@ from tas.data.augment import epoch_seed, own_randomness, seed_everything
 from tas.errors import TrainingError
 from tas.graph import Graph
 from tas.nn.importance import filter_norms, makers
+from tas.nn.modes import evaluating
 from tas.progress import progress_bar
 from tas.task import Loss, run_model, task_loss
 
@@ -79,7 +80,7 @@ def train_softly(
             if not math.isfinite(float(total)):
                 raise TrainingError(f"the loss of sfp became {float(total)}; lower sfp_learning_rate")
             zero_filters(model, graph, architecture)
-    return model.eval()
+    return evaluating(model)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from tas.data import Source
 from tas.data.augment import own_randomness
 from tas.data.tensors import IGNORED
 from tas.errors import ConfigError, DataError, ModelError
+from tas.nn.modes import evaluating
 from tas.nn.transfer import decoupled_loss, distillation_loss, imitation_loss, relation_loss, require_layers, wide
 
 Loss = Callable[[Any, Any], Tensor]
@@ -136,8 +138,9 @@ def _require_classification(outputs: Any, targets: Any, transfer: str) -> None:
 
 
 def _imitation(outputs: Any, wanted: Any) -> Tensor:
-    pairs = list(zip(tensors_of(outputs), tensors_of(wanted), strict=False))
-    if not pairs or len(pairs) != len(tensors_of(outputs)) or any(one.shape != other.shape for one, other in pairs):
+    ours, theirs = ([part for part in tensors_of(nest) if part.is_floating_point()] for nest in (outputs, wanted))
+    pairs = list(zip(ours, theirs, strict=False))
+    if not pairs or len(pairs) != len(ours) or any(one.shape != other.shape for one, other in pairs):
         raise ModelError(
             "the outputs of the network and of its teacher have no common shape to imitate; set teacher_weight to 0"
         )
@@ -153,8 +156,11 @@ def tensors_of(outputs: Any) -> list[Tensor]:
 
 
 def logits_of(outputs: Any) -> Any:
-    """What a classification is judged by: the outputs, or the `logits` among them, as Hugging Face models name it."""
-    found = outputs.get("logits") if isinstance(outputs, Mapping) else None
+    """What a classification is judged by: the outputs, or the `logits` among them.
+
+    Hugging Face's models name them so in a mapping, torchvision's with auxiliary heads, while they train, in a tuple.
+    """
+    found = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
     return found if isinstance(found, Tensor) else outputs
 
 
@@ -264,9 +270,24 @@ def require_fit_for_data(
     if batch is None:
         raise DataError(f"{source.name} gives no training batch; give it more samples, or smaller batches")
     inputs, targets = batch
-    outputs = run_model(model.eval(), inputs)
+    outputs = run_model(evaluating(model), inputs)
     if any(not bool(torch.isfinite(tensor).all()) for tensor in tensors_of(outputs)):
         raise ModelError("the model's outputs are not finite on training images; check its weights for NaN")
+    _require_learnable(outputs, targets, source, loss, transfer)
+    _require_number((metric or accuracy)(outputs, targets))
+    with own_randomness([]):
+        if len(inputs) > 1:  # while it trains, a model may answer in another form
+            learner = copy.deepcopy(model)
+            learner.train()
+            _require_learnable(run_model(learner, inputs), targets, source, loss, transfer)
+        # of the test set only the form is looked at
+        inputs, targets = next(iter(source.test_batches(2, device=device)), (None, None))
+    if inputs is None:
+        raise DataError(f"{source.name} gives no test batch; give it more samples, or smaller batches")
+    _require_number((metric or accuracy)(run_model(model, inputs), targets))
+
+
+def _require_learnable(outputs: Any, targets: Any, source: Source, loss: Loss | None, transfer: Transfer) -> None:
     if loss is None:
         outputs = logits_of(outputs)
         require_logits(outputs, targets)
@@ -282,12 +303,6 @@ def require_fit_for_data(
             raise ConfigError(f"the loss must be a scalar tensor, but loss= returned {shape}; return its mean")
     if transfer in ("dkd", "dist"):
         _require_classification(outputs, targets, transfer)
-    _require_number((metric or accuracy)(outputs, targets))
-    with own_randomness([]):  # the test set's form, of which nothing is chosen
-        inputs, targets = next(iter(source.test_batches(2, device=device)), (None, None))
-    if inputs is None:
-        raise DataError(f"{source.name} gives no test batch; give it more samples, or smaller batches")
-    _require_number((metric or accuracy)(run_model(model, inputs), targets))
 
 
 def _require_number(value: Any) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tas.nn.modes import evaluating
 from tas.storage import write_text
 
 Clock = Literal["wall", "cpu"]
@@ -25,7 +26,7 @@ Clock = Literal["wall", "cpu"]
 def _timer(module: nn.Module, inputs: Tensor, clock: Clock) -> Any:
     from torch.utils.benchmark import Timer, timer
 
-    names = {"module": module.eval(), "inputs": inputs}
+    names = {"module": evaluating(module), "inputs": inputs}
     return Timer(
         "module(inputs)", globals=names, num_threads=torch.get_num_threads(),
         timer=timer if clock == "wall" else time.thread_time,
@@ -172,8 +173,9 @@ def signature(layer: nn.Module, shape: tuple[int, ...]) -> str:
 
 @torch.no_grad()
 def _time(layer: nn.Module, shape: tuple[int, ...], seconds: float, device: torch.device, clock: Clock) -> float:
-    layer = copy.deepcopy(layer).to_empty(device=device).eval()
-    for tensor in (*layer.parameters(), *layer.buffers()):
+    layer = evaluating(copy.deepcopy(layer).to_empty(device=device))
+    tensors = [*layer.parameters(), *layer.buffers()]
+    for tensor in tensors:
         tensor.fill_(1)  # what lies in empty memory may be slow to compute with
-    inputs = torch.full(shape, 0.5, dtype=next(layer.parameters()).dtype, device=device)
+    inputs = torch.full(shape, 0.5, dtype=next(t.dtype for t in tensors if t.is_floating_point()), device=device)
     return _timer(layer, inputs, clock).blocked_autorange(min_run_time=seconds).median

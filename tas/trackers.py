@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tas.distributed import accelerator as make_accelerator
-from tas.distributed import is_main_process
+from tas.distributed import is_main_process, join
 from tas.errors import ConfigError
 from tas.record import Record
 
@@ -35,11 +34,15 @@ def tracked(
     if tracker is None or not is_main_process():
         yield
         return
+    from accelerate import Accelerator
+
     names = [name.strip() for name in tracker.split(",") if name.strip()]
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*no supported trackers are currently installed")  # raised below
-            accelerator = make_accelerator(log_with=list[Any](names), project_dir=str(folder or "."))
+            accelerator = Accelerator(
+                cpu=join().type == "cpu", log_with=list[Any](names), project_dir=str(folder or ".")
+            )
     except ValueError as error:
         raise ConfigError(f"tracker {tracker!r} is not one that accelerate knows: {error}") from None
     accelerator.init_trackers("tas", config=numbers({"settings": settings or {}}, text=True))

@@ -101,8 +101,8 @@ def run(folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    from tas.distributed import accelerator
+    from tas.distributed import join
 
-    accelerator()
+    join()
     place = Path(sys.argv[1])
     torch.save(run(place), place / f"{os.environ['RANK']}.pt")

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader
 from toys import TinyNet, tiny_source
 
 from tas.data import as_source
-from tas.errors import ConfigError, DataError
+from tas.errors import ConfigError, DataError, ModelError
 from tas.nn.transfer import decoupled_loss, distillation_loss, imitation_loss, relation_loss
 from tas.task import TRANSFER_WEIGHTS, accuracy, require_fit_for_data, task_loss, warn_of_slow_precision
 
@@ -143,3 +144,40 @@ def test_a_processor_without_half_precision_is_named(capability, precision, devi
         warn_of_slow_precision(precision, device)
     assert len(caught) == is_slow
     assert all(f"({capability}) has no instructions for {precision}" in str(one.message) for one in caught)
+
+
+class Auxiliary(TinyNet):
+    """Answers while it trains as torchvision's GoogLeNet does."""
+
+    def forward(self, images):
+        logits = super().forward(images)
+        return SimpleNamespace(logits=logits, aux=2 * logits) if self.training else logits
+
+
+def test_logits_beside_auxiliary_ones_are_what_is_learned():
+    require_fit_for_data(Auxiliary(), tiny_source())
+    outputs = SimpleNamespace(logits=OUTPUTS, aux=WANTED)
+    found = task_loss(outputs, LABELS, loss=None, teacher_weight=0.0, temperature=1.0)
+    assert torch.equal(found, PLAIN)
+
+
+class Changing(TinyNet):
+    """Gives a tuple while it trains."""
+
+    def forward(self, images):
+        logits = super().forward(images)
+        return (logits, logits) if self.training else logits
+
+
+def test_what_a_model_answers_while_it_trains_is_tried_before_training():
+    with pytest.raises(DataError, match="this is not a classification"):
+        require_fit_for_data(Changing(), tiny_source())
+
+
+def test_whole_numbers_among_the_outputs_are_not_imitated():
+    outputs, wanted = ({"scores": scores, "classes": scores.argmax(1)} for scores in (OUTPUTS, WANTED))
+    options = {"loss": lambda outputs, targets: outputs["scores"].mean(), "teacher_weight": 1.0, "temperature": 1.0}
+    assert torch.equal(task_loss(outputs, LABELS, wanted=wanted, **options), imitation_loss(OUTPUTS, WANTED))
+    classes = ({"classes": nest["classes"]} for nest in (outputs, wanted))
+    with pytest.raises(ModelError, match="no common shape to imitate"):
+        task_loss(next(classes), LABELS, wanted=next(classes), **{**options, "loss": lambda *pair: PLAIN})

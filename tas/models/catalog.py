@@ -138,7 +138,8 @@ def _build_transformers(name: str, num_classes: int | None, pretrained: bool) ->
             model = AutoModelForImageClassification.from_config(config)
     except Exception as error:  # constructors and downloads raise what they like
         raise ModelError(_failed("transformers", name, error, pretrained)) from error
-    return model.train()
+    model.train()
+    return model
 
 
 def _unknown(package: str, name: str, known: Iterable[str]) -> str:

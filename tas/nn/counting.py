@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tas.nn.capture import Captured
+from tas.nn.modes import evaluating
 from tas.nn.surgery import shared_copy
 
 
@@ -28,7 +29,7 @@ def count_macs(model: nn.Module, example: Tensor | Sequence[Tensor]) -> int:
 def _count(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, int]:
     """Multiply-adds of one sample inside of every module that runs, by path; the path of the model is empty."""
     try:
-        return _count_by_shapes(model.eval(), inputs)
+        return _count_by_shapes(evaluating(model), inputs)
     except Exception:  # a forward may look at values, or make tensors on a device of its own
         return _count_by_running(model, inputs)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tas.data import Batch
 from tas.errors import ConfigError, DataError
 from tas.graph import Graph, Layer, Parameter, channels_of
+from tas.nn.modes import evaluating
 from tas.nn.rules import KINDS
 from tas.nn.surgery import reorder, require_fit
 
@@ -165,7 +166,7 @@ def taylor_importance(
         Molchanov et al., CVPR 2019, section 3, Taylor-FO with gates, https://arxiv.org/abs/1906.10771.
     """
     require_fit(model, graph)
-    work = copy.deepcopy(model).eval().requires_grad_(True)  # frozen weights have an importance too
+    work = evaluating(copy.deepcopy(model)).requires_grad_(True)  # frozen weights have an importance too
     tensors, gates = _tensors(work), _gates(work, graph)
     names = list(dict.fromkeys(gate.parameter.name for gate in gates))
     if not names:

@@ -53,9 +53,10 @@ def interpolation_matrix(
     if how == "none":
         return (inside & (column == row)).to(dtype)
     if how == "linear":
-        place = ((row + 0.5).to(dtype) * sources / targets - 0.5).clamp_min(0)
+        exact = torch.promote_types(dtype, torch.float32)  # half precision has no whole numbers above 256
+        place = ((row + 0.5).to(exact) * sources / targets - 0.5).clamp_min(0)
         place = place.clamp_max(sources - 1)
-        return (1 - (place - column).abs()).clamp_min(0) * inside
+        return ((1 - (place - column).abs()).clamp_min(0) * inside).to(dtype)
     first = row * sources // targets
     last = -(-(row + 1) * sources // targets)
     return (inside & (column >= first) & (column < last)).to(dtype) / (last - first)
@@ -225,7 +226,8 @@ class DenseWidth:
 
 def _weighted(shares: Tensor, values: Tensor) -> Tensor:
     """(fragments, size) and (fragments, …, size) to (…, size)."""
-    return torch.einsum("in,i...n->...n", shares, values)
+    spread = shares.view(len(shares), *[1] * (values.dim() - 2), -1)
+    return (spread * values).sum(0)  # not einsum, which autocast would halve the precision of
 
 
 class CompactAxis:

@@ -190,6 +190,8 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
 def fresh_copy(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
     """A copy without what modules have computed from their weights and kept; these tensors it has in common."""
+    if any(type(module).train is not nn.Module.train for module in model.modules()):
+        shared = ()  # such a module may write into its weights when its mode changes, as LoRA merges its own
     copied = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
     forget(copied)
     for module in copied.modules():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tas.data import Source, as_source
 from tas.errors import ConfigError, DataError, ModelError
+from tas.nn.modes import evaluating
 from tas.onnx_file import (
     Exported,
     calibration_batches,
@@ -152,7 +153,7 @@ def _require_format(format: str) -> None:
 def _on_cpu(model: nn.Module) -> nn.Module:
     from copy import deepcopy
 
-    return deepcopy(model).cpu().eval()
+    return evaluating(deepcopy(model).cpu())
 
 
 def _images(source: Source | None, example: Tensor | None, dtype: torch.dtype) -> Tensor:

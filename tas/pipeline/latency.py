@@ -18,6 +18,7 @@ from tas.graph import Graph
 from tas.latency import Latency, Part
 from tas.layer_planes import Plane, layer_planes
 from tas.lookup import Lookup
+from tas.nn.modes import evaluating
 from tas.nn.surgery import cut, require_fit
 from tas.options import check_options
 from tas.run import GRAPH
@@ -97,7 +98,7 @@ def with_latency(
         times = LayerTimes(Path(config.cache) if config.cache else None, setting)
         inputs = example[:1].to(device).expand(batch, *example.shape[1:]).contiguous()
         planes, untimed = layer_planes(
-            model.eval(), graph, space, inputs, times, grid=config.grid, seconds=config.seconds, clock=config.clock
+            evaluating(model), graph, space, inputs, times, grid=config.grid, seconds=config.seconds, clock=config.clock
         )
         tried = [graph.full, *_sample(graph, space, config.models)]
         measured = _nanoseconds(model, graph, tried[1:], example, batch, config)
@@ -118,7 +119,7 @@ def _nanoseconds(
     config: LatencyConfig,
 ) -> np.ndarray:
     """What the full model and these take, in turn."""
-    small = [cut(model, graph, architecture, share_the_rest=True).eval() for architecture in architectures]
+    small = [evaluating(cut(model, graph, architecture, share_the_rest=True)) for architecture in architectures]
     found = measure_latency(
         [model, *small], example, batch=batch, seconds=20 * config.seconds, clock=config.clock, undisturbed=True
     )

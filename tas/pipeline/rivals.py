@@ -16,8 +16,9 @@ from torch import nn
 from tas.architecture import Architecture
 from tas.budget import Amount, Budget
 from tas.data import Batch, Source, as_source
+from tas.data.augment import own_randomness, seed_everything
 from tas.decode import decode
-from tas.distributed import accelerator
+from tas.distributed import join
 from tas.errors import ConfigError
 from tas.fit import Fitter, above_threshold, require_widths_suffice, uniform, widths_alone
 from tas.graph import Graph
@@ -30,6 +31,7 @@ from tas.nn.importance import (
     ranked,
     taylor_importance,
 )
+from tas.nn.modes import evaluating
 from tas.nn.surgery import require_fit
 from tas.options import check_options, near_misses
 from tas.progress import progress_bar
@@ -193,14 +195,16 @@ class _Job:
         return uniform(self.graph, self.space, self.budget)
 
     def _ranked(self, importance: Importance) -> nn.Module:
-        return ranked(self.model, self.graph, importance).eval()
+        return evaluating(ranked(self.model, self.graph, importance))
 
     def _importance(self) -> tuple[Importance, dict[str, Any]]:
         model, graph = self.model, self.graph
         if self.method == "taylor":
             work, source = self._prepared()
             batches = self._batches(source, 0, self.config.calibration_batches, work)
-            return taylor_importance(work, graph, batches(), self._task_loss), {"batches": len(list(batches()))}
+            with own_randomness([]):
+                seed_everything(self.config.seed)  # data sets of the user may draw from the global generators
+                return taylor_importance(work, graph, batches(), self._task_loss), {"batches": len(list(batches()))}
         details = {}
         if self.method == "bn_scale":
             details["widths_by_l2"] = len(graph.widths) - len(batch_norm_scales(model, graph))
@@ -247,7 +251,7 @@ class _Job:
     def _prepared(self) -> tuple[nn.Module, Source]:
         """A copy of the model on the device to work on, and the data, both known to fit."""
         source = as_source(self.data)
-        work = copy.deepcopy(self.model).to(accelerator().device)
+        work = copy.deepcopy(self.model).to(join())
         require_fit_for_data(work, source, loss=self.loss, metric=self.loss)
         return work, source
 

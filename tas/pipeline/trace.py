@@ -16,6 +16,7 @@ from tas.nn.compiled import as_written, is_compiled
 from tas.nn.counting import uncounted_macs
 from tas.nn.grouping import build_graph, numbers_read
 from tas.nn.keep import find_kept, keep_modules
+from tas.nn.modes import evaluating
 from tas.nn.rules.base import Draft
 from tas.nn.selfcheck import self_check
 from tas.nn.shortcuts import free_residuals
@@ -69,7 +70,7 @@ def trace(
         raise ModelError("TorchScript cannot be cut; give the Python module that it was made of")
     try:
         is_here = all(tensor.device.type == "cpu" for tensor in (*model.parameters(), *model.buffers()))
-        still = (shared_copy(model) if is_here else fresh_copy(model).cpu()).eval()
+        still = evaluating(shared_copy(model) if is_here else fresh_copy(model).cpu())
     except Exception as error:  # anything may hang on a user's module
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({first_line(error)}): remove what holds computed tensors. "

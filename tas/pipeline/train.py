@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from tas.data import Batch, as_source
 from tas.data.augment import epoch_seed, own_randomness, seed_everything
 from tas.data.sharding import sharded
-from tas.distributed import accelerator, average_gradients, copy_from_main, summed
+from tas.distributed import average_gradients, copy_from_main, join, summed
 from tas.errors import ConfigError, TrainingError
 from tas.nn.memory_format import channels_last
+from tas.nn.modes import evaluating
 from tas.nn.statistics import average_statistics
 from tas.nn.sync_batch_norm import synchronized_batch_norm
 from tas.nn.transfer import Attention, Hints, match_layers, recorded
@@ -142,7 +144,7 @@ def train(
     Args:
         model: the network to train.
         data: a `tas.data` source, or a pair of loaders (training, test) yielding (inputs, targets).
-        teacher: the network learns from it as `config.transfer` says; used in evaluation mode, never changed.
+        teacher: the network learns from it as `config.transfer` says; a copy is used, in evaluation mode.
         config: see `TrainConfig`.
         loss: (outputs, targets) to a scalar; cross-entropy by default. With a teacher and a loss of your own, the
             teacher's term of kd is the mean squared distance of the outputs.
@@ -158,12 +160,12 @@ def train(
         RunError: the checkpoint belongs to another training.
     """
     config, record = config or TrainConfig(), record if record is not None else Record()
-    home = accelerator().device
+    home = join()
     source, device = sharded(as_source(data)), str(home)
     require_trainable(model)
     warn_of_slow_precision(config.precision, home.type)
     model.to(device)
-    helper = teacher.to(device).eval() if teacher is not None and config.uses_teacher else None
+    helper = evaluating(copy.deepcopy(teacher).to(device)) if teacher is not None and config.uses_teacher else None
     comparison, layers = _feature_comparison(model, helper, source.input_shape, config)
     copy_from_main(model, helper, comparison)
     steps = len(source.train_batches(config.batch_size, seed=config.seed, device=device))
@@ -189,7 +191,7 @@ def train(
                 record.add(stage, epoch=epoch, seconds=round(time.perf_counter() - started, 3), **means)
                 if checkpoint:
                     save_epoch(checkpoint, epoch + 1, options, trainer.parts)
-    return model.eval()
+    return evaluating(model)
 
 
 def _feature_comparison(

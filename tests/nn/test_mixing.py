@@ -180,3 +180,14 @@ def test_weights_carry_a_gradient_and_indices_do_not():
     reached = torch.zeros(3, 4, dtype=torch.bool).scatter(1, chosen, True)
     assert (logits.grad[reached].abs() > 1e-6).all()
     assert (logits.grad[~reached].abs() < 1e-6).all()
+
+
+@pytest.mark.parametrize("how", ["average", "linear"])
+@pytest.mark.parametrize(("sources", "targets"), [(38, 64), (307, 512)])
+def test_half_precision_mixes_by_the_same_matrix(how, sources, targets):
+    exact, half = (
+        interpolation_matrix(sources, targets, targets, sources, how=how, dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, rtol=0, atol=0.005)

@@ -1,7 +1,10 @@
 """The search finds what matters, holds its budget, and repeats itself."""
 
 import itertools
+import math
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -409,3 +412,112 @@ def test_labels_may_be_of_any_integer_type():
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(tas.ConfigError, match=message):
         quick(**options)
+
+
+@pytest.mark.parametrize("execution", ["compact", "dense"])
+@pytest.mark.parametrize("interpolation", ["average", "linear", "none"])
+def test_half_precision_runs_in_all_forms(execution, interpolation):
+    config = quick(epochs=1, precision="bf16", interpolation=interpolation)
+    supernet = prepared(TinyNet(), execution=execution)
+    found = tas.search(supernet, tiny_source(), budget="60%", config=config)
+    assert math.isfinite(found.record.rows[0]["loss"])
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 2}, {"epochs": 0, "logits_start": "saliency", "architectures": 4}])
+def test_a_checkpoint_of_another_budget_is_refused(tmp_path, changes):
+    config, record = quick(start="trained", halving_steps=4, **changes), tas.Record()
+    for budget, refusal in (("60%", nullcontext()), ("30%", pytest.raises(tas.RunError, match="other options"))):
+        with refusal:
+            tas.search(
+                prepared(TinyNet()), tiny_source(), budget=budget, config=config, record=record,
+                checkpoint=tmp_path / "x.pt",
+            )  # fmt: skip
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Images with noise of numpy's global generator, as many users' augmentation draws it."""
+
+    def __init__(self):
+        self.images, self.targets = next(iter(tiny_source().test_batches(32)))
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, index):
+        return self.images[index] + 0.5 * float(np.random.randn()), int(self.targets[index])
+
+
+def noisy_loaders():
+    return [torch.utils.data.DataLoader(Noisy(), 8, shuffle=True) for _ in range(2)]
+
+
+def test_augmentation_from_the_global_generators_repeats_itself(tmp_path):
+    config = quick(epochs=0, start="trained", logits_start="saliency", architectures=8, halving_steps=8, batch_size=8)
+
+    def searched(np_seed, checkpoint=None, record=None):
+        np.random.seed(np_seed)
+        torch.manual_seed(0)
+        return tas.search(
+            prepared(TinyNet()), noisy_loaders(), budget="60%", config=config, checkpoint=checkpoint, record=record
+        ).record.rows
+
+    def losses(rows):
+        return [row["losses"] for row in rows]
+
+    first = searched(1)
+    assert len(first) == 3
+    assert losses(first) == losses(searched(2))
+
+    class StoppedError(Exception):
+        pass
+
+    class Stopping(tas.Record):
+        def add(self, stage, **values):
+            if values.get("round") == 1:
+                raise StoppedError
+            super().add(stage, **values)
+
+    stopped = Stopping()
+    with pytest.raises(StoppedError):
+        searched(3, tmp_path / "x.pt", stopped)
+    record = tas.Record()
+    record.rows = stopped.rows
+    assert losses(searched(4, tmp_path / "x.pt", record)) == losses(first)
+
+
+def test_a_loss_that_is_nan_in_the_middle_of_an_epoch_is_our_error():
+    source = tiny_source()
+    images, labels = (torch.cat(parts) for parts in zip(*source.test_batches(16), strict=True))
+    images[5] = math.nan
+    broken = TensorSource(images, labels, images, labels, num_classes=4)
+    for seed in range(3):
+        with pytest.raises(tas.TrainingError, match="the loss of the search became"):
+            tas.search(
+                prepared(TinyNet()), broken, budget="60%",
+                config=quick(depth_samples="drawn", batch_size=4, epochs=3, seed=seed),
+            )  # fmt: skip
+
+
+def test_the_teacher_is_left_as_it_is():
+    teacher = TinyNet().to(memory_format=torch.channels_last).train()
+    tas.search(prepared(TinyNet()), tiny_source(), budget="60%", config=quick(epochs=1, teacher_weight=0.5),
+               teacher=teacher)  # fmt: skip
+    assert all(module.training for module in teacher.modules())
+    assert teacher.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_may_learn_can_lie_in_a_block_that_is_not_drawn():
+    model = TinyNet().requires_grad_(False)
+    model.blocks[2].requires_grad_(True)
+    config = quick(epochs=3, start="trained", fragments=1, depth_samples="drawn", architectures=4, halving_steps=8)
+    found = tas.search(prepared(model), tiny_source(), budget="60%", config=config)
+    assert found.architecture
+
+
+def test_frozen_norms_stay_frozen_when_the_supernet_is_collapsed():
+    model = TinyNet()
+    model.stem[1].requires_grad_(False)
+    supernet = prepared(model)
+    collapsed = supernet.collapse(supernet.space.largest)
+    assert [p.requires_grad for p in collapsed.stem[1].parameters()] == [False, False]
+    assert all(p.requires_grad for p in collapsed.head.parameters())

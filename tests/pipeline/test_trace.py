@@ -632,3 +632,30 @@ def test_a_detector_is_cut_through_what_lies_before_its_boxes():
     }  # fmt: skip
     assert sum(parameter.numel() for parameter in small.parameters()) == graph.params(smallest)
     assert small.detector([torch.rand(3, 32, 32)])[0].keys() == {"boxes", "scores", "labels"}
+
+
+class MergedLinear(nn.Linear):
+    """LoRA as loralib writes it: evaluation adds the low-rank part to the weights, training takes it out."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.low, self.merged = nn.Parameter(torch.randn(self.weight.shape)), False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data += -self.low if mode else self.low
+            self.merged = not mode
+        return self
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_weights_that_change_with_the_mode_are_not_changed(training):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), MergedLinear(8, 8), nn.ReLU(), nn.Linear(8, 2)).train(training)
+    before = copy.deepcopy(model.state_dict())
+    graph = trace(model, torch.randn(1, 3))
+    assert graph.widths
+    derive(model, graph, SearchSpace.of(graph).smallest)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training == training

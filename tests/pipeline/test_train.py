@@ -83,7 +83,7 @@ def test_a_checkpoint_of_other_options_or_a_damaged_one_is_refused(tmp_path):
 
 
 def test_a_student_follows_its_teacher_and_leaves_it_unchanged():
-    teacher = fresh(3)
+    teacher = fresh(3).eval()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
 
     def distance(model):
@@ -417,3 +417,38 @@ def test_training_on_loaders_with_randomness_of_their_own_can_be_interrupted(tmp
         tas.train(fresh(), loaders(), config=quick(), record=Interrupts(), checkpoint=tmp_path / "train.pt")
     random.seed(6)
     assert same(whole, tas.train(fresh(1), loaders(), config=quick(), checkpoint=tmp_path / "train.pt"))
+
+
+class Forgetful(TinyNet):
+    """Returns nothing when it is told to train, as many that keep their norms frozen."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.stem[1].eval()
+
+
+def test_a_model_whose_train_returns_nothing_teaches_and_learns(tmp_path):
+    teacher, forgetful = fresh(3), Forgetful()
+    forgetful.load_state_dict(teacher.state_dict())
+    config = quick(epochs=1, teacher_weight=1.0)
+    taught, wanted = (tas.train(fresh(), tiny_source(), teacher=one, config=config) for one in (forgetful, teacher))
+    assert same(taught, wanted)
+    assert tas.train(forgetful, tiny_source(), config=quick(epochs=1)) is forgetful
+    graph = tas.trace(forgetful, torch.zeros(1, 3, 8, 8))
+    small = tas.derive(tas.rank(forgetful, graph), graph, tas.SearchSpace.of(graph).smallest)
+    assert tas.measure(small, tiny_source(), seconds=0.01).macs == graph.macs(tas.SearchSpace.of(graph).smallest)
+
+
+def test_the_teacher_is_left_as_it_is():
+    teacher = fresh(3).to(memory_format=torch.channels_last).train()
+    tas.train(fresh(), tiny_source(), teacher=teacher, config=quick(epochs=1))
+    assert all(module.training for module in teacher.modules())
+    assert teacher.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_accelerator_of_the_users_own_keeps_its_settings():
+    from accelerate import Accelerator
+
+    own = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    tas.train(fresh(), tiny_source(), config=quick(epochs=1))
+    assert own.gradient_accumulation_steps == 4

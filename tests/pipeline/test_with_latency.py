@@ -87,3 +87,31 @@ def test_compress_holds_a_budget_of_latency_and_says_what_it_measured(tmp_path):
     text = (tmp_path / "run" / "report.md").read_text()
     assert "| predicted latency |" in text
     assert "| latency |" in text
+
+
+class Odd(nn.Module):
+    """A norm without weights, and a layer called by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(8, affine=False), nn.Linear(8, 4)
+
+    def forward(self, images):
+        return self.head(self.norm(self.b(input=self.a(images))).mean((2, 3)))
+
+
+def test_norms_without_weights_and_layers_called_by_keyword_are_timed():
+    model = Odd().eval()
+    graph = tas.trace(model, nets.images(1))
+    found = with_latency(model, graph, tas.SearchSpace.of(graph), nets.images(1), batch=2, config=QUICK)
+    assert {part.layer for part in found.latency.parts} == {"a", "b", "norm", "head"}
+
+
+def test_a_latency_is_refused_in_words_where_nothing_can_be_cut():
+    model = Odd().eval()
+    graph = tas.trace(model, nets.images(1), keep=["*"])
+    space = tas.SearchSpace.of(graph)
+    found = with_latency(model, graph, space, nets.images(1), batch=2, config=QUICK)
+    with pytest.raises(BudgetError, match="nothing in this space can be made smaller"):
+        tas.Budget(latency="50%").require_reachable(found, space)

@@ -101,8 +101,8 @@ class OpenBatchNorm(Opened):
         """Give the module the affine of one candidate, in full shape."""
         if self.scales is not None and self.shifts is not None:
             self.module.affine = True
-            self.module.weight = nn.Parameter(self.scales[candidate].detach().clone())
-            self.module.bias = nn.Parameter(self.shifts[candidate].detach().clone())
+            self.module.weight = nn.Parameter(self.scales[candidate].detach().clone(), self.scales.requires_grad)
+            self.module.bias = nn.Parameter(self.shifts[candidate].detach().clone(), self.shifts.requires_grad)
 
     def _per_copy(self, values: Tensor | None) -> Tensor | None:
         """(candidates, channels of all copies) to (candidates, copies, channels) where there are several."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tas.errors import ConfigError, ModelError
+from tas.nn.modes import evaluating
 from tas.nn.transfer.losses import attention_loss, hint_loss
 from tas.options import near_misses
 
@@ -187,7 +188,7 @@ def _calls(model: nn.Module, inputs: Tensor) -> dict[str, _Call]:
     was_training = {module: module.training for module in model.modules()}
     handles = [module.register_forward_hook(note(path)) for path, module in model.named_modules() if path]
     try:
-        model.eval()(inputs)
+        evaluating(model)(inputs)
     finally:
         for handle in handles:
             handle.remove()

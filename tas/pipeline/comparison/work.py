@@ -20,6 +20,7 @@ from tas.budget import Budget
 from tas.data import Source, as_source
 from tas.errors import RunError
 from tas.graph import Graph
+from tas.nn.modes import evaluating
 from tas.options import plain
 from tas.pipeline.comparison.methods import Method, read_transfer, with_transfer
 from tas.pipeline.comparison.plan import CompareConfig, Job
@@ -88,7 +89,7 @@ class Bench:
 
     def teacher(self) -> nn.Module:
         """A copy of the trained full model."""
-        return self.filled(self.folder / FULL_WEIGHTS) if self.train_teacher else copy.deepcopy(self.model).eval()
+        return self.filled(self.folder / FULL_WEIGHTS) if self.train_teacher else evaluating(copy.deepcopy(self.model))
 
     def filled(self, path: Path) -> nn.Module:
         """A copy of the full model with the weights of a file."""
@@ -100,7 +101,7 @@ class Bench:
             fill(model, load_file(path))
         except (OSError, SafetensorError, ValueError) as error:
             raise RunError(f"{path} cannot be used ({error}); delete its folder's results and resume") from error
-        return model.eval()
+        return evaluating(model)
 
     def checkpoint(self, job: Job) -> Path:
         """Where the state of an unfinished job lies."""
@@ -152,7 +153,8 @@ def _clock(bench: Bench, job: Job) -> dict[str, Any]:
 def time_step(model: nn.Module, source: Source, config: TrainConfig, *, loss: Loss | None) -> tuple[float, int]:
     """Median seconds of a few training steps of a model against the labels, and how many steps an epoch has."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device).train()
+    model.to(device)
+    model.train()
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(weights, lr=1e-6, momentum=config.momentum, nesterov=config.momentum > 0)
     times, epoch = [], 0

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tas.budget import Amount, Budget, Budgets, require_distinct
 from tas.data import Source, as_source
 from tas.data.sharding import sharded
-from tas.distributed import accelerator, from_main
+from tas.distributed import from_main, join
 from tas.errors import DataError
 from tas.graph import Graph
 from tas.options import plain
@@ -150,7 +150,7 @@ def compress(
     config, started, is_list = config or CompressConfig(), time.perf_counter(), isinstance(budget, list | tuple)
     budgets = [Budget.of(one) for one in (budget if is_list else [budget])]  # type: ignore[union-attr, arg-type]
     require_distinct(budgets)
-    accelerator()  # from here on, processes know of each other
+    join()  # from here on, processes know of each other
     source = as_source(data)
     if example is None:
         example = torch.zeros(1, *source.input_shape, dtype=dtype_of(model))

@@ -18,11 +18,12 @@ from torch import nn
 from tas.architecture import Architecture
 from tas.budget import Amount, Budget
 from tas.data import Batch, Source, as_source
-from tas.data.augment import own_randomness
+from tas.data.augment import epoch_seed, own_randomness, seed_everything
 from tas.data.sharding import sharded
-from tas.distributed import accelerator, copy_from_main, from_main
+from tas.distributed import copy_from_main, from_main, join
 from tas.errors import ConfigError, RunError
 from tas.nn.memory_format import channels_last
+from tas.nn.modes import evaluating
 from tas.nn.statistics import average_statistics
 from tas.nn.supernet import Supernet
 from tas.nn.sync_batch_norm import synchronized_batch_norm
@@ -80,7 +81,7 @@ def search(
         data: a source, or a pair of loaders (training, test); the test set is not touched.
         budget: upper bounds the result holds.
         config: see `SearchConfig`; its fragments, depth samples and interpolation take the place of the supernet's.
-        teacher: gives soft labels when `config.teacher_weight` is above 0.
+        teacher: gives soft labels when `config.teacher_weight` is above 0; a copy of it does, it is not changed.
         loss: (outputs, targets) to a scalar; cross-entropy by default.
         record: receives one row per epoch.
         checkpoint: file that holds the state after every epoch and round; the search goes on from it if it exists, and
@@ -100,7 +101,7 @@ def search(
     budget, source = Budget.of(budget), as_source(data)
     budget.require_reachable(supernet.graph, supernet.space)
     require_trainable(supernet.model)
-    home = accelerator().device
+    home = join()
     warn_of_slow_precision(config.precision, home.type)
     device, devices = str(home), [home] if home.type == "cuda" else []
     if scores is not None and scores.space != supernet.space:
@@ -111,12 +112,12 @@ def search(
     supernet.interpolation = config.interpolation
     supernet.to(device)
     pairs = halves(sharded(source), config, 0, device)[2]
-    helper = teacher.to(device).eval() if teacher is not None else None
+    helper = evaluating(copy.deepcopy(teacher).to(device)) if teacher is not None and config.teacher_weight else None
     copy_from_main(supernet, helper)
     steps = Steps(supernet, budget, config, helper, loss, max(1, pairs * config.epochs))
     competes = config.architectures > 1 and supernet.space.is_open
     given = copy.deepcopy(supernet.model.state_dict()) if competes and config.epochs and scores is None else None
-    finished = restore_epoch(checkpoint, json.dumps(asdict(config)), steps.parts())
+    finished = restore_epoch(checkpoint, _identity(steps), steps.parts())
     if scores is None:
         scores = _scored(steps, source, record, device, devices, checkpoint, finished)
     if not competes:
@@ -160,7 +161,12 @@ def _scored(
 
 def _save(checkpoint: Path | None, finished: int, steps: Steps) -> None:
     if checkpoint:
-        save_epoch(checkpoint, finished, json.dumps(asdict(steps.config)), steps.parts())
+        save_epoch(checkpoint, finished, _identity(steps), steps.parts())
+
+
+def _identity(steps: Steps) -> str:
+    """What a search must have in common with the one whose checkpoint it goes on from."""
+    return json.dumps({**asdict(steps.config), "limits": steps.limits})
 
 
 def _since(started: float) -> float:
@@ -193,6 +199,7 @@ def _start_logits(steps: Steps, source: Source, record: Record, device: str, *, 
 def _judged(steps: Steps, source: Source, device: str, images: int) -> list[Judged]:
     """Batches of the second half, with what the teacher says of them; the same every time."""
     config, batches, left = steps.config, [], images
+    seed_everything(epoch_seed(config.seed, 0, 1))  # data sets of the user may draw from the global generators
     for inputs, targets in source.train_batches(config.batch_size, seed=config.seed, half=1, device=device):
         batches.append((inputs[:left], targets[:left], steps.answer(inputs[:left])))
         left -= len(inputs)

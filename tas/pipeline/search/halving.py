@@ -201,7 +201,9 @@ def halve(
     """
     config = steps.config
     left, start, rounds = list(entrants), 0, config.halving_rounds(len(entrants))
-    batches = islice(tuning(), rounds[len(known) - 1].steps if known else 0, None)
+    batches = tuning()
+    for _ in islice(batches, rounds[len(known) - 1].steps if known else 0):
+        pass  # now: a data set may draw from the global generators, which every round seeds
     for number, (end, images, stay) in enumerate(rounds):
         if number < len(known):
             losses = list(known[number])

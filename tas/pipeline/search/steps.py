@@ -55,6 +55,8 @@ def run_epoch(steps: Steps, source: Source, epoch: int, device: str, bar: Any) -
         task = steps.weight_step(*batch, temperature, generator)
         held_out = steps.logits_step(*other, temperature, generator)
         losses += torch.stack([task.detach(), held_out.detach()]).cpu() / count
+        if not supernet.logits.isfinite().all():  # the same on all processes; nothing can be drawn from them
+            raise TrainingError(f"the loss of the search became {losses.tolist()}; lower search.learning_rate")
         bar.advance(
             f"epoch {epoch + 1}/{config.epochs}  loss {losses[0] * count / (step + 1):.3f}" if step % 10 == 0 else ""
         )
@@ -109,7 +111,8 @@ class Steps:
         self.supernet.draw(temperature, generator, differentiable=False)
         value = self.objective(self.network, inputs, targets, self.answer(inputs))
         self.weights.zero_grad()
-        value.backward()
+        if value.requires_grad:  # what may learn can lie in blocks that were not drawn
+            value.backward()
         for weight in self.trained:  # blocks that did not run decay too, as in dense execution
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
         average_gradients(self.trained)
@@ -122,7 +125,8 @@ class Steps:
         with self.supernet.fixed(architecture):
             value = self.objective(self.supernet, inputs, targets, wanted)
             self.weights.zero_grad()
-            value.backward()
+            if value.requires_grad:
+                value.backward()
         average_gradients(self.trained)
         self.weights.step()
 
