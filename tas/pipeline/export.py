@@ -23,6 +23,7 @@ from tas.onnx_file import (
     write_int8,
     write_onnx,
 )
+from tas.options import with_options
 from tas.pipeline.measure import evaluate, measure_latency
 from tas.profile import metric_name, quality_words
 from tas.storage import write_with
@@ -117,10 +118,10 @@ def export(
         metric: (outputs, targets) to the mean over the batch, by which int8 is judged, larger is better; several
             outputs are a list in the model's order. By default the percentage of right classes.
         config: None for the defaults.
-        options: fields of `ExportConfig`, instead of it.
+        options: fields of `ExportConfig`, in place of those of `config`.
 
     Raises:
-        ConfigError: no such format, or its packages are missing.
+        ConfigError: no such format or option, or packages of the format are missing.
         DataError: neither data nor an example is given, or onnx-int8 has no data.
         ModelError: the model cannot be exported, or the file differs from it; then there is no new file.
         RunError: the place cannot be written.
@@ -128,7 +129,7 @@ def export(
     Example:
         >>> tas.export(small, "model.onnx", data=tas.data.load("digits")).difference
     """
-    config = config or ExportConfig(**options)
+    config = with_options(config or ExportConfig(), options, "export")
     _require_format(format)
     if format == "onnx-int8" and data is None:
         raise DataError("onnx-int8 needs data, for its calibration and its accuracy; give a data set")

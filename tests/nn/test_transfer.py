@@ -348,3 +348,21 @@ def test_half_precision_is_widened_first(loss):
     with torch.autocast("cpu", torch.bfloat16):
         found = loss(student, teacher, *labels)
     torch.testing.assert_close(found, loss(student.float(), teacher.float(), *labels), rtol=0, atol=0)
+
+
+class ChannelsLast(nn.Module):
+    """A convolution, then blocks that keep channels last, as Swin does."""
+
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.stem, self.block, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, width), nn.Linear(width, 4)
+
+    def forward(self, inputs):
+        return self.head(self.block(self.stem(inputs).permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+def test_features_with_channels_last_are_no_feature_maps():
+    models = ChannelsLast(6), ChannelsLast()
+    assert [match.layer for match in match_layers(*models, torch.zeros(1, 3, 8, 8))] == ["stem"]
+    with pytest.raises(ConfigError, match="name layers that give .batch, channels, height, width."):
+        match_layers(*models, torch.zeros(1, 3, 8, 8), ["block"])

@@ -10,7 +10,7 @@ from toys import TinyNet, tiny_source
 
 import tas
 from tas.pipeline import export as verb
-from tas.pipeline.export import FILES, export, largest_difference
+from tas.pipeline.export import FILES, ExportConfig, export, largest_difference
 from tas.space import SearchSpace
 
 FLOATS = ("onnx", "torch-export")
@@ -168,6 +168,8 @@ def test_senseless_options_are_errors(small, tmp_path):
     for option in ({"tolerance": 0.0}, {"calibration_images": 0}, {"accuracy_tolerance": -1.0}, {"latency_batch": 0}):
         with pytest.raises(tas.ConfigError, match=next(iter(option))):
             export(small, tmp_path / "m", example=torch.zeros(1, 3, 8, 8), **option)
+    with pytest.raises(tas.ConfigError, match="there is no option 'tolerence' .did you mean tolerance"):
+        export(small, tmp_path / "m", example=torch.zeros(1, 3, 8, 8), config=ExportConfig(), tolerence=3)
     with pytest.raises(tas.ConfigError, match="format is 'tflite'; it can be onnx or torch-export or onnx-int8"):
         export(small, tmp_path / "m", format="tflite", example=torch.zeros(1, 3, 8, 8))
     with pytest.raises(tas.DataError, match="give one of them"):

@@ -119,7 +119,7 @@ def match_layers(
     Raises:
         ConfigError: a layer is missing in one of them, gives no feature map or tokens, or gives another size.
     """
-    ours, theirs = _calls(student, inputs), _calls(teacher, inputs)
+    ours, theirs = _calls(student, inputs), _without_channels_last(_calls(teacher, inputs), teacher, inputs)
     if not layers:
         layers = _stage_ends(teacher, theirs, {layer for layer in ours if ours[layer].size == _size(theirs, layer)})
         if not layers:
@@ -195,6 +195,20 @@ def _calls(model: nn.Module, inputs: Tensor) -> dict[str, _Call]:
         for module, training in was_training.items():
             module.training = training
     return calls
+
+
+def _without_channels_last(calls: dict[str, _Call], model: nn.Module, inputs: Tensor) -> dict[str, _Call]:
+    """Those that do not give (batch, height, width, channels), as Swin's layers: taller images make that dimension 1.
+
+    All of them where the model takes images of one size alone.
+    """
+    try:
+        others = _calls(model, inputs.repeat_interleave(2, 2)) if inputs.dim() == 4 else {}
+    except Exception:  # a forward may raise what it likes
+        return calls
+    shapes = {path: (call.gave, others[path].gave) for path, call in calls.items() if path in others}
+    grown = {path for path, (one, other) in shapes.items() if len(one) == 4 == len(other) and one[1] != other[1]}
+    return {path: call for path, call in calls.items() if path not in grown}
 
 
 def _stage_ends(model: nn.Module, calls: dict[str, _Call], allowed: set[str]) -> list[str]:
