@@ -30,7 +30,9 @@ def join() -> torch.device:
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available()).device
+    device = PartialState(cpu=not torch.cuda.is_available()).device
+    assert device is not None
+    return device
 
 
 @contextmanager
