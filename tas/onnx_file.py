@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -93,9 +95,10 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, *, opset: int 
     if size > SIZE_LIMIT:
         raise ModelError(f"the weights have {size:,} bytes, an ONNX file at most {SIZE_LIMIT:,}; use torch-export")
     try:
-        made = torch.onnx.export(
-            program, dynamo=True, verbose=False, opset_version=opset, input_names=["images"], external_data=False
-        )
+        with _quiet("onnxscript"):  # it logs a traceback where an opset cannot be had, which is told below
+            made = torch.onnx.export(
+                program, dynamo=True, verbose=False, opset_version=opset, input_names=["images"], external_data=False
+            )
         assert made is not None
         made.save(str(path), external_data=False)
     except OSError:
@@ -104,7 +107,22 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, *, opset: int 
         raise ModelError(failure("it cannot be written as ONNX", name, error)) from error
     found = made.model.opset_imports[""]
     if opset is not None and found != opset:
-        raise ConfigError(f"opset is {opset}, but the exporter can only write {found} for this model; leave it out")
+        raise ConfigError(
+            f"opset is {opset}, which this model cannot be converted to: it was written as {found}; ask for that or a "
+            f"later one, or leave it out"
+        )
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Nothing below an emergency of this logger's, for the block."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def write_int8(
@@ -190,6 +208,7 @@ def open_onnx(path: Path, device: torch.device | None = None) -> Exported:
 
     Raises:
         ConfigError: ONNX Runtime cannot use the device.
+        ModelError: it cannot run the model: some types have no kernels.
     """
     import onnxruntime
 
@@ -199,7 +218,10 @@ def open_onnx(path: Path, device: torch.device | None = None) -> Exported:
     options.log_severity_level = 3  # errors; it warns of nodes of constants that its own optimiser left
     provider = _provider(device)
     settings = {"device_id": device.index or 0} if device.type == "cuda" else {}
-    session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, settings)])
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, settings)])
+    except Exception as error:  # types and operations that it has no kernel for
+        raise ModelError(failure("ONNX Runtime cannot run it", path.name, error)) from error
     if provider not in session.get_providers():  # its libraries are not there: it would go on without, on the CPU
         raise ConfigError(f"ONNX Runtime cannot start {provider}; check that its CUDA and cuDNN are installed")
     return Exported(partial(_run_session, session, device), device)

@@ -140,10 +140,12 @@ def with_options(config: _Config, options: Mapping[str, Any], owner: str) -> _Co
 
 
 def _converted(value: Any, kind: Any, name: str) -> Any:
+    import yaml
+
     for one in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
         try:
             return _as(value, one)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, yaml.YAMLError):
             continue
     words = " or ".join(map(str, get_args(kind))) if get_origin(kind) is Literal else _words(kind)
     raise ConfigError(f"{name} is {value!r}; it must be {words}")

@@ -1,6 +1,6 @@
 """What one model costs and how good it is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -74,6 +74,30 @@ def quality_words(metric: str) -> tuple[str, str, str]:
     return (metric, "{:.4g}", "{:+.4g}") if metric else ("accuracy", "{:.2f} %", "{:+.2f} points")
 
 
+def compared(*profiles: Mapping[str, Any]) -> Iterator[tuple[str, list[str], str]]:
+    """What was measured of one or two models, full then pruned, as text: field, its values, and how they differ.
+
+    Fields that one of them lacks are left out; of a single model the difference is empty.
+    """
+    _, value, difference = quality_words(profiles[0].get("metric", ""))
+    forms = {"accuracy": value, "macs": "{:,}", "params": "{:,}"}
+    for name, form in {**forms, "predicted_latency_ms": "{:.3f} ms", "latency_ms": "{:.3f} ms"}.items():
+        values: list[Any] = [profile.get(name) for profile in profiles]
+        if None in values:
+            continue
+        change = ""
+        if len(values) == 2 and name == "latency_ms":
+            change = latency_change(*profiles)
+        elif len(values) == 2:
+            change = difference.format(values[1] - values[0]) if name == "accuracy" else share(*values)
+        yield name, [form.format(one) for one in values], change
+
+
+def share(before: float, after: float) -> str:
+    """What is left, in percent; a dash of nothing."""
+    return f"{100 * after / before:.1f} %" if before else "-"
+
+
 def latency_setting(profile: Mapping[str, Any]) -> str:
     """Under what a latency was measured: `ONNX Runtime, 2 threads, name of the processor`; empty if not known."""
     if not profile.get("device"):
@@ -90,5 +114,5 @@ def latency_change(full: Mapping[str, Any], pruned: Mapping[str, Any]) -> str:
     """
     before, after = full["latency_ms"], pruned["latency_ms"]
     spread = max(profile.get("latency_spread_ms") or 0.0 for profile in (full, pruned))
-    share = f"{100 * after / before:.1f} %" if before else "-"
-    return share if abs(before - after) > spread else f"no gain: {share}, within the spread of {spread:.3f} ms"
+    left = share(before, after)
+    return left if abs(before - after) > spread else f"no gain: {left}, within the spread of {spread:.3f} ms"

@@ -181,6 +181,10 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise RunError(f"{folder} has no {SUMMARY}; give the folder of a finished run, or finish it with --resume")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"{path} is not JSON ({error}); repeat the run") from None
+    profiles = [found.get(name) for name in ("full", "pruned")] if isinstance(found, dict) else []
+    if not profiles or not all(isinstance(one, dict) and "macs" in one and "params" in one for one in profiles):
+        raise RunError(f"{path} is not the summary of a run; measure it again with tas measure --run {folder}")
+    return {"budget": {}, "seconds": {}, **found}

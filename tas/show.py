@@ -16,7 +16,7 @@ from rich.text import Text
 from tas.architecture import Architecture
 from tas.budget import QUANTITIES, cost_text
 from tas.graph import Graph, Width
-from tas.profile import latency_change, latency_setting, quality_words
+from tas.profile import compared, latency_change, latency_setting, quality_words
 from tas.space import SearchSpace, outputs_per_channel
 
 
@@ -26,17 +26,11 @@ def print_profiles(profiles: Mapping[str, Mapping[str, Any]]) -> None:
     table = Table("", *names, *(["pruned / full"] if len(names) == 2 else []))
     for column in table.columns[1:]:
         column.justify = "right"
-    metric, value, difference = quality_words(next(iter(profiles.values())).get("metric", ""))
-    rows = ((metric, "accuracy", value), ("macs", "macs", "{:,}"), ("params", "params", "{:,}"))
-    for label, key, pattern in (*rows, ("predicted latency", "predicted_latency_ms", "{:.3f} ms")):
-        values: list[Any] = [profiles[name].get(key) for name in names]
-        if any(value is None for value in values):
-            continue
-        cells = [pattern.format(value) for value in values]
-        if len(values) == 2:
-            share = f"{100 * values[1] / values[0]:.1f} %"
-            cells.append(difference.format(values[1] - values[0]) if key == "accuracy" else share)
-        table.add_row(label, *cells)
+    metric, *_ = quality_words(next(iter(profiles.values())).get("metric", ""))
+    labels = {"accuracy": metric, "predicted_latency_ms": "predicted latency"}
+    for name, cells, change in compared(*profiles.values()):
+        if name != "latency_ms":  # below, of every batch size
+            table.add_row(labels.get(name, name), *cells, *([change] if change else []))
     for timings in zip(*(profile.get("timings") or [profile] for profile in profiles.values()), strict=True):
         _add_latency(table, timings)
     Console().print(table)

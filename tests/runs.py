@@ -13,7 +13,7 @@ PROFILE = {"macs": 1000, "params": 50, "accuracy": 90.0, "latency_ms": 2.0}
 SUMMARY = {
     "full": PROFILE,
     "pruned": {"macs": 480, "params": 20, "accuracy": 89.25, "latency_ms": 1.0},
-    "budget": {"macs": "50%", "params": 25},
+    "budget": {"macs": "50%", "params": 2500},
     "seconds": {"teacher": 0.0, "search": 12.0, "train": 3.0, "total": 20.0},
     "seed": 3,
     "versions": {"torch": "2.11"},

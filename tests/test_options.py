@@ -43,7 +43,9 @@ def test_text_is_read_as_the_option_asks(name, given, wanted):
      ("search__learning_rate", "fast", "learning_rate is 'fast'; it must be a number"),
      ("search", "3", "there is no option 'search'"),
      ("init__x", "3", "there is no option 'init.x'"),
-     ("space__ratios", "0.5", "ratios is '0.5'; it must be a list")],
+     ("space__ratios", "0.5", "ratios is '0.5'; it must be a list"),
+     ("space__ratios", "[0.5", "ratios is '.0.5'; it must be a list"),
+     ("space__candidates", "{a", "candidates is '{a'; it must be a mapping")],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_with_the_name_of_the_option(name, value, message):
     with pytest.raises(ConfigError, match=message):

@@ -78,8 +78,10 @@ def test_checkpoints_of_a_finished_run_are_dropped(tmp_path):
 
 
 def test_a_summary_is_read_again(tmp_path):
-    RunFolder(tmp_path).write_json(SUMMARY, {"macs": 3})
-    assert read_summary(tmp_path) == {"macs": 3} == json.loads((tmp_path / SUMMARY).read_text())
+    profile = {"macs": 3, "params": 2}
+    summary = {"budget": {"macs": "50%"}, "seconds": {"train": 1.0}, "full": profile, "pruned": profile}
+    RunFolder(tmp_path).write_json(SUMMARY, summary)
+    assert read_summary(tmp_path) == summary == json.loads((tmp_path / SUMMARY).read_text())
 
 
 def test_a_missing_summary_says_how_to_get_one(tmp_path):
@@ -138,3 +140,10 @@ def test_an_interrupted_stage_goes_on_with_its_own_options_alone(tmp_path):
     ):
         folder.agree("train", "data: mine\nseed: 2\n")
     RunFolder(None).agree("train", "x")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"full": {}, "pruned": {}}', "3"])
+def test_json_that_is_no_summary_is_refused(text, tmp_path):
+    (tmp_path / SUMMARY).write_text(text)
+    with pytest.raises(RunError, match="is not the summary of a run; measure it again with tas measure --run"):
+        read_summary(tmp_path)

@@ -10,7 +10,7 @@ from torch import nn
 
 from tas.graph import Frozen, Graph, Layer, Parameter
 from tas.pipeline.trace import trace
-from tas.show import print_graph, summarize
+from tas.show import print_graph, print_profiles, summarize
 from tas.space import SearchSpace
 
 
@@ -135,3 +135,11 @@ def test_a_width_whose_channels_stand_for_several_outputs_says_for_how_many(caps
     text = printed(grouped, capsys, monkeypatch)
     assert row(text, "grouped")[1] == "4 x 2"  # as many in each of the two groups
     assert row(text, "last.0")[1] == "10"
+
+
+def test_a_quality_of_nothing_and_a_single_model_are_shown(capsys):
+    profile = {"accuracy": 0.0, "macs": 10, "params": 3, "latency_ms": 1.0, "metric": "iou"}
+    print_profiles({"full": profile, "pruned": {**profile, "macs": 4}})
+    assert re.search(r"iou\W+0\W+0\W+\+0\b", capsys.readouterr().out)
+    print_profiles({"full": profile})
+    assert re.search(r"macs\W+10\W+params", capsys.readouterr().out)

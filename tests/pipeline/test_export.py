@@ -1,6 +1,7 @@
 """A file counts only if it computes what the model computes."""
 
 import builtins
+import copy
 import sys
 
 import pytest
@@ -143,11 +144,21 @@ def test_calibration_takes_as_many_images_as_asked_for():
     assert [sum(map(len, verb.calibration_batches(source, count))) for count in (1, 40, 1000)] == [1, 40, 64]
 
 
-def test_the_opset_is_the_one_asked_for(small, tmp_path):
+def test_the_opset_is_the_one_asked_for(small, tmp_path, capfd):
     import onnx
 
     path = export(small, tmp_path / "m.onnx", example=torch.zeros(1, 3, 8, 8), opset=19, **QUICK).path
     assert [item.version for item in onnx.load(path).opset_import if item.domain == ""] == [19]
+    with pytest.raises(tas.ConfigError, match="opset is 5, which this model cannot be converted to: it was written as"):
+        export(small, tmp_path / "m.onnx", example=torch.zeros(1, 3, 8, 8), opset=5, **QUICK)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_type_that_onnx_runtime_has_no_kernel_for_is_our_error(small, tmp_path):
+    example = torch.zeros(1, 3, 8, 8, dtype=torch.bfloat16)
+    with pytest.raises(tas.ModelError, match="ONNX Runtime cannot run it"):
+        export(copy.deepcopy(small).bfloat16(), tmp_path / "m.onnx", example=example, **QUICK)
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def test_missing_packages_are_named(small, tmp_path, monkeypatch):

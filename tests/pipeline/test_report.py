@@ -79,7 +79,7 @@ def test_a_missing_accuracy_leaves_its_row_out(run):
 def test_the_text_has_sizes_dropped_blocks_frozen_axes_search_and_origin(run):
     text = markdown(run)
     assert "Pruned to 48.0 % of the multiply-adds" in text
-    assert "Budget: 50% of macs, 25 params; held." in text
+    assert "Budget: 50% of macs, 2500 params; held." in text
     assert "| stem.0 | 8 | 2 |" in text
     assert "Dropped blocks: blocks.1, blocks.2." in text
     assert "| head.weight[0] | output of the model |" in text
@@ -121,7 +121,7 @@ def test_the_page_tells_the_result_the_sizes_the_reasons_and_the_origin(tmp_path
     text = body(page)
     sentence = "mine.py:build on digits: 48.0 % of the multiply-adds and 40.0 % of the parameters, accuracy 89.25 %"
     assert f"<h1>{sentence} instead of 90.00 %</h1>" in text
-    for words in ("Budget: 50% of macs, 25 params; held.", "2.000 ms", "Dropped blocks: blocks.1, blocks.2",
+    for words in ("Budget: 50% of macs, 2500 params; held.", "2.000 ms", "Dropped blocks: blocks.1, blocks.2",
                   "output of the model", "head.weight[0]", "Seed 3", "torch 2.11", "data: digits",
                   "tas compress --config r/config.yaml"):  # fmt: skip
         assert words in text, words
@@ -289,3 +289,18 @@ def test_a_search_without_epochs_has_no_empty_charts(tmp_path):
     folder = write_run(tmp_path / "run", epochs=0)
     (folder / "config.yaml").write_text("seed: 3\nbudget: {macs: 50%}\nsearch: {epochs: 0}")
     assert "cost in the search" not in tas.report(folder).read_text()
+
+
+def test_an_architecture_that_does_not_hold_the_budget_is_told(run):
+    graph = tas.Graph.from_json((run / "graph.json").read_text())
+    (run / "architecture.json").write_text(graph.full.to_json())
+    assert "Budget: 50% of macs, 2500 params; not held by this architecture." in markdown(run)
+    assert "2500 params; not held by this architecture.</p>" in body(run / "report.html")
+    (run / "architecture.json").unlink()  # nothing to judge by
+    assert "Budget: 50% of macs, 2500 params." in markdown(run)
+
+
+def test_a_quality_of_nothing_has_no_share_but_a_report(run):
+    nothing = {name: {**SUMMARY[name], "accuracy": 0.0} for name in ("full", "pruned")}
+    (run / "summary.json").write_text(json.dumps({**SUMMARY, **nothing}))
+    assert "| accuracy | 0.00 % | 0.00 % | +0.00 points |" in markdown(run)

@@ -33,8 +33,9 @@ class CompareConfig:
         job: what all methods share: the recipe (`train`), the search of ours, the teacher, the space. Its seed is the
             teacher's.
         rivals: see `RivalConfig`; what all rivals share.
-        equal_epochs: where a search of ours is among the methods, those that search for fewer passes over the training
-            set than `job.search` does at most (see `SearchConfig.passes`) train for as many more epochs.
+        equal_epochs: where a search of ours is among the methods, all make as many passes over the training set as
+            `job.search` plans (see `SearchConfig.passes`) and `job.train` makes together: who has searched for fewer
+            trains for more.
         workers: processes that work side by side; with 1 or 0 everything runs in this one. On GPUs each worker has one
             to itself in turn.
         threads: of each worker; None is 1 in worker processes, and what torch has in this one.
@@ -86,7 +87,7 @@ class CompareConfig:
             job: of the method.
             method: for the message.
             searched: passes over the training set that the method has searched for.
-            ours: passes that `job.search` of the comparison takes at most; 0 where no method is such a search.
+            ours: passes that `job.search` of the comparison plans; 0 where no method is such a search.
 
         Raises:
             ConfigError: the search has used up what search and training of ours have together.

@@ -92,8 +92,9 @@ def _epochs(config: Mapping[str, Any]) -> str:
     return (
         f"Every method passes over the training images equally often in search and training together: TAS trains for "
         f"{train} epochs, and a method whose search reads fewer images trains longer by the difference (equal_epochs). "
-        f"Counted is what a search of ours reads at most; an image without gradients counts as a third, since one "
-        f"product of three is computed. What random, evolution and taylor read is not counted, in their favour."
+        f"Counted is what a search has read, to a hundredth of a pass; an image without gradients counts as a third, "
+        f"since one product of three is computed. What random, evolution and taylor read is not counted, in their "
+        f"favour."
     )
 
 

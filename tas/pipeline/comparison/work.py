@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -77,10 +76,18 @@ class Bench:
         return self._choices[key]
 
     def passes(self, job: CompressConfig) -> float:
-        """Passes over the training set that a search of ours makes at most, rounded up to a hundredth."""
+        """Passes over the training set that a search of ours plans to make, to a hundredth."""
+        return round(job.search.passes(*self._reading(job), self.choices(job)[1]), 2)
+
+    def passes_of(self, job: CompressConfig, record: Record) -> float:
+        """Passes that it has made, to a hundredth."""
+        return round(job.search.passes_of(record.rows, *self._reading(job)), 2)
+
+    def _reading(self, job: CompressConfig) -> tuple[int, int]:
+        """Images that a pass of the search reads, and images in a batch, of which a loader has a size of its own."""
         batches = self.source.train_batches(job.search.batch_size)
-        size = len(next(iter(batches))[0])  # a loader has its own
-        return math.ceil(100 * job.search.passes(len(batches) * size, size, self.choices(job)[1])) / 100
+        size = len(next(iter(batches))[0])
+        return len(batches) * size, size
 
     def epochs(self, method: Method, job: CompressConfig, searched: float) -> float:
         """Epochs to train for after a search of so many passes; see `CompareConfig.epochs_after`."""
@@ -189,7 +196,7 @@ def _search(bench: Bench, job: Job) -> dict[str, Any]:
             checkpoint=bench.checkpoint(job),
         )  # fmt: skip
         architecture = found.architecture
-        seconds, epochs, details = before + time.perf_counter() - started, bench.passes(own), {}
+        seconds, epochs, details = before + time.perf_counter() - started, bench.passes_of(own, record), {}
     else:
         settings = method.rival(bench.config.rivals, job.seed)
         choice = choose(

@@ -86,6 +86,16 @@ class RunFiles:
             return {}
 
     @property
+    def held(self) -> str:
+        """Whether a finished run holds its bounds, in words; empty where that cannot be told."""
+        if self.summary is None or self.graph is None or self.chosen is None or not self.budget:
+            return ""
+        budget = Budget(**self.budget)
+        if budget.latency is not None and self.graph.latency is None:
+            return ""
+        return "; held" if budget.holds(self.graph, self.chosen) else "; not held by this architecture"
+
+    @property
     def parts(self) -> list[Path]:
         """Folders of the runs inside, begun so far; empty but for a run of several budgets."""
         try:

@@ -11,7 +11,7 @@ from tas.budget import cost_text
 from tas.graph import Graph
 from tas.pipeline.report.files import RunFiles
 from tas.pipeline.report.sections import budget_words
-from tas.profile import latency_change, quality_words
+from tas.profile import compared, quality_words
 from tas.record import Record
 
 
@@ -27,17 +27,11 @@ def to_markdown(run: RunFiles) -> str:
 def result_table(summary: Mapping[str, Any]) -> str:
     """Full and pruned model side by side, as a Markdown table."""
     full, pruned = summary["full"], summary["pruned"]
-    metric, value, difference = quality_words(full.get("metric", ""))
-    rows = [("accuracy", metric, value), ("macs", "macs", "{:,}"), ("params", "params", "{:,}")]
-    rows += [("predicted_latency_ms", "predicted latency", "{:.3f} ms"), ("latency_ms", "latency", "{:.3f} ms")]
+    metric, *_ = quality_words(full.get("metric", ""))
+    labels = {"accuracy": metric, "predicted_latency_ms": "predicted latency", "latency_ms": "latency"}
     lines = ["| | full | pruned | pruned / full |", "|---|---:|---:|---:|"]
-    for name, label, pattern in rows:
-        before, after = full.get(name), pruned.get(name)
-        if before is None or after is None:
-            continue
-        share = latency_change(full, pruned) if name == "latency_ms" else f"{100 * after / before:.1f} %"
-        change = difference.format(after - before) if name == "accuracy" else share
-        lines.append(f"| {label} | {pattern.format(before)} | {pattern.format(after)} | {change} |")
+    for name, (before, after), change in compared(full, pruned):
+        lines.append(f"| {labels.get(name, name)} | {before} | {after} | {change} |")
     return "\n".join(lines)
 
 
@@ -51,7 +45,7 @@ def _head(run: RunFiles) -> str:
     if full["accuracy"] is not None:
         values = [pattern.format(profile["accuracy"]) for profile in (full, pruned)]
         accuracy = f" {full.get('metric') or 'Accuracy'} {values[0]} before, {values[1]} after."
-    return f"# Pruned to {share:.1f} % of the multiply-adds\n\nBudget: {budget}; held.{accuracy}"
+    return f"# Pruned to {share:.1f} % of the multiply-adds\n\nBudget: {budget}{run.held}.{accuracy}"
 
 
 def _sizes(graph: Graph, architecture: Architecture) -> str:

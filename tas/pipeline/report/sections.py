@@ -10,7 +10,7 @@ from tas.graph import Graph
 from tas.page import plain, table
 from tas.pipeline.report.files import RunFiles
 from tas.pipeline.report.rows import layer_rows
-from tas.profile import latency_change, latency_setting, quality_words
+from tas.profile import compared, latency_setting, quality_words, share
 
 OPEN_ROWS = 40  # a longer table is folded
 
@@ -42,8 +42,7 @@ def head(run: RunFiles) -> str:
         text = f"This run is not finished; below is what there is so far: {run.progress}."
         lines.append(f'<p class="unfinished">{plain(text)}</p>')
     if run.budget:
-        held = "; held." if run.summary else "."
-        lines.append(f'<p class="quiet">Budget: {plain(budget_words(run.budget))}{held}</p>')
+        lines.append(f'<p class="quiet">Budget: {plain(budget_words(run.budget))}{run.held}.</p>')
     return "\n".join(lines)
 
 
@@ -52,29 +51,16 @@ def quantities(run: RunFiles) -> list[tuple[str, str, str, str]]:
     if run.summary is None:
         return []
     full, pruned = run.summary["full"], run.summary["pruned"]
-    batch, (metric, value, difference) = full.get("batch_size", 1), quality_words(full.get("metric", ""))
-    rows = []
-    for key, label, pattern in (
-        ("accuracy", metric, value),
-        ("macs", "MACs per sample", "{:,}"),
-        ("params", "parameters", "{:,}"),
-        ("predicted_latency_ms", f"predicted latency, batch of {batch}", "{:.3f} ms"),
-        ("latency_ms", f"latency, batch of {batch}", "{:.3f} ms"),
-    ):
-        before, after = full.get(key), pruned.get(key)
-        if before is None or after is None:
-            continue
-        share = latency_change(full, pruned) if key == "latency_ms" else _share(before, after)
-        change = difference.format(after - before) if key == "accuracy" else share
-        rows.append((label, pattern.format(before), pattern.format(after), change))
+    batch, (metric, *_) = full.get("batch_size", 1), quality_words(full.get("metric", ""))
+    labels = {
+        "accuracy": metric, "macs": "MACs per sample", "params": "parameters",
+        "predicted_latency_ms": f"predicted latency, batch of {batch}", "latency_ms": f"latency, batch of {batch}",
+    }  # fmt: skip
+    rows = [(labels[name], before, after, change) for name, (before, after), change in compared(full, pruned)]
     if run.weights_bytes:
         before, after = run.weights_bytes
-        rows.append(("file of the weights", f"{before / 1e6:,.2f} MB", f"{after / 1e6:,.2f} MB", _share(before, after)))
+        rows.append(("file of the weights", f"{before / 1e6:,.2f} MB", f"{after / 1e6:,.2f} MB", share(before, after)))
     return rows
-
-
-def _share(before: float, after: float) -> str:
-    return f"{100 * after / before:.1f} %" if before else "-"
 
 
 def result_of(run: RunFiles) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tas.errors import ConfigError
 from tas.options import check_options
@@ -151,7 +152,7 @@ class SearchConfig:
             )
 
     def passes(self, images: int, batch_size: int, space: SearchSpace) -> float:
-        """Passes over the training set that a search makes at most, in images it reads.
+        """Passes over the training set that a search plans to make, in images it reads; see `passes_of`.
 
         A step of the weights and one of the logits read half of the set each, so an epoch is one pass. A measurement
         without gradients counts as a third of a training step: one product of three is computed.
@@ -164,15 +165,29 @@ class SearchConfig:
         steps = measured = 0
         if self.architectures > 1 and space.is_open:
             steps, left = self.halving_steps, self.architectures
-            rounds, newcomers = self.halving_rounds(left), 2 + 2 * len(space.depths)
-            for number, one in enumerate(rounds):
+            for one in self.halving_rounds(left):
                 measured += one.images * left
-                left = (left + 1) // 2 if number else one.stay
-                left += newcomers if number + 2 < len(rounds) else 0
+                left = one.stay
         if self.logits_start == "saliency":
             measured += self.held_out_images * sum(
                 len(sizes) - 1 for sizes in (*space.widths.values(), *space.depths.values())
             )
+        return self.epochs + (steps * batch_size + measured / 3) / images
+
+    def passes_of(self, rows: Iterable[Mapping[str, Any]], images: int, batch_size: int) -> float:
+        """Passes that a search has made: fewer than planned where few architectures enter, more where others come in.
+
+        Args:
+            rows: of its record.
+            images: in the training set.
+            batch_size: of its batches.
+        """
+        latest = {(row.get("part"), row.get("round")): row for row in rows}  # one may have been done twice
+        rounds = [row for (part, _), row in latest.items() if part == "halving"]
+        measured = sum(row["images"] * len(row["losses"]) for row in rounds)
+        if saliency := latest.get(("saliency", None)):
+            measured += self.held_out_images * sum(len(losses) - 1 for losses in saliency["losses"].values())
+        steps = max((row["steps"] for row in rounds), default=0)
         return self.epochs + (steps * batch_size + measured / 3) / images
 
     def halving_rounds(self, entrants: int) -> list[Planned]:
