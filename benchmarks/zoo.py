@@ -620,10 +620,11 @@ def markdown(rows: Sequence[Row], command: str) -> str:
         "",
         summary(rows),
         "",
-        "*Seconds* and *peak MB* (of the whole process) are the trace's. *Macs open*: share of the multiply-adds in "
-        "layers with an open axis, or in blocks that can be dropped. *Difference*: the largest of derived models from "
-        f"the masked full model, relative, for the smallest architecture and {RANDOM_ARCHITECTURES} random ones, "
-        "weights perturbed; below 1e-4 passes. Passed models also have exactly the multiply-adds torch counts, and "
+        "*Seconds* and *peak MB* (of the whole process) are the trace's. *Macs open*: the share of the multiply-adds "
+        "that can be cut, in layers that get narrower or in blocks that can be dropped. *Difference*: the largest of "
+        "derived models from the masked full model, relative, for the smallest architecture and "
+        f"{RANDOM_ARCHITECTURES} random ones, weights perturbed; below 1e-4 passes. Passed models also have exactly "
+        "the multiply-adds torch counts, and "
         "compute the same after being saved and loaded in another process.",
         "",
         _row(COLUMNS),

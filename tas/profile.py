@@ -28,7 +28,7 @@ class Profile:
     """Measured facts of one model.
 
     Attributes:
-        macs: multiply-adds per sample of convolutions and linear layers.
+        macs: multiply-adds per sample of convolutions, linear layers and attention products.
         params: number of parameters.
         accuracy: percent of the test set, or the mean of the user's metric; None when no data was given.
         latency_ms: median time of one forward pass, in milliseconds.

@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -97,6 +98,14 @@ def test_every_link_leads_somewhere(page):
         titles = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in
                   re.findall(r"^#+ (.*)$", file.read_text(), re.M)] if anchor else []  # fmt: skip
         assert not anchor or anchor in titles, f"{page}: {place}#{anchor}"
+
+
+def test_the_layers_of_the_design_are_those_of_the_contract():
+    contract = tomllib.loads((HOME / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    section = PAGES["docs/design.md"].split("## Layers")[1].split("## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("    ")]
+    for line, layer in zip(lines, contract, strict=True):
+        assert {name.split(".")[-1] for name in layer.split(" | ")} <= set(re.findall(r"\w+", line)), layer
 
 
 def test_pages_are_short():
