@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from tas.distributed import is_main_process, join
 from tas.errors import ConfigError
+from tas.options import near_misses
 from tas.record import Record
 
 
@@ -34,24 +34,13 @@ def tracked(
     if tracker is None or not is_main_process():
         yield
         return
+    require_tracker(tracker)
     from accelerate import Accelerator
 
-    names = [name.strip() for name in tracker.split(",") if name.strip()]
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*no supported trackers are currently installed")  # raised below
-            accelerator = Accelerator(
-                cpu=join().type == "cpu", log_with=list[Any](names), project_dir=str(folder or ".")
-            )
-    except ValueError as error:
-        raise ConfigError(f"tracker {tracker!r} is not one that accelerate knows: {error}") from None
+    accelerator = Accelerator(
+        cpu=join().type == "cpu", log_with=list[Any](_names(tracker)), project_dir=str(folder or ".")
+    )
     accelerator.init_trackers("tas", config=numbers({"settings": settings or {}}, text=True))
-    missing = set(names) - {opened.name for opened in accelerator.trackers} - {"all"}
-    if missing or not accelerator.trackers:
-        accelerator.end_training()
-        raise ConfigError(
-            f"tracker {tracker}: {', '.join(sorted(missing or names))} is not installed; install it, or leave it out"
-        )
 
     def send(row: Mapping[str, Any]) -> None:
         """One row of the record."""
@@ -65,6 +54,33 @@ def tracked(
     finally:
         record.listeners.remove(send)
         accelerator.end_training()
+
+
+def require_tracker(tracker: str | None) -> None:
+    """Check that there are such trackers, before anything is written.
+
+    Raises:
+        ConfigError: accelerate knows none of this name, or its package is not installed.
+    """
+    if tracker is None:
+        return
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import LoggerType
+
+    known = {kind.value for kind in LoggerType}
+    there = {str(getattr(kind, "value", kind)) for kind in get_available_trackers()} | {"all"}
+    for name in _names(tracker):
+        if name not in known:
+            raise ConfigError(
+                f"tracker {name!r} is not one that accelerate knows{near_misses(name, known)}; it can be "
+                f"{', '.join(sorted(known))}"
+            )
+        if name not in there or there == {"all"}:
+            raise ConfigError(f"tracker {name}: its package is not installed; install it, or leave it out")
+
+
+def _names(tracker: str) -> list[str]:
+    return [name.strip() for name in tracker.split(",") if name.strip()]
 
 
 def numbers(nest: Mapping[str, Any], *, text: bool = False) -> dict[str, Any]:

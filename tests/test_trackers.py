@@ -47,14 +47,17 @@ def test_numbers_are_named_by_their_path_and_text_is_left_out_or_kept():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tensorbord", "not one that accelerate knows"),
-        ("aim", "aim is not installed"),
-        ("tensorboard,aim", "aim is not installed"),
+        ("tensorbord", "not one that accelerate knows .did you mean tensorboard"),
+        ("aim", "aim: its package is not installed"),
+        ("tensorboard,aim", "aim: its package is not installed"),
     ],
 )
-def test_a_tracker_that_is_not_there_is_refused(name, message, tmp_path):
+def test_a_tracker_that_is_not_there_is_refused_before_anything_is_written(name, message, tmp_path):
     with pytest.raises(tas.ConfigError, match=message), tracked(Record(), name, folder=tmp_path):
         pass
+    with pytest.raises(tas.ConfigError, match=message):
+        tas.compress(TinyNet(), tiny_source(), output=tmp_path / "run", tracker=name)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_whole_job_is_tracked(tmp_path):

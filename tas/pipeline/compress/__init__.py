@@ -44,7 +44,7 @@ from tas.run import (
 from tas.scores import Scores
 from tas.space import SearchSpace
 from tas.task import Loss, Metric, dtype_of, require_fit_for_data
-from tas.trackers import tracked
+from tas.trackers import require_tracker, tracked
 
 __all__ = [
     "CompressConfig",
@@ -150,6 +150,7 @@ def compress(
     config, started, is_list = config or CompressConfig(), time.perf_counter(), isinstance(budget, list | tuple)
     budgets = [Budget.of(one) for one in (budget if is_list else [budget])]  # type: ignore[union-attr, arg-type]
     require_distinct(budgets)
+    require_tracker(tracker)
     join()  # from here on, processes know of each other
     source = as_source(data)
     if example is None:
