@@ -47,7 +47,8 @@ def test_every_row_of_the_tables_has_one():
 def flat(options: dict, prefix: str = "") -> dict:
     found = {}
     for name, value in options.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        is_group = isinstance(value, dict) and name != "candidates"
+        found |= flat(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
     return found
 
 
