@@ -130,6 +130,7 @@ def test_the_single_commands_chain_through_files(images, tmp_path, capsys):
     known = ["--weights", teacher / "model.safetensors"]
     assert run("train", *data, *QUICK_TRAIN, "--output", teacher) == 0
     assert run("search", *data, *known, *QUICK_SEARCH, "--budget.macs", "60%", "--output", found) == 0
+    assert run("derive", "--run", found, *data[2:]) == 0  # with the data, for the norms
     assert run("derive", "--run", found) == 0  # from here on, model and data are those of the search
     assert run("train", "--run", found, *QUICK_TRAIN) == 0
     searched, trained = (yaml.safe_load((found / f"{name}.yaml").read_text()) for name in ("config", "train"))

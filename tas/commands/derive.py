@@ -49,14 +49,14 @@ def derive(
     graph, architecture = found_in(run)
     names = {"model": model, "weights": weights, "pretrained": pretrained, "data_dir": data_dir}
     names |= {"image_size": image_size, "normalization": normalization}
-    origin = origin_of(run, names, needs=["model"]) | {"data": data}
+    origin = origin_of(run, names, needs=["model"])
     if init != "fresh" and origin["weights"] is None and not origin["pretrained"]:
         raise ConfigError("there is nothing to inherit; give --weights or --pretrained, or --init fresh")
     full = build_model(origin["model"], classes_of(graph), origin["weights"], origin["pretrained"], seed)
     ranked = rank(full, graph) if init == "inherit" else full
     small = derive_model(ranked, graph, architecture, weights=init, seed=seed)
     if data is not None:
-        small = recalibrate(small, load_data(origin), seed=seed)
+        small = recalibrate(small, load_data({**origin, "data": data}), seed=seed)
     save(run, small, graph, architecture)
     RunFolder(Path(run)).drop_checkpoints()  # of the training of another derived network
     cost = {"macs": graph.macs(architecture), "params": graph.params(architecture)}

@@ -74,7 +74,7 @@ def released_classes(name: str) -> int | None:
         if kind == "timm":
             import timm
 
-            return timm.get_pretrained_cfg(rest).num_classes
+            return getattr(timm.get_pretrained_cfg(rest), "num_classes", None)
         if kind == "transformers":
             from transformers import AutoConfig
 
