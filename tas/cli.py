@@ -38,29 +38,28 @@ EXAMPLES = {
     ],
     "trace": [
         "tas trace torchvision:resnet18",
-        "tas trace torchvision:resnet18 --keep layer1.*,fc --space.choose width --space.round_to 8",
+        "tas trace torchvision:resnet18 --keep 'layer1.*,fc' --space.choose width --space.round_to 8",
         "tas trace my_model.py:build --input_size 3,64,64 --json",
     ],
     "search": [
         "tas search --model cifar_resnet:20 --weights teacher.safetensors --budget.macs 50% --output runs/found",
         "tas search --from runs/found --budget.macs 40% --output runs/smaller",
     ],
-    "derive": ["tas derive --model cifar_resnet:20 --weights teacher.safetensors --run runs/found"],
+    "derive": ["tas derive --run runs/found"],
     "train": [
         "tas train --model cifar_resnet:20 --data cifar10 --data-dir data --output runs/teacher",
-        "tas train --model cifar_resnet:20 --run runs/found --weights teacher.safetensors",
+        "tas train --run runs/found",
     ],
     "measure": [
         "tas measure --model torchvision:resnet18 --pretrained --data folder:imagenet",
-        "tas measure --model cifar_resnet:20 --weights teacher.safetensors --run runs/found",
-        "tas measure cifar_resnet:20 --run runs/found --input-size [3,32,32] --runtime onnxruntime --threads 1 "
-        "--latency-batch [1,8]",
-        "tas measure timm:resnet18 --input-size [3,224,224] --device cuda --latency-batch [1,32]",
+        "tas measure --run runs/found",
+        "tas measure --run runs/found --input-size 3,32,32 --runtime onnxruntime --threads 1 --latency-batch 1,8",
+        "tas measure timm:resnet18 --input-size 3,224,224 --device cuda --latency-batch 1,32",
     ],
     "export": [
         "tas export runs/r20",
         "tas export runs/r20 --format onnx-int8 --calibration-images 512 --accuracy-tolerance 1",
-        "tas export runs/r20 --format torch-export --output r20.pt2 --input-size [3,32,32]",
+        "tas export runs/r20 --format torch-export --output r20.pt2 --input-size 3,32,32",
     ],
     "report": ["tas report runs/r20", "tas report runs/r20 runs/again --output runs/both", "tas report runs/three"],
     "compare": [

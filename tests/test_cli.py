@@ -130,10 +130,14 @@ def test_the_single_commands_chain_through_files(images, tmp_path, capsys):
     known = ["--weights", teacher / "model.safetensors"]
     assert run("train", *data, *QUICK_TRAIN, "--output", teacher) == 0
     assert run("search", *data, *known, *QUICK_SEARCH, "--budget.macs", "60%", "--output", found) == 0
-    assert run("derive", *data, *known, "--run", found) == 0
-    assert run("train", *data, *known, "--run", found, *QUICK_TRAIN) == 0
-    capsys.readouterr()
-    assert run("measure", *data, *known, "--run", found, "--json") == 0
+    assert run("derive", "--run", found, *data[2:]) == 0  # with the data, for the norms
+    assert run("derive", "--run", found) == 0  # from here on, model and data are those of the search
+    assert run("train", "--run", found, *QUICK_TRAIN) == 0
+    searched, trained = (yaml.safe_load((found / f"{name}.yaml").read_text()) for name in ("config", "train"))
+    for name in ("model", "weights", "pretrained", "data", "data_dir", "image_size", "normalization"):
+        assert trained[name] == searched[name]
+    assert "learns from the labels alone" not in capsys.readouterr().err
+    assert run("measure", "--run", found, "--json") == 0
     profiles = json.loads(capsys.readouterr().out)
     assert profiles["pruned"]["macs"] <= 0.6 * profiles["full"]["macs"]
     assert run("report", "--run", found, "--json") == 0
@@ -148,6 +152,14 @@ def test_the_single_commands_chain_through_files(images, tmp_path, capsys):
     assert run("report", found, teacher, "--output", both, "--json") == 0
     assert json.loads(capsys.readouterr().out).keys() == {str(found), str(teacher)}
 
+    (found / "config.yaml").write_text(yaml.safe_dump({"budget": searched["budget"]}))  # as of a run made in Python
+    for command in ("derive", "train", "measure"):
+        assert "which model it was made with; give --model" in fails(capsys, command, "--run", found)
+    for command in ("train", "measure"):
+        assert "which data it was made with; give --data" in fails(capsys, command, TOYS, "--run", found)
+    assert run("measure", *data, *known, "--run", found, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["full"]["accuracy"] == profiles["full"]["accuracy"]
+
 
 def test_measure_times_what_runs_elsewhere_without_data_and_leaves_the_summary(images, weights, tmp_path, capsys):
     data = ["--model", TOYS, "--data", f"folder:{images}", "--weights", weights]
@@ -155,8 +167,8 @@ def test_measure_times_what_runs_elsewhere_without_data_and_leaves_the_summary(i
     assert run("search", *data, *QUICK_SEARCH, "--output", folder) == 0
     assert run("derive", *data, "--run", folder) == 0
     capsys.readouterr()
-    words = ["measure", TOYS, "--run", folder, *size, "--runtime", "onnxruntime", "--threads", 1]
-    assert run(*words, "--latency-batch", "[1,2]", "--json") == 0
+    words = ["measure", "--run", folder, *size, "--runtime", "onnxruntime", "--threads", 1]
+    assert run(*words, "--latency-batch", "1,2", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found.keys() == {"full", "pruned"}
     for profile in found.values():
@@ -171,6 +183,11 @@ def test_measure_times_what_runs_elsewhere_without_data_and_leaves_the_summary(i
     capsys.readouterr()
     assert run("report", folder) == 0
     assert "Latency: median of one pass; PyTorch, 2 threads, " in (folder / "report.html").read_text()
+
+
+def test_batch_sizes_that_are_no_positive_numbers_are_an_error(capsys):
+    words = ["measure", TOYS, "--input-size", "3,8,8", "--latency-batch"]
+    assert "must be at least 1" in fails(capsys, *words, "1,many")
 
 
 @pytest.mark.parametrize("device", ["magic", "meta", "cuda:99"])
@@ -374,7 +391,6 @@ def test_grey_images_are_read_in_colour(tmp_path, images, weights):
 
 def test_searching_without_weights_asks_for_them(capsys, tmp_path, images):
     assert "--search.start scratch" in fails(capsys, "search", "--model", TOYS, "--data", f"folder:{images}")
-    assert "--init fresh" in fails(capsys, "derive", "--model", TOYS, "--run", tmp_path)
     assert "resume needs the folder" in fails(capsys, "compress", "--resume")
     assert "give the output folder" in fails(
         capsys, "train", "--model", TOYS, "--data", f"folder:{images}", "--run", tmp_path
@@ -441,7 +457,7 @@ def test_a_senseless_config_file_is_wrong_usage(capsys, tmp_path, content):
 
 @pytest.mark.parametrize("size", ["3,a,8", "[3,-1,8]", "[0,8,8]", "[]"])
 def test_an_input_size_that_is_no_positive_numbers_is_an_error(capsys, size):
-    assert "such as [3,224,224]" in fails(capsys, "trace", "--model", TOYS, f"--input-size={size}")
+    assert "such as 3,224,224" in fails(capsys, "trace", "--model", TOYS, f"--input-size={size}")
 
 
 @pytest.mark.parametrize("size", ["[3,8,8]", "3,8,8", "3x8x8", "8"])
@@ -495,6 +511,23 @@ def test_single_commands_refuse_a_model_with_too_few_classes(capsys, tmp_path, i
                   ["search", *SCRATCH, "--output", tmp_path / "run"]):  # fmt: skip
         assert "only 2 classes" in fails(capsys, *words, *options)
     assert not (tmp_path / "run").exists()
+
+
+def test_released_weights_for_other_classes_are_refused_but_for_training_a_teacher(tmp_path, images, capsys):
+    transformers = pytest.importorskip("transformers")
+    folder, options = tmp_path / "released", {"embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
+    config = transformers.ResNetConfig(layer_type="basic", num_labels=3, **options)
+    transformers.ResNetForImageClassification(config).save_pretrained(folder)
+    words = [f"transformers:{folder}", "--pretrained", "--data", f"folder:{images}"]
+    place = ["--output", tmp_path / "run"]
+    capsys.readouterr()
+    for command, more in (("compress", place), ("search", place), ("compare", place), ("measure", [])):
+        message = fails(capsys, command, *words, *more)
+        assert "was released for 3 classes and the data has 4" in message
+        assert f"first tas train transformers:{folder} --pretrained" in message
+    assert not (tmp_path / "run").exists()
+    assert run("train", *words, *QUICK_TRAIN, "--output", tmp_path / "teacher") == 0
+    assert run("measure", *words, "--weights", tmp_path / "teacher" / "model.safetensors", "--seconds", "0.02") == 0
 
 
 def test_compare_offers_every_option_of_the_job():
@@ -591,7 +624,7 @@ def test_several_budgets_are_told_of_one_by_one(three, capsys):
 def test_a_finished_run_is_decoded_for_another_budget_without_data_and_goes_on_as_a_run(
     three, images, tmp_path, capsys
 ):
-    found, known = tmp_path / "found", ["--weights", three / "teacher.safetensors", "--data", f"folder:{images}"]
+    found = tmp_path / "found"
     for place in (three, three / "macs-70pct"):
         assert run("search", "--from", place, "--budget.macs", "55%", "--output", found / place.name, "--json") == 0
         cost = json.loads(capsys.readouterr().out)
@@ -612,8 +645,10 @@ def test_a_finished_run_is_decoded_for_another_budget_without_data_and_goes_on_a
 
     assert run("search", "--config", found / "two" / "config.yaml", "--output", tmp_path / "again") == 0
     assert (tmp_path / "again" / "architecture.json").read_text() == architectures[0]
-    assert run("train", "--model", TOYS, *known, "--run", found / "two", *QUICK_TRAIN) == 0
-    assert run("measure", "--model", TOYS, *known, "--run", found / "two") == 0
+    capsys.readouterr()
+    assert run("train", "--run", found / "two", *QUICK_TRAIN) == 0
+    assert "learns from the labels alone" not in capsys.readouterr().err
+    assert run("measure", "--run", found / "two") == 0
     assert run("report", three, found / "two", "--output", tmp_path / "page") == 0
     assert "3 runs side by side" in (tmp_path / "page" / "report.html").read_text()
 
@@ -668,11 +703,14 @@ def test_what_a_finished_run_cannot_be_decoded_for_is_an_error(three, tmp_path, 
     config = yaml.safe_load((old / "config.yaml").read_text())
     (old / "config.yaml").write_text(yaml.safe_dump({**config, "model": "gone.py:build"}))
     assert run(*words, old) == 0  # there is no teacher beside it: the architecture alone
-    assert "make the network with tas derive" in capsys.readouterr().out
+    assert f"make the network with tas derive --run {tmp_path / 'new'} and --weights" in capsys.readouterr().out
+    assert "nothing to inherit; give --weights" in fails(capsys, "derive", TOYS, "--run", tmp_path / "new")
     shutil.rmtree(tmp_path / "new")
     (old / "config.yaml").write_text(yaml.safe_dump({"budget": config["budget"], "search": config["search"]}))
     assert "was made in Python and names no model; add --model and --weights" in fails(capsys, *words, old)
     assert run(*words, old, "--model", TOYS, "--weights", three / "teacher.safetensors") == 0
+    capsys.readouterr()
+    assert "which data it was made with; give --data" in fails(capsys, "train", "--run", tmp_path / "new")
     shutil.rmtree(tmp_path / "new")
     (old / "scores.json").unlink()
     capsys.readouterr()

@@ -81,7 +81,14 @@ def test_the_examples_of_the_help_parse(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in EXAMPLES[name]:
         assert not set(line) & set(";|&$<>"), f"{line}: a shell reads that as something else"
-        parse(line.split()[1:], monkeypatch)
+        parse(shlex.split(line)[1:], monkeypatch)
+
+
+def test_no_command_line_holds_a_pattern_of_the_shell():
+    lines = [line for text in PAGES.values() for line in lines_of_code(text) if line.startswith("tas ")]
+    for line in [*lines, *(line for examples in EXAMPLES.values() for line in examples)]:
+        words = shlex.split(line, comments=True, posix=False)
+        assert not [word for word in words if set(word) & set("[*?") and not set(word) & set("\"'")], line
 
 
 def test_every_command_is_shown_with_its_options():

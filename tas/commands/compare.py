@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from tas import data as data_sets
-from tas.commands.inputs import build_model
+from tas.commands.inputs import build_model, load_data
 from tas.data import Source
 from tas.distributed import num_processes
 from tas.errors import ConfigError, RunError
@@ -131,13 +130,7 @@ def compare(
 
 def _build(names: dict[str, Any], seed: int, download: bool = False) -> tuple[nn.Module, Source]:
     """Model and data by name, here and in every worker."""
-    source = data_sets.load(
-        names["data"],
-        data_dir=names["data_dir"],
-        download=download,
-        image_size=names["image_size"],
-        normalization=names["normalization"],
-    )
+    source = load_data(names, download)
     return build_model(names["model"], source.num_classes, names["weights"], names["pretrained"], seed), source
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from typing import Literal
 
-from tas import data as data_sets
 from tas.budget import Budgets
-from tas.commands.inputs import build_model
+from tas.commands.inputs import build_model, load_data
 from tas.errors import ConfigError
 from tas.options import split_patterns
 from tas.pipeline.compress import CompressConfig, short_search, short_teacher, short_train
@@ -80,14 +79,12 @@ def compress(
     if resume and output is None:
         raise ConfigError("resume needs the folder of the run; add --output FOLDER")
     output = output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
-    source = data_sets.load(
-        data, data_dir=data_dir, download=download, image_size=image_size, normalization=normalization
-    )
-    full = build_model(model, source.num_classes, weights, pretrained, seed)
     origin = {
         "model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir,
         "image_size": image_size, "normalization": normalization,
     }  # fmt: skip
+    source = load_data(origin, download)
+    full = build_model(model, source.num_classes, weights, pretrained, seed)
     config = CompressConfig(
         search=search, train=train, teacher=teacher, space=space, keep=split_patterns(keep),
         residuals=residuals,

@@ -6,8 +6,7 @@ import json as json_module
 from pathlib import Path
 from typing import Literal
 
-from tas import data as data_sets
-from tas.commands.inputs import build_model, classes_of, found_in
+from tas.commands.inputs import build_model, classes_of, found_in, load_data, origin_of
 from tas.errors import ConfigError
 from tas.pipeline.derive import derive as derive_model
 from tas.pipeline.derive import recalibrate
@@ -20,7 +19,7 @@ SEEDS: list[str] = []  # options that follow --seed
 
 def derive(
     *,
-    model: str = "cifar_resnet:20",
+    model: str | None = None,
     weights: str | None = None,
     pretrained: bool = False,
     run: str = "runs/search",
@@ -35,8 +34,8 @@ def derive(
     """Make the small network of an architecture; writes model.safetensors into the run's folder.
 
     Args:
-        model: the model that was searched
-        weights: its trained weights, to inherit from
+        model: the model that was searched; that of the run's config.yaml by default
+        weights: its trained weights, to inherit from; those of the run by default
         pretrained: use the released weights of torchvision, timm or transformers
         run: folder with graph.json and architecture.json, from tas search
         init: inherit the most important channels, average neighbouring ones (interpolate), or start fresh
@@ -47,18 +46,17 @@ def derive(
         seed: of fresh weights
         json: print the costs as JSON
     """
-    if init != "fresh" and weights is None and not pretrained:
-        raise ConfigError("there is nothing to inherit; give --weights or --pretrained, or --init fresh")
     graph, architecture = found_in(run)
-    full = build_model(model, classes_of(graph), weights, pretrained, seed)
+    names = {"model": model, "weights": weights, "pretrained": pretrained, "data_dir": data_dir}
+    names |= {"image_size": image_size, "normalization": normalization}
+    origin = origin_of(run, names, needs=["model"])
+    if init != "fresh" and origin["weights"] is None and not origin["pretrained"]:
+        raise ConfigError("there is nothing to inherit; give --weights or --pretrained, or --init fresh")
+    full = build_model(origin["model"], classes_of(graph), origin["weights"], origin["pretrained"], seed)
     ranked = rank(full, graph) if init == "inherit" else full
     small = derive_model(ranked, graph, architecture, weights=init, seed=seed)
     if data is not None:
-        small = recalibrate(
-            small,
-            data_sets.load(data, data_dir=data_dir, image_size=image_size, normalization=normalization),
-            seed=seed,
-        )
+        small = recalibrate(small, load_data({**origin, "data": data}), seed=seed)
     save(run, small, graph, architecture)
     RunFolder(Path(run)).drop_checkpoints()  # of the training of another derived network
     cost = {"macs": graph.macs(architecture), "params": graph.params(architecture)}

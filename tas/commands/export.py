@@ -7,13 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from tas import data as data_sets
-from tas.commands.inputs import InputSize, build_model, classes_of, example_of
-from tas.errors import ConfigError, RunError
+from tas.commands.inputs import InputSize, build_model, classes_of, example_of, load_data, origin_of
+from tas.errors import ConfigError
 from tas.pipeline.export import FILES, ExportConfig
 from tas.pipeline.export import export as export_model
 from tas.pipeline.store import load, load_graph
-from tas.run import CONFIG, read_text
 from tas.show import print_export
 
 SEEDS: list[str] = []  # options that follow --seed
@@ -53,15 +51,13 @@ def export(
         data_dir: where cifar10 and cifar100 lie
         image_size: resize images to this many pixels a side
         normalization: of images: imagenet, inception or [[means],[stds]]; the constants of the data set by default
-        input_size: channels, height, width of random images to compare on, instead of a data set
+        input_size: channels, height, width of random images to compare on, such as 3,64,64, instead of a data set
         json: print the comparison as JSON
     """
     graph, _ = load_graph(run)
-    known = _known(Path(run))
-    name = model or known.get("model")
-    if not name:
-        raise ConfigError(f"{run} does not say of which model it is; give --model")
-    small = load(run, build_model(name, classes_of(graph), None, False, 0))
+    names = {"model": model, "data": data, "data_dir": data_dir, "image_size": image_size}
+    origin = origin_of(run, {**names, "normalization": normalization}, needs=["model"])
+    small = load(run, build_model(origin["model"], classes_of(graph), None, False, 0))
     config = ExportConfig(
         tolerance=tolerance,
         opset=opset,
@@ -69,9 +65,9 @@ def export(
         accuracy_tolerance=accuracy_tolerance,
         latency_batch=latency_batch,
     )
-    place = {"data_dir": data_dir, "image_size": image_size, "normalization": normalization}
-    images = _images(known, data, {key: value for key, value in place.items() if value is not None}, input_size)
-    found = export_model(small, output or Path(run) / FILES[format], format=format, config=config, **images)
+    found = export_model(
+        small, output or Path(run) / FILES[format], format=format, config=config, **_images(origin, input_size)
+    )
     values = {**asdict(found), "path": str(found.path)}
     if json:
         print(json_module.dumps(values))
@@ -79,29 +75,12 @@ def export(
         print_export(values)
 
 
-def _known(run: Path) -> dict[str, Any]:
-    """The run's config, or nothing."""
-    import yaml
-
-    if not (run / CONFIG).is_file():
-        return {}
-    try:
-        known = yaml.safe_load(read_text(run / CONFIG))
-    except yaml.YAMLError as error:
-        raise RunError(f"{run / CONFIG} is not YAML ({type(error).__name__}); repeat the run") from None
-    return known if isinstance(known, dict) else {}
-
-
-def _images(
-    known: dict[str, Any], data: str | None, place: dict[str, Any], input_size: InputSize | None
-) -> dict[str, Any]:
-    """The data set to compare on, the run's own unless another is named; or an example of the size given."""
+def _images(origin: dict[str, Any], input_size: InputSize | None) -> dict[str, Any]:
+    """The data set to compare on, or an example of the size given."""
     if input_size is not None:
         return {"example": example_of(input_size)}
-    if data is None:
-        if not known.get("data"):
-            raise ConfigError(
-                "the run does not say on which images to compare; give --data, or --input-size for random ones"
-            )
-        place = {**{name: known.get(name) for name in ("data_dir", "image_size", "normalization")}, **place}
-    return {"data": data_sets.load(data or known["data"], **place)}
+    if not origin["data"]:
+        raise ConfigError(
+            "the run does not say on which images to compare; give --data, or --input-size for random ones"
+        )
+    return {"data": load_data(origin)}

@@ -11,12 +11,11 @@ from typing import Any, Literal
 
 import torch
 
-from tas import data as data_sets
 from tas.architecture import Architecture
 from tas.budget import Budget
-from tas.commands.inputs import build_model, classes_of, to_yaml, trained_weights_in, without_seed
+from tas.commands.inputs import build_model, classes_of, config_of, load_data, origin_of, to_yaml, without_seed
 from tas.distributed import from_main
-from tas.errors import ConfigError, RunError
+from tas.errors import ConfigError
 from tas.nn.supernet import Supernet
 from tas.options import plain, split_patterns
 from tas.pipeline.compress import short_search
@@ -28,7 +27,7 @@ from tas.pipeline.search import search as search_model
 from tas.pipeline.store import save
 from tas.pipeline.trace import trace as trace_model
 from tas.record import Record
-from tas.run import ARCHITECTURE, CONFIG, GRAPH, RECORD, SCORES, RunFolder, read_text
+from tas.run import ARCHITECTURE, GRAPH, RECORD, SCORES, RunFolder
 from tas.scores import Scores
 from tas.show import print_graph
 from tas.space import SearchSpace, SpaceConfig
@@ -37,16 +36,14 @@ from tas.task import dtype_of, require_fit_for_data
 from tas.trackers import tracked
 
 SEEDS: list[str] = ["search.seed"]  # options that follow --seed
-# may differ from those of --from
-_OWN = ("model", "weights", "pretrained", "data", "data_dir", "image_size", "normalization")
 
 
 def search(
     *,
-    model: str = "cifar_resnet:20",
+    model: str | None = None,
     weights: str | None = None,
     pretrained: bool = False,
-    data: str = "digits",
+    data: str | None = None,
     data_dir: str | None = None,
     download: bool = False,
     image_size: int | None = None,
@@ -69,10 +66,11 @@ def search(
     """Search the architecture under a budget; writes graph.json, scores.json, architecture.json and record.jsonl.
 
     Args:
-        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, transformers:NAME, FILE.py:FUNCTION or MODULE:FUNCTION
+        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, transformers:NAME, FILE.py:FUNCTION or MODULE:FUNCTION;
+            cifar_resnet:20 by default
         weights: trained weights of the full model; not needed for a search from scratch
         pretrained: use the released weights of torchvision, timm or transformers
-        data: digits, cifar10, cifar100 or folder:PATH
+        data: digits, cifar10, cifar100 or folder:PATH; digits by default
         data_dir: where cifar10 and cifar100 lie
         download: fetch cifar10 or cifar100 if missing
         image_size: resize images to this many pixels a side
@@ -93,10 +91,9 @@ def search(
         tracker: also send every epoch's numbers to tensorboard, wandb, mlflow or another that accelerate knows
         json: print the architecture and its cost as JSON
     """
-    settings = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
-    settings |= {
-        "image_size": image_size,
-        "normalization": normalization,
+    names = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
+    names |= {"image_size": image_size, "normalization": normalization}
+    settings = {
         "budget": asdict(budget),
         "search": without_seed(search),
         "space": plain(space),
@@ -108,18 +105,18 @@ def search(
         "seed": seed,
     }
     if from_run is not None:
-        scores, found = _decode(from_run, settings, output=output, resume=resume)
-        _tell(scores, found, output, json)
+        scores, found = _decode(from_run, names, settings, output=output, resume=resume)
+        _tell(scores, found, output, json=json, has_weights=False)
         return
+    origin = origin_of(None, names)
+    settings = {**origin, **settings}
     if search.start == "trained" and weights is None and not pretrained:
         raise ConfigError(
             "a search from a trained start needs --weights or --pretrained; from scratch, add --search.start scratch "
             "--search.logits_start random --search.architectures 0 --search.epochs 600"
         )
-    source = data_sets.load(
-        data, data_dir=data_dir, download=download, image_size=image_size, normalization=normalization
-    )
-    full = build_model(model, source.num_classes, weights, pretrained, seed)
+    source = load_data(origin, download)
+    full = build_model(origin["model"], source.num_classes, weights, pretrained, seed)
     example = torch.zeros(1, *source.input_shape, dtype=dtype_of(full))
     graph = trace_model(full, example, keep=keep, residuals=residuals)
     require_fit_for_data(full, source)
@@ -141,19 +138,19 @@ def search(
     run.write_json(SCORES, found.scores.to_dict())
     write_text(Path(output) / ARCHITECTURE, found.architecture.to_json())
     run.drop_checkpoints()
-    _tell(found.scores, found.architecture, output, json)
+    _tell(found.scores, found.architecture, output, json=json, has_weights=weights is not None or pretrained)
 
 
-def _decode(run: str, given: Mapping[str, Any], *, output: str, resume: bool) -> tuple[Scores, Architecture]:
+def _decode(
+    run: str, names: Mapping[str, Any], given: Mapping[str, Any], *, output: str, resume: bool
+) -> tuple[Scores, Architecture]:
     """What a finished run would have chosen under another budget, as a run of its own with the network derived."""
     scores = Scores.read(run)
-    settings = _settings_of(run, given)
+    settings = _settings_of(run, names, given)
     found = scores.decode(Budget(**settings["budget"]))
-    weights = settings["weights"] or (None if settings["pretrained"] else trained_weights_in(run))
-    small = None
-    if weights or settings["pretrained"]:
-        classes = classes_of(scores.graph)
-        full = build_model(settings["model"], classes, weights, settings["pretrained"], settings["seed"])
+    weights, pretrained, small = settings["weights"], settings["pretrained"], None
+    if weights or pretrained:
+        full = build_model(settings["model"], classes_of(scores.graph), weights, pretrained, settings["seed"])
         small = derive(rank(full, scores.graph), scores.graph, found)
     folder = RunFolder.open(output, to_yaml({"from_run": run, **settings}), resume=resume, results=[ARCHITECTURE])
     folder.write_json(GRAPH, scores.graph.to_dict())
@@ -169,38 +166,30 @@ def _decode(run: str, given: Mapping[str, Any], *, output: str, resume: bool) ->
     return scores, found
 
 
-def _settings_of(run: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a finished run, with what is given in their place where that makes sense.
+def _settings_of(run: str, names: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a finished run, with another budget, and with other places of model and data where given.
 
     Raises:
         ConfigError: an option is given that only another search could follow, or the model is not known.
-        RunError: the run's config is damaged.
     """
-    import yaml
-
-    try:
-        known = yaml.safe_load(read_text(Path(run) / CONFIG))
-        known = {name: known[name] for name in given if name in known}
-    except (yaml.YAMLError, TypeError) as error:
-        raise RunError(f"{run}/{CONFIG} is not the config of a run ({type(error).__name__}); search anew") from None
+    known, origin = config_of(run), origin_of(run, names, needs=[])
     usual = {name: parameter.default for name, parameter in inspect.signature(search).parameters.items()}
     usual |= {"search": without_seed(usual["search"]), "keep": []}
     usual |= {name: plain(usual[name]) for name in ("space", "latency")}
-    changed = [name for name in given if name != "budget" and given[name] not in (usual[name], known.get(name))]
-    if fixed := [name for name in changed if name not in _OWN]:
+    if fixed := [name for name in given if name != "budget" and given[name] not in (usual[name], known.get(name))]:
         raise ConfigError(
             f"--from takes the option {fixed[0]} from {run}, whose search has used it; leave it out, or search anew "
             f"without --from"
         )
-    if "model" not in known and not (given["weights"] or given["pretrained"]):
+    if not origin["model"]:
         raise ConfigError(
             f"{run} was made in Python and names no model; add --model and --weights, or decode it there with "
             f"tas.Scores.read({run!r}).decode(budget)"
         )
-    return {**given, **known, "budget": given["budget"], **{name: given[name] for name in changed}}
+    return {**origin, **given, **{name: known[name] for name in given if name in known and name != "budget"}}
 
 
-def _tell(scores: Scores, found: Architecture, output: str, json: bool) -> None:
+def _tell(scores: Scores, found: Architecture, output: str, *, json: bool, has_weights: bool) -> None:
     graph = scores.graph
     if json:
         cost = {
@@ -214,5 +203,6 @@ def _tell(scores: Scores, found: Architecture, output: str, json: bool) -> None:
         f"network: {output}; train it with tas train --run {output}"
         if (Path(output) / "model.safetensors").is_file()
         else f"architecture: {output}/{ARCHITECTURE}; make the network with tas derive --run {output}"
+        + ("" if has_weights else " and --weights, or with --init fresh")
     )
     print(after)

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tas import data as data_sets
-from tas.commands.inputs import build_model, found_in, to_yaml, trained_weights_in, without_seed
+from tas.commands.inputs import build_model, found_in, load_data, origin_of, to_yaml, without_seed
 from tas.distributed import from_main, is_main_process
 from tas.options import plain
 from tas.pipeline.compress import short_teacher, short_train
@@ -33,11 +32,11 @@ def defaults_for(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def train(
     *,
-    model: str = "cifar_resnet:20",
+    model: str | None = None,
     weights: str | None = None,
     pretrained: bool = False,
     run: str | None = None,
-    data: str = "digits",
+    data: str | None = None,
     data_dir: str | None = None,
     download: bool = False,
     image_size: int | None = None,
@@ -52,11 +51,13 @@ def train(
     """Train a full model, or with --run a derived one that learns from the full model.
 
     Args:
-        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, transformers:NAME, FILE.py:FUNCTION or MODULE:FUNCTION
-        weights: where a full model starts; with --run, the trained teacher, by default the one that the run has trained
+        model: cifar_resnet:DEPTH, torchvision:NAME, timm:NAME, transformers:NAME, FILE.py:FUNCTION or MODULE:FUNCTION;
+            the run's, or cifar_resnet:20, by default
+        weights: where a full model starts; with --run, the trained teacher, by default that of the run
         pretrained: use the released weights of torchvision, timm or transformers
-        run: folder of a derived model; its model.safetensors is replaced by the trained one
-        data: digits, cifar10, cifar100 or folder:PATH
+        run: folder of a derived model; its model.safetensors is replaced by the trained one. What is not said of model
+            and data is read from its config.yaml
+        data: digits, cifar10, cifar100 or folder:PATH; the run's, or digits, by default
         data_dir: where cifar10 and cifar100 lie
         download: fetch cifar10 or cifar100 if missing
         image_size: resize images to this many pixels a side
@@ -69,21 +70,18 @@ def train(
         json: print the accuracy as JSON
     """
     config = train
-    source = data_sets.load(
-        data, data_dir=data_dir, download=download, image_size=image_size, normalization=normalization
+    found = found_in(run) if run else None
+    names = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
+    origin = origin_of(run, {**names, "image_size": image_size, "normalization": normalization})
+    source = load_data(origin, download)
+    full = build_model(
+        origin["model"], source.num_classes, origin["weights"], origin["pretrained"], seed, fresh_head=run is None
     )
-    if run is not None and not pretrained:
-        weights = weights or trained_weights_in(run)
-    full = build_model(model, source.num_classes, weights, pretrained, seed)
     require_fit_for_data(full, source)
-    settings = {
-        "model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir,
-        "image_size": image_size, "normalization": normalization, "train": without_seed(config), "seed": seed,
-    }  # fmt: skip
-    if run is not None:
-        graph, architecture = found_in(run)
+    settings = {**origin, "train": without_seed(config), "seed": seed}
+    if run and found:
         folder = RunFolder(Path(run))
-        teacher = full if weights or pretrained else None
+        teacher = full if origin["weights"] or origin["pretrained"] else None
         if teacher is None and config.uses_teacher and is_main_process():
             print(f"tas train: {run} holds no trained full model, so its model learns from the labels alone; "
                   f"--weights names a teacher", file=sys.stderr)  # fmt: skip
@@ -93,7 +91,7 @@ def train(
             small = train_model(
                 small, source, teacher=teacher, config=config, record=record, checkpoint=folder.checkpoint("train")
             )
-        save(run, small, graph, architecture)
+        save(run, small, *found)
         folder.drop_checkpoints()
         place, trained = Path(run) / "model.safetensors", small
     else:

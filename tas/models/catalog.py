@@ -64,6 +64,28 @@ def load(
     return model
 
 
+def released_classes(name: str) -> int | None:
+    """Classes that a model by name was released for, where others are taken and get a fresh classifier; else None.
+
+    timm and Hugging Face take others, torchvision does not.
+    """
+    kind, _, rest = name.rpartition(":")
+    try:
+        if kind == "timm":
+            import timm
+
+            return getattr(timm.get_pretrained_cfg(rest), "num_classes", None)
+        if kind == "transformers":
+            from transformers import AutoConfig
+
+            config = AutoConfig.from_pretrained(rest)
+            with_classifier = "ImageClassification" in str(config.architectures or "ImageClassification")
+            return config.num_labels if with_classifier else 0
+    except Exception:  # no such model, package or network: building it says so
+        return None
+    return None
+
+
 def own_input_size(model: nn.Module) -> tuple[int, int, int]:
     """Channels, height and width of the images that a model says it was made for; those of ImageNet where it does not.
 

@@ -182,3 +182,13 @@ def test_the_input_size_is_what_a_model_says_and_else_that_of_imagenet(said, siz
     model = nn.Conv2d(3, 4, 1)
     vars(model).update(said)
     assert models.own_input_size(model) == size
+
+
+def test_the_classes_that_a_model_was_released_for_are_known_where_others_are_taken(saved_resnet):
+    pytest.importorskip("timm")
+    folder, model = saved_resnet
+    name = f"transformers:{folder}"
+    known = {name: 3, "timm:test_resnet": 1000, "timm:nothing": None, "torchvision:resnet18": None}
+    assert {one: models.released_classes(one) for one in known} == known
+    model.resnet.save_pretrained(folder)  # without the classifier
+    assert models.released_classes(name) == 0

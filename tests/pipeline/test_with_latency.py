@@ -73,14 +73,16 @@ def test_free_residuals_are_refused():
 
 
 def test_compress_holds_a_budget_of_latency_and_says_what_it_measured(tmp_path):
+    threads = torch.get_num_threads() + 1
     config = tas.CompressConfig(
-        search=replace(short_search(), epochs=1, batch_size=16, architectures=0), latency=QUICK, latency_batch=2,
-        train=tas.TrainConfig(epochs=1, batch_size=16, warmup_epochs=0),
+        search=replace(short_search(), epochs=1, batch_size=16, architectures=0), latency_batch=2,
+        train=tas.TrainConfig(epochs=1, batch_size=16, warmup_epochs=0), latency=replace(QUICK, threads=threads),
     )  # fmt: skip
     budget = tas.Budget(latency="100%", macs="70%")  # of which up to a tenth is kept back
     found = tas.compress(TinyNet(), tiny_source(), budget=budget, config=config, output=tmp_path / "run")
     assert budget.holds(found.graph, found.architecture)
     predicted = found.graph.cost("latency").exact(found.architecture) / 1e6
+    assert found.full.threads == found.pruned.threads == found.graph.latency.threads == threads
     assert found.summary["pruned"]["predicted_latency_ms"] == pytest.approx(predicted, abs=1e-4)
     assert found.summary["budget"] == {"macs": "70%", "latency": "100%"}
     assert known_latency(tmp_path / "run") == found.graph.latency

@@ -175,7 +175,10 @@ def _summary(
 
 def _profiles(job: Job, small: nn.Module, architecture: Architecture) -> tuple[Profile, Profile]:
     graph, models = job.graph, [job.teacher, small]
-    costs = measure_side_by_side(models, example=job.example, metric=job.metric, latency_batch=job.config.latency_batch)
+    costs = measure_side_by_side(
+        models, example=job.example, metric=job.metric, latency_batch=job.config.latency_batch,
+        threads=graph.latency.threads if graph.latency else 0,
+    )  # fmt: skip
     accuracies = job.full_accuracy, evaluate(small, job.source, metric=job.metric)
     full, pruned = (replace(cost, accuracy=accuracy) for cost, accuracy in zip(costs, accuracies, strict=True))
     if graph.latency is None:
