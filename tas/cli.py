@@ -203,7 +203,13 @@ def _call(name: str, words: list[str]) -> int:
             asked = [word for word in words if word not in ("-h", "--help") and not word.startswith("--print_config")]
             parser.set_defaults(command.defaults_for(parser.parse_args(asked)))
         parsed = parser.parse_args(words)
-        if parsed.get("resume") and parsed.get("output") and not any(word.startswith("--config") for word in words):
+        # with --run there is no such folder: what is interrupted goes on by itself
+        if (
+            parsed.get("resume")
+            and parsed.get("output")
+            and not parsed.get("run")
+            and not any(word.startswith("--config") for word in words)
+        ):
             known = Path(parsed["output"]) / "config.yaml"
             if known.is_file():
                 _require_groups(known, function)  # an interrupted run goes on with its own options
@@ -213,7 +219,7 @@ def _call(name: str, words: list[str]) -> int:
         return 2
     options = parser.instantiate(parsed).as_dict()
     options.pop("config", None)
-    with launched():
+    with launched(), results_alone():
         function(**options)
     return 0
 

@@ -1,12 +1,14 @@
-"""Tables for the terminal, on stdout."""
+"""What a command found, on stdout: tables for the terminal, or JSON for machines. Nothing else goes there."""
 
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
-from typing import Any
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
@@ -19,7 +21,40 @@ from tas.graph import Graph, Width
 from tas.profile import compared, latency_change, latency_setting, quality_words
 from tas.space import SearchSpace, outputs_per_channel
 
+_shown: list[TextIO] = []  # stdout, while it is kept for results
 
+
+@contextmanager
+def results_alone() -> Iterator[None]:
+    """In the block stdout is for results: what else is printed, by the user's code, goes to stderr."""
+    _shown.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _shown.pop()
+
+
+@contextmanager
+def results() -> Iterator[None]:
+    """In the block, what is printed is a result."""
+    with redirect_stdout(_shown[-1] if _shown else sys.stdout):
+        yield
+
+
+@results()
+def say(text: str) -> None:
+    """A line of text."""
+    print(text)
+
+
+@results()
+def say_json(value: Any) -> None:
+    """A line of JSON."""
+    print(json.dumps(value))
+
+
+@results()
 def print_profiles(profiles: Mapping[str, Mapping[str, Any]]) -> None:
     """One column per model, one row per quantity."""
     names = list(profiles)
@@ -46,6 +81,7 @@ def _add_latency(table: Table, timings: Sequence[Mapping[str, Any]]) -> None:
     table.add_row("  spread", *spreads)
 
 
+@results()
 def print_runs(summaries: Mapping[str, Mapping[str, Any] | None], *, as_json: bool) -> None:
     """Full and pruned model of every run, under its folder where there are several; as JSON for machines.
 
@@ -63,6 +99,7 @@ def print_runs(summaries: Mapping[str, Mapping[str, Any] | None], *, as_json: bo
             print_profiles({name: summary[name] for name in ("full", "pruned")})
 
 
+@results()
 def print_export(found: Mapping[str, Any]) -> None:
     """An exported file beside the model in PyTorch."""
     table = Table("", "PyTorch", found["format"])
@@ -78,6 +115,7 @@ def print_export(found: Mapping[str, Any]) -> None:
     print(f"file: {found['path']}")
 
 
+@results()
 def print_comparison(found: Mapping[str, Any]) -> None:
     """Accuracy and cost of every row of a comparison, mean ± standard deviation over the seeds."""
     table, full = Table(box=box.SIMPLE, pad_edge=False), found["full"]
@@ -102,6 +140,7 @@ def _spread(value: Mapping[str, float | None], digits: int) -> str:
     return f"{mean:,.{digits}f}" + (f" ± {deviation:,.{digits}f}" if deviation is not None else "")
 
 
+@results()
 def print_graph(graph: Graph, space: SearchSpace, chosen: Architecture | None = None) -> None:
     """Every width and depth with its share of the multiply-adds, what is left alone and why, and the reachable costs.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import shlex
 import sys
 import time
@@ -25,7 +24,7 @@ from tas.pipeline.compress import CompressConfig, short_search, short_teacher, s
 from tas.pipeline.rivals import RivalConfig
 from tas.pipeline.search import SearchConfig
 from tas.pipeline.train import TrainConfig
-from tas.show import print_comparison
+from tas.show import print_comparison, say, say_json
 from tas.space import SpaceConfig
 
 SEEDS: list[str] = ["search.seed", "train.seed", "teacher.seed", "rivals.seed"]  # options that follow --seed
@@ -119,10 +118,10 @@ def compare(
         rebuild=partial(_build, names, seed), origin=names, command=_command(output),
     )  # fmt: skip
     if json:
-        print(json_module.dumps(result.summary))
+        say_json(result.summary)
     else:
         print_comparison(result.summary)
-        print(f"table, plots and numbers: {output}/compare.html, compare.md, compare.json")
+        say(f"table, plots and numbers: {output}/compare.html, compare.md, compare.json")
     if result.failed:
         words = "; ".join(f"{one['job']}: {one['error']}" for one in result.failed)
         raise RunError(f"{failures(result.failed)}, the others are done (try again with --resume): {words}")

@@ -14,7 +14,7 @@ from tas.pipeline.compress import compress as compress_model
 from tas.pipeline.latency import LatencyConfig
 from tas.pipeline.search import SearchConfig
 from tas.pipeline.train import TrainConfig
-from tas.show import print_runs
+from tas.show import print_runs, say
 from tas.space import SpaceConfig
 
 SEEDS: list[str] = ["search.seed", "train.seed", "teacher.seed"]  # options that follow --seed
@@ -96,4 +96,4 @@ def compress(
     )  # fmt: skip
     print_runs({str(one.folder): one.summary for one in made}, as_json=json)
     if not json:
-        print(f"model, architecture and report: {output}/report.html")
+        say(f"model, architecture and report: {output}/report.html")

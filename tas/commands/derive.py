@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +12,7 @@ from tas.pipeline.derive import recalibrate
 from tas.pipeline.rank import rank
 from tas.pipeline.store import save
 from tas.run import RunFolder
+from tas.show import say, say_json
 
 SEEDS: list[str] = []  # options that follow --seed
 
@@ -60,8 +60,7 @@ def derive(
     save(run, small, graph, architecture)
     RunFolder(Path(run)).drop_checkpoints()  # of the training of another derived network
     cost = {"macs": graph.macs(architecture), "params": graph.params(architecture)}
-    print(
-        json_module.dumps(cost)
-        if json
-        else f"{run}/model.safetensors: {cost['macs']:,} macs, {cost['params']:,} params"
-    )
+    if json:
+        say_json(cost)
+    else:
+        say(f"{run}/model.safetensors: {cost['macs']:,} macs, {cost['params']:,} params")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from tas.errors import ConfigError
 from tas.pipeline.export import FILES, ExportConfig
 from tas.pipeline.export import export as export_model
 from tas.pipeline.store import load, load_graph
-from tas.show import print_export
+from tas.show import print_export, say_json
 
 SEEDS: list[str] = []  # options that follow --seed
 
@@ -70,7 +69,7 @@ def export(
     )
     values = {**asdict(found), "path": str(found.path)}
     if json:
-        print(json_module.dumps(values))
+        say_json(values)
     else:
         print_export(values)
 

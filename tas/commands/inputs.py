@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +66,7 @@ def build_model(
                 f"be untrained; first tas train {name} --pretrained --data … --output runs/teacher, then give "
                 f"--weights runs/teacher/model.safetensors in the place of --pretrained"
             )
-    with redirect_stdout(sys.stderr):  # what the user's code prints is no result
-        return models.load(name, num_classes=num_classes, weights=weights, pretrained=pretrained)
+    return models.load(name, num_classes=num_classes, weights=weights, pretrained=pretrained)
 
 
 InputSize = list[int] | str  # of one input without its batch, as 3,64,64, 3x64x64 or a list; 64 is a square image

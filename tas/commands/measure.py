@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from tas.pipeline.store import load, load_graph
 from tas.profile import Runtime
 from tas.record import versions
 from tas.run import CONFIG, STAGES, SUMMARY, RunFolder, read_summary
-from tas.show import print_profiles
+from tas.show import print_profiles, say_json
 
 SEEDS: list[str] = []  # options that follow --seed
 
@@ -101,7 +100,7 @@ def measure(
     if run is not None and source is not None:
         _write_summary(Path(run), profiles)
     if json:
-        print(json_module.dumps(profiles))
+        say_json(profiles)
     else:
         print_profiles(profiles)
 

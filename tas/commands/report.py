@@ -9,7 +9,7 @@ from tas.errors import ConfigError
 from tas.pipeline.report import report as write_report
 from tas.pipeline.report import runs_in
 from tas.run import SUMMARY, read_summary
-from tas.show import print_runs
+from tas.show import print_runs, say
 
 SEEDS: list[str] = []  # options that follow --seed
 
@@ -30,7 +30,7 @@ def report(*, run: list[str] | str, output: str | None = None, json: bool = Fals
     inside = [str(one) for folder in folders for one in runs_in(folder)]
     print_runs({folder: _summary(folder) for folder in inside}, as_json=json)
     if not json:
-        print(f"report: {path}")
+        say(f"report: {path}")
 
 
 def _summary(folder: str) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ from tas.pipeline.trace import trace as trace_model
 from tas.record import Record
 from tas.run import ARCHITECTURE, GRAPH, RECORD, SCORES, RunFolder
 from tas.scores import Scores
-from tas.show import print_graph
+from tas.show import print_graph, say, say_json
 from tas.space import SearchSpace, SpaceConfig
 from tas.storage import write_text
 from tas.task import dtype_of, require_fit_for_data
@@ -196,7 +196,7 @@ def _tell(scores: Scores, found: Architecture, output: str, *, json: bool, has_w
             name: {"full": graph.cost(name).exact(graph.full), "pruned": graph.cost(name).exact(found)}
             for name in ("macs", "params", *(["latency"] if graph.latency else []))
         }
-        print(json_module.dumps({"architecture": json_module.loads(found.to_json()), **cost}))
+        say_json({"architecture": json_module.loads(found.to_json()), **cost})
         return
     print_graph(graph, scores.space, found)
     after = (
@@ -205,4 +205,4 @@ def _tell(scores: Scores, found: Architecture, output: str, *, json: bool, has_w
         else f"architecture: {output}/{ARCHITECTURE}; make the network with tas derive --run {output}"
         + ("" if has_weights else " and --weights, or with --init fresh")
     )
-    print(after)
+    say(after)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from pathlib import Path
 from typing import Literal
@@ -10,7 +9,7 @@ from typing import Literal
 from tas.commands.inputs import InputSize, build_model, example_of
 from tas.models import own_input_size
 from tas.pipeline.trace import trace as trace_model
-from tas.show import print_graph, summarize, why_nothing_is_open
+from tas.show import print_graph, say_json, summarize, why_nothing_is_open
 from tas.space import SearchSpace, SpaceConfig
 from tas.storage import write_text
 
@@ -47,7 +46,7 @@ def trace(
     if output is not None:
         write_text(Path(output), graph.to_json())
     if json:
-        print(json_module.dumps({**graph.to_dict(), "summary": summarize(graph, offered)}))
+        say_json({**graph.to_dict(), "summary": summarize(graph, offered)})
         if message := why_nothing_is_open(graph, offered):
             print(f"tas trace: {message}", file=sys.stderr)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from tas.pipeline.store import load, save, save_full
 from tas.pipeline.train import TrainConfig
 from tas.pipeline.train import train as train_model
 from tas.run import RunFolder
+from tas.show import say, say_json
 from tas.task import require_fit_for_data
 from tas.trackers import tracked
 
@@ -103,4 +103,7 @@ def train(
         save_full(place, trained)
         folder.drop_checkpoints()
     profile = from_main(measure_model)(trained, source)
-    print(json_module.dumps(profile.to_dict()) if json else f"{place}: test accuracy {profile.accuracy:.2f} %")
+    if json:
+        say_json(profile.to_dict())
+    else:
+        say(f"{place}: test accuracy {profile.accuracy:.2f} %")

@@ -178,6 +178,7 @@ def _work(connection: Any, build: Callable[[], Bench], threads: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     torch.set_num_threads(threads)
+    sys.stdout = sys.stderr  # what the user's code prints is no result
     bench = None
     with reported(lambda share, note: connection.send(_Progress(share, note))):
         while True:
