@@ -57,10 +57,11 @@ def require_fit(model: nn.Module, graph: Graph) -> None:
             found = held.get(parameter.name)
             if found is None or tuple(found.shape) != parameter.shape:
                 has = "no such tensor" if found is None else f"shape {tuple(found.shape)}"
+                made = "; if its forward makes it, run it once on an input first" if parameter.is_buffer else ""
                 raise ModelError(
                     f"the graph does not fit this {type(model).__name__}: {parameter.name} should have shape "
                     f"{parameter.shape}, the model has {has}; give the full, unpruned model the graph was traced from, "
-                    "in the same wrappers (torch.compile, DataParallel)"
+                    f"in the same wrappers (torch.compile, DataParallel){made}"
                 )
 
 
