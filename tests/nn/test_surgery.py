@@ -64,9 +64,7 @@ def test_a_missing_tensor_is_named():
 def test_a_missing_table_may_be_one_that_a_forward_makes():
     graph, model = trace(nets.Unsaved(), images()), nets.Unsaved()
     del model.plain
-    with pytest.raises(
-        ModelError, match="plain should have shape .*; if its forward makes it, run it once on an input"
-    ):
+    with pytest.raises(ModelError, match="plain should have shape .*; if its forward makes it, run it once on an"):
         require_fit(model, graph)
 
 
