@@ -173,14 +173,15 @@ def mask(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Modul
         if _is_skipped(layer.name, graph, architecture) or not layer.is_open:
             continue
         module = masked.get_submodule(layer.name)
+        if kind.masked is not None:
+            wrapped[module] = kind.masked(module, layer, sizes)
+            continue
         for name, dim in kind.reads.items():
             layout = layout_of(layer, name, dim)
             if layout is not None:
                 size = getattr(module, name).shape[dim]
                 dropped = np.setdiff1d(np.arange(size), positions_of(layout, sizes))
                 parametrize.register_parametrization(module, name, _ZeroAlong(dim, dropped), unsafe=True)
-        if kind.masked is not None:
-            wrapped[module] = kind.masked(module, layer, sizes)
     return replaced(masked, wrapped)
 
 
