@@ -92,6 +92,40 @@ def test_a_gradient_reaches_every_parameter_of_the_small_model():
     )
 
 
+class Encoder(nn.Module):
+    """torch's encoder, which in evaluation leaves out what is padding."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(12, 4, 10, batch_first=True)
+        self.first, self.encoder, self.last = nn.Linear(5, 12), nn.TransformerEncoder(layer, 2), nn.Linear(12, 3)
+
+    def forward(self, x, padding=None):
+        return self.last(self.encoder(self.first(x), src_key_padding_mask=padding))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_attention_over_fewer_heads_knows_padding():
+    model, inputs = perturbed(Encoder()), torch.randn(3, 6, 5)
+    graph = trace(model, inputs)
+    small = derive(model, graph, SearchSpace.of(graph).smallest)
+    padding = torch.arange(6) >= torch.tensor([[4], [6], [3]])
+    with torch.no_grad():
+        outputs = small(inputs, padding)
+        for row, alone, is_padding in zip(outputs, inputs, padding, strict=True):
+            torch.testing.assert_close(row[~is_padding], small(alone[None, ~is_padding])[0])
+
+
+def test_attention_over_fewer_heads_is_cut_again():
+    model, inputs = perturbed(Encoder()), torch.randn(3, 6, 5)
+    graph = trace(model, inputs)
+    heads = {name: 2 if name.endswith("self_attn") else size for name, size in graph.full.widths.items()}
+    fewer = Architecture(heads, graph.full.depths)
+    again = trace(derive(model, graph, fewer), inputs)
+    assert again.full == fewer
+    assert again.macs() == graph.macs(fewer)
+
+
 def loaders(inputs: torch.Tensor):
     labels = torch.zeros(len(inputs), dtype=torch.long)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, labels), batch_size=len(inputs))
