@@ -112,7 +112,8 @@ def fill(module: Any, tensors: Mapping[str, Tensor]) -> None:
             if short == "_extra_state":
                 module.get_submodule(path).set_extra_state(value)
             elif name in buffers and (held.shape != value.shape or 0 in held.stride()):  # expanded, it takes no values
-                setattr(module.get_submodule(path), short, value.to(held, copy=True))
+                dtype = held.dtype if held.is_floating_point() and value.is_floating_point() else value.dtype
+                setattr(module.get_submodule(path), short, value.to(held.device, dtype, copy=True))
             elif held.shape != value.shape:
                 raise ValueError(f"{name} has shape {tuple(value.shape)} instead of {tuple(held.shape)}")
             else:

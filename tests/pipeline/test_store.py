@@ -101,14 +101,15 @@ def test_parts_of_larger_tensors_are_saved_and_loaded(tmp_path):
     assert torch.equal(load(tmp_path, Views())(images()), small(images()))
 
 
-def test_a_buffer_that_is_made_anew_keeps_the_type_of_its_model(tmp_path):
+def test_a_buffer_of_another_size_has_the_precision_of_the_model_that_is_loaded(tmp_path):
     model = Views().eval()
     graph = trace(model, images())
     small = derive(model, graph, graph.full)
-    small.mean = torch.ones(1, 3)
+    small.mean, small.scale = torch.ones(1, 3), torch.arange(3)
     save(tmp_path, small, graph, graph.full)
     loaded = load(tmp_path, Views().double())
     assert torch.equal(loaded.mean, torch.ones(1, 3, dtype=torch.double))
+    assert torch.equal(loaded.scale, torch.arange(3))
 
 
 class Tempered(nets.Plain):
