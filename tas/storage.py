@@ -108,13 +108,16 @@ def fill(module: Any, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"{name} is {word}")
     with torch.no_grad():
         for name, value in tensors.items():
-            if own[name].shape == value.shape:
-                own[name].copy_(value)
-                continue
-            if name not in buffers:
-                raise ValueError(f"{name} has shape {tuple(value.shape)} instead of {tuple(own[name].shape)}")
-            path, _, short = name.rpartition(".")
-            setattr(module.get_submodule(path), short, value.clone())
+            held, (path, _, short) = own[name], name.rpartition(".")
+            if short == "_extra_state":
+                module.get_submodule(path).set_extra_state(value)
+            elif name in buffers and (held.shape != value.shape or 0 in held.stride()):  # expanded, it takes no values
+                dtype = held.dtype if held.is_floating_point() and value.is_floating_point() else value.dtype
+                setattr(module.get_submodule(path), short, value.to(held.device, dtype, copy=True))
+            elif held.shape != value.shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)} instead of {tuple(held.shape)}")
+            else:
+                held.copy_(value)
 
 
 def save_epoch(path: Path, epochs: int, config: str, parts: Mapping[str, Any]) -> None:

@@ -57,10 +57,10 @@ def channel_importance(model: nn.Module, graph: Graph, criterion: WeightCriterio
     Args:
         model: the full model.
         graph: of it.
-        criterion: l1 and l2 are the sum of absolute and of squared weights in all layers a channel occurs in, each
-            axis weighted equally. fpgm is the distance to all other filters of a layer that makes the width, each such
-            layer weighted equally. bn_scale is the sum of the absolute scales of the batch norms a channel passes; a
-            width that passes none is judged by l2.
+        criterion: l1 and l2 are the sum of absolute and of squared weights, biases apart, in all layers a channel
+            occurs in, each axis weighted equally. fpgm is the distance to all other filters of a layer that makes the
+            width, each such layer weighted equally. bn_scale is the sum of the absolute scales of the batch norms a
+            channel passes; a width that passes none is judged by l2.
 
     Returns:
         By width name, (channels,), larger is more important; comparable within a width only.
@@ -85,7 +85,9 @@ def _magnitudes(model: nn.Module, graph: Graph, power: int) -> Importance:
     tensors = _tensors(model)
     for layer in graph.layers:
         for parameter in layer.parameters:
-            if parameter.is_buffer or not parameter.name.endswith(".weight") or not any(parameter.layouts):
+            is_vector = sum(size > 1 for size in parameter.shape) < 2
+            is_bias = is_vector and not parameter.name.endswith("weight")
+            if parameter.is_buffer or is_bias or not any(parameter.layouts):
                 continue
             values = tensors[parameter.name].detach().double().abs().pow(power).cpu().numpy()
             for dim, layout in enumerate(parameter.layouts):

@@ -27,7 +27,8 @@ def interpolate(model: nn.Module, graph: Graph, architecture: Architecture) -> n
       go in equal parts to the outputs i with j in S_i.
 
     So the total input weight stays, and a model whose channels are equal within every S_i computes the same after.
-    Products of two activations over channels (queries with keys) sum over fewer of them, and are not made up for.
+    Products over channels of two activations (queries with keys), or of one with a parameter that is no layer's
+    (`x @ self.proj`), sum over fewer of them, and are not made up for.
     A projection shortcut goes from one set of averages to the other by the same interpolation of channels.
     Neighbours are what `model` has them to be: rank it only if channels of similar importance are to be averaged.
 

@@ -77,3 +77,16 @@ def _moved(parameter: nn.Parameter, generator: torch.Generator) -> nn.Parameter:
 def noise_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Noise in the place of a tensor of floating point; others stay."""
     return torch.randn(tensor.shape, generator=generator).to(tensor) if tensor.is_floating_point() else tensor
+
+
+def tokens_like(tensor: Tensor, below: int, generator: torch.Generator) -> Tensor:
+    """Numbers drawn in the place of those that an embedding may read: equal tokens hide how heads are split.
+
+    Args:
+        tensor: what is neither int32 nor int64 stays.
+        below: rows of the smallest embedding; a larger number in the tensor shows that it reads a larger one.
+        generator: of the numbers.
+    """
+    if tensor.dtype not in (torch.int32, torch.int64) or not tensor.numel():
+        return tensor
+    return torch.randint(max(below, int(tensor.max()) + 1), tensor.shape, generator=generator).to(tensor)

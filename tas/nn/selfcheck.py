@@ -16,7 +16,7 @@ from tas.graph import Attribute, Graph
 from tas.nn.compared import checked_numbers, compared_numbers
 from tas.nn.cuts import architectures_alike, architectures_to_try, cut_only, cut_to, halved, sizes_compared
 from tas.nn.freeze import without, without_size
-from tas.nn.perturb import calibrate, noise_like, perturbed
+from tas.nn.perturb import calibrate, noise_like, perturbed, tokens_like
 from tas.nn.supernet import Supernet
 from tas.nn.surgery import cut, fresh_copy, mask, shared_copy
 from tas.space import SearchSpace
@@ -163,10 +163,14 @@ class _Witness:
         """None where no outputs are finite."""
         noise = [noise_like(tensor, generator) for tensor in example]
         few, noisy = [tensor[:2] for tensor in noise], perturbed(model, generator)
-        if not calibrate(noisy, few):
+        rows = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
+        tokens = [[tokens_like(tensor, min(rows), generator) for tensor in few]] if rows else []
+        if not any(calibrate(noisy, inputs) for inputs in (*tokens, few)):
             calibrate(noisy, [torch.cat([one, noise_like(one, generator)]) for one in few])
+        trials = [(noisy, inputs) for inputs in (*tokens, few, noise)]
+        trials += [(model, inputs) for inputs in (few, noise, list(example))]
         error = None
-        for trial, inputs in ((noisy, few), (noisy, noise), (model, few), (model, noise), (model, list(example))):
+        for trial, inputs in trials:
             try:
                 outputs = _run(trial, inputs)
             except Exception as failure:  # the user's own forward may fail in any way

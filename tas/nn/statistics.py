@@ -28,22 +28,29 @@ def measure_statistics(model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
     """Give every batch norm the mean statistics of these batches, in place; those of a larger network do not hold.
 
     Args:
-        model: changed in place and returned in evaluation mode.
+        model: changed in place and returned in evaluation mode; norms that see no batch keep what they have.
         batches: on the model's device; not looked at where there is no batch norm.
     """
     norms = batch_norms(model)
     model.eval()
     if not norms:
         return model
-    momenta, projections = [norm.momentum for norm in norms], untrained_norms(model)
+    held = [(norm.momentum, [value.clone() for value in norm.buffers(recurse=False)]) for norm in norms]
+    projections = untrained_norms(model)
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
         norm.train()
-    for inputs, _ in batches:
-        model(inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    try:
+        for inputs, _ in batches:
+            model(inputs)
+    finally:
+        for norm, (momentum, values) in zip(norms, held, strict=True):
+            norm.momentum = momentum
+            if not norm.num_batches_tracked:  # it saw no batch
+                for value, old in zip(norm.buffers(recurse=False), values, strict=True):
+                    value.copy_(old)
+        model.eval()
     for norm in projections:
         pass_unchanged(norm)
-    return model.eval()
+    return model

@@ -57,10 +57,11 @@ def require_fit(model: nn.Module, graph: Graph) -> None:
             found = held.get(parameter.name)
             if found is None or tuple(found.shape) != parameter.shape:
                 has = "no such tensor" if found is None else f"shape {tuple(found.shape)}"
+                made = "; if its forward makes it, run it once on an input first" if parameter.is_buffer else ""
                 raise ModelError(
                     f"the graph does not fit this {type(model).__name__}: {parameter.name} should have shape "
                     f"{parameter.shape}, the model has {has}; give the full, unpruned model the graph was traced from, "
-                    "in the same wrappers (torch.compile, DataParallel)"
+                    f"in the same wrappers (torch.compile, DataParallel){made}"
                 )
 
 
@@ -172,14 +173,15 @@ def mask(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Modul
         if _is_skipped(layer.name, graph, architecture) or not layer.is_open:
             continue
         module = masked.get_submodule(layer.name)
+        if kind.masked is not None:
+            wrapped[module] = kind.masked(module, layer, sizes)
+            continue
         for name, dim in kind.reads.items():
             layout = layout_of(layer, name, dim)
             if layout is not None:
                 size = getattr(module, name).shape[dim]
                 dropped = np.setdiff1d(np.arange(size), positions_of(layout, sizes))
                 parametrize.register_parametrization(module, name, _ZeroAlong(dim, dropped), unsafe=True)
-        if kind.masked is not None:
-            wrapped[module] = kind.masked(module, layer, sizes)
     return replaced(masked, wrapped)
 
 

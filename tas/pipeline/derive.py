@@ -63,10 +63,15 @@ def recalibrate(model: nn.Module, data: Any, *, batches: int = 20, batch_size: i
     Args:
         model: changed in place and returned in evaluation mode.
         data: a source, or a pair of loaders.
-        batches: how many to average over.
+        batches: how many to average over, at least 1.
         batch_size: samples in each.
         seed: of the choice of images.
+
+    Raises:
+        ConfigError: there is no batch to average over.
     """
+    if batches < 1:
+        raise ConfigError(f"batches is {batches}; it must be at least 1")
     if not batch_norms(model):
         return model.eval()
     device = str(next(model.parameters()).device)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tas.architecture import Architecture
 from tas.errors import ArchitectureError, ModelError
 from tas.graph import Graph
-from tas.nn.surgery import cut, require_fit
+from tas.nn.surgery import cut, require_fit, tensors_by_name
 from tas.run import ARCHITECTURE, WEIGHTS
 from tas.storage import fill, write_text, write_with
 
@@ -34,19 +34,35 @@ def save(folder: str | Path, small: nn.Module, graph: Graph, architecture: Archi
 
     require_storable(small)
     folder = Path(folder)
+    _require_architecture(small, graph, architecture)
+    metadata, unsaved = {_KEY: graph.to_json()}, _unsaved(small, graph)
+    handle = small.register_state_dict_post_hook(lambda _, state, *rest: state.update(_owned(state | unsaved)))
+    try:
+        write_with(folder / WEIGHTS, lambda path: save_model(small, str(path), metadata=metadata))
+    finally:
+        handle.remove()
+    write_text(folder / ARCHITECTURE, architecture.to_json())
+
+
+def _require_architecture(small: nn.Module, graph: Graph, architecture: Architecture) -> None:
     found = sum(parameter.numel() for parameter in small.parameters())
     if found != graph.params(architecture):
         raise ArchitectureError(
             f"the model has {found:,} parameters, this architecture {graph.params(architecture):,}; save the model "
             f"that was derived with it"
         )
-    metadata, unsaved = {_KEY: graph.to_json()}, _unsaved(small, graph)
-    handle = small.register_state_dict_post_hook(lambda _, state, *rest: state.update(unsaved))
-    try:
-        write_with(folder / WEIGHTS, lambda path: save_model(small, str(path), metadata=metadata))
-    finally:
-        handle.remove()
-    write_text(folder / ARCHITECTURE, architecture.to_json())
+    held, sizes = tensors_by_name(small), graph.sizes(architecture)
+    dropped = tuple(f"{block}." for block in graph.skipped(architecture))
+    for item in [item for layer in graph.layers for item in layer.parameters]:
+        if item.is_buffer or item.name.startswith(dropped):
+            continue
+        tensor, shape = held.get(item.name), tuple(count.of(sizes) for count in item.counts)
+        if tensor is None or tuple(tensor.shape) != shape:
+            has = "no such tensor" if tensor is None else f"shape {tuple(tensor.shape)}"
+            raise ArchitectureError(
+                f"{item.name} has shape {shape} in this architecture, the model has {has}; save the model that was "
+                f"derived with it, out of torch.compile or DataParallel (model._orig_mod, model.module)"
+            )
 
 
 def require_storable(model: nn.Module) -> None:
@@ -71,6 +87,14 @@ def _unsaved(small: nn.Module, graph: Graph) -> dict[str, Tensor]:
     state, buffers = small.state_dict(), dict(small.named_buffers())
     cut_ones = [item.name for layer in graph.layers for item in layer.parameters if any(item.layouts)]
     return {name: buffers[name] for name in cut_ones if name in buffers and name not in state}
+
+
+def _owned(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same values; views of larger storages, which safetensors does not write, are copied."""
+    return {
+        name: value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+        for name, value in state.items()
+    }
 
 
 def save_full(path: Path, model: nn.Module) -> None:
@@ -99,9 +123,11 @@ def load(folder: str | Path, fresh_model: nn.Module) -> nn.Module:
 
     Raises:
         ArchitectureError: files are missing or damaged.
-        ModelError: `fresh_model` is not the model that was pruned.
+        ModelError: `fresh_model` is not the model that was pruned, or has no weights.
     """
     graph, architecture = load_graph(folder)
+    if any(tensor.is_meta for tensor in tensors_by_name(fresh_model).values()):
+        raise ModelError(f"{type(fresh_model).__name__} is on the meta device; build it on the CPU")
     require_fit(fresh_model, graph)
     small = cut(fresh_model, graph, graph.check(architecture))
     from safetensors.torch import load_file

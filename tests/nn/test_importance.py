@@ -5,6 +5,7 @@ import copy
 import nets
 import numpy as np
 import pytest
+import token_nets
 import torch
 from nets import images, perturbed
 from torch import Tensor, nn
@@ -65,6 +66,15 @@ def test_a_channel_that_fills_many_features_counts_with_all_of_them():
         own = model.state_dict()[name].square().reshape(6, -1).sum(1).numpy()
         wanted = wanted + own / own.mean()
     np.testing.assert_allclose(channel_importance(model, graph)["conv.0"], wanted, rtol=1e-12)
+
+
+def test_a_weight_counts_under_any_name_and_a_bias_under_none():
+    model, graph = prepared(token_nets.TOKEN_NETS["torch attention"]())
+    attention, wanted = model.blocks[0].attention.inner, np.zeros(3)
+    for weight, dim in ((attention.in_proj_weight, 0), (attention.out_proj.weight, 1)):
+        energy = weight.detach().square().sum(1 - dim).reshape(-1, 3, 4)  # queries, keys, values; heads; places
+        wanted += energy.sum((0, 2)).numpy() / float(energy.mean())
+    np.testing.assert_allclose(channel_importance(model, graph)["blocks.0.attention.inner"], wanted, rtol=1e-12)
 
 
 def distances(filters: Tensor) -> np.ndarray:

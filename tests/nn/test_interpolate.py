@@ -16,7 +16,7 @@ from tas.nn.surgery import cut
 from tas.pipeline.derive import derive
 from tas.pipeline.trace import trace
 
-NAMES = [*nets.EXACT, "chunked", "input added", "auxiliary head"]
+NAMES = [*nets.EXACT, "chunked", "input added", "auxiliary head", "recurrent"]
 
 
 def groups(size: int, wanted: int) -> list[range]:
@@ -32,7 +32,7 @@ def with_equal_neighbours(model, graph, sizes):
         for item in layer.parameters:
             tensor = dict(model.state_dict(keep_vars=True))[item.name].data
             for dim, layout in enumerate(item.layouts):
-                is_read = dim == 1 and isinstance(module, torch.nn.Conv2d | torch.nn.Linear)
+                is_read = dim == 1 and isinstance(module, torch.nn.Conv2d | torch.nn.Linear | torch.nn.RNNBase)
                 for name in {run.width for run in layout or () if run.width is not None and not is_read}:
                     channels = channels_of(layout, name)
                     for group in groups(graph.full.widths[name], sizes[name]):
@@ -97,6 +97,13 @@ def test_the_input_weights_add_up_to_what_they_were():
         if layer == "hidden":
             before = torch.stack([before[list(group)].mean() for group in groups(10, 7)])
         torch.testing.assert_close(after, before)
+
+
+def test_the_input_weights_of_a_standardised_convolution_add_up_too():
+    model, graph = prepared("standardised")
+    small = interpolate(model, graph, Architecture({**graph.full.widths, "first": 4}, {}))
+    assert small.second.weight.shape[1] == 4
+    torch.testing.assert_close(small.second.weight.sum(1), model.second.weight.sum(1))
 
 
 @pytest.mark.parametrize("name", ["residual", "concat", "tied weights", "shared in blocks"])

@@ -1,5 +1,6 @@
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nets
 import pytest
@@ -277,6 +278,36 @@ def test_heads_behind_layers_in_which_the_signal_fades_are_proven_all_the_same()
     graph = trace(Fades(), images())
     assert graph.full.widths["attention.qkv"] == 4
     assert [(item.module, item.name) for item in graph.attributes] == [("attention", "heads")]
+
+
+def test_equal_tokens_do_not_hide_what_is_wrong_with_the_heads():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.options, self.qkv, self.out = SimpleNamespace(heads=4), nn.Linear(16, 96), nn.Linear(32, 16)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.options.heads, -1).permute(2, 0, 3, 1, 4)
+            places = torch.arange(x.shape[1])
+            far = (places[None] - places[:, None]).abs().neg().to(x)
+            return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=far).transpose(1, 2).flatten(2))
+
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.attention, self.head = nn.Embedding(50, 16), Attention(), nn.Linear(16, 5)
+
+        def forward(self, tokens):
+            x = self.words(tokens)
+            return self.head(x + self.attention(x))
+
+    torch.manual_seed(0)
+    model, tokens = Reads().double().eval(), torch.randint(50, (2, 12))
+    for example in (tokens, tokens * 0):
+        graph = trace(model, example)
+        for width, size in graph.full.widths.items():
+            half = Architecture({**graph.full.widths, width: size // 2}, {})
+            torch.testing.assert_close(derive(model, graph, half)(tokens), mask(model, graph, half)(tokens))
 
 
 def test_what_a_forward_draws_at_random_is_no_difference():

@@ -113,6 +113,20 @@ def test_training_a_fixed_architecture_is_training_the_derived_model(name, execu
             assert relative(small(inputs), supernet(inputs)) < 1e-10
 
 
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_an_instance_norm_over_two_branches_keeps_its_statistics(execution):
+    model = nets.Concat()
+    model.norm = nn.InstanceNorm2d(14, affine=True, track_running_stats=True)
+    model = perturbed(model, dtype=torch.float64)
+    inputs = images(dtype=torch.float64)
+    graph = trace(model, inputs)
+    supernet = Supernet(model, graph, SearchSpace.of(graph), execution=execution).train()
+    small = derive(model, graph, SearchSpace.of(graph).smallest).train()
+    with supernet.fixed(SearchSpace.of(graph).smallest):
+        supernet(inputs), small(inputs)
+        assert relative(small.eval()(inputs), supernet.eval()(inputs)) < 1e-10
+
+
 def test_named_models_fixed_equal_derived(named):
     full = named.model(named.images)
     nothing = Supernet(named.model, named.graph, named.space)

@@ -61,6 +61,13 @@ def test_a_missing_tensor_is_named():
         require_fit(nets.Residual(2), graph)
 
 
+def test_a_missing_table_may_be_one_that_a_forward_makes():
+    graph, model = trace(nets.Unsaved(), images()), nets.Unsaved()
+    del model.plain
+    with pytest.raises(ModelError, match="plain should have shape .*; if its forward makes it, run it once on an"):
+        require_fit(model, graph)
+
+
 def test_a_dropped_block_keeps_numbers_words_and_lists_alone():
     block = nets.Numbered().stage[1]
     block.index, block.kind, block.sources, block.seen = 3, "conv", [1, (2, None)], torch.zeros(2)

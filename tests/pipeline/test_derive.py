@@ -92,18 +92,89 @@ def test_a_gradient_reaches_every_parameter_of_the_small_model():
     )
 
 
+class Encoder(nn.Module):
+    """torch's encoder, which in evaluation leaves out what is padding."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(12, 4, 10, batch_first=True)
+        self.first, self.encoder, self.last = nn.Linear(5, 12), nn.TransformerEncoder(layer, 2), nn.Linear(12, 3)
+
+    def forward(self, x, padding=None):
+        return self.last(self.encoder(self.first(x), src_key_padding_mask=padding))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_attention_over_fewer_heads_knows_padding():
+    model, inputs = perturbed(Encoder()), torch.randn(3, 6, 5)
+    graph = trace(model, inputs)
+    small = derive(model, graph, SearchSpace.of(graph).smallest)
+    padding = torch.arange(6) >= torch.tensor([[4], [6], [3]])
+    with torch.no_grad():
+        outputs = small(inputs, padding)
+        for row, alone, is_padding in zip(outputs, inputs, padding, strict=True):
+            torch.testing.assert_close(row[~is_padding], small(alone[None, ~is_padding])[0])
+
+
+def test_attention_over_fewer_heads_is_cut_again():
+    model, inputs = perturbed(Encoder()), torch.randn(3, 6, 5)
+    graph = trace(model, inputs)
+    heads = {name: 2 if name.endswith("self_attn") else size for name, size in graph.full.widths.items()}
+    fewer = Architecture(heads, graph.full.depths)
+    again = trace(derive(model, graph, fewer), inputs)
+    assert again.full == fewer
+    assert again.macs() == graph.macs(fewer)
+
+
+def loaders(inputs: torch.Tensor):
+    labels = torch.zeros(len(inputs), dtype=torch.long)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, labels), batch_size=len(inputs))
+    return loader, loader
+
+
 def test_recalibration_gives_every_norm_the_statistics_of_its_inputs():
     model, graph, space = prepared(nets.Plain())
     small = derive(model, graph, space.smallest)
-    data = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(images(32), torch.zeros(32, dtype=torch.long)), batch_size=32
-    )
-    recalibrate(small, (data, data), batches=1)
+    recalibrate(small, loaders(images(32)), batches=1)
     raw = small.first[0](images(32)).transpose(0, 1).flatten(1)
     torch.testing.assert_close(small.first[1].running_mean, raw.mean(1).detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(small.first[1].running_var, raw.var(1).detach(), rtol=1e-4, atol=1e-5)
     assert small.first[1].momentum == 0.1
     assert not any(module.training for module in small.modules())
+
+
+class Folds(nets.Plain):
+    """In evaluation it reads the statistics of its first norm without calling it."""
+
+    def forward(self, x):
+        if self.training:
+            return super().forward(x)
+        convolution, norm = self.first
+        x = nn.functional.batch_norm(convolution(x), norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        return self.head(self.second(x.relu()).relu())
+
+
+def test_a_norm_that_sees_no_batch_keeps_its_statistics():
+    model = perturbed(Folds())
+    before = copy.deepcopy(model.state_dict())
+    recalibrate(model, loaders(images()))
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"second.1.running_mean", "second.1.running_var", "second.1.num_batches_tracked"}
+
+
+def test_recalibration_without_a_batch_is_refused():
+    with pytest.raises(ConfigError, match="batches is 0; it must be at least 1"):
+        recalibrate(nets.Plain(), None, batches=0)
+
+
+def test_recalibration_that_fails_leaves_the_model_as_it_was():
+    model = perturbed(nets.Plain())
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError, match="expected input"):
+        recalibrate(model, loaders(torch.zeros(4, 7, 8, 8)))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.first[1].momentum == 0.1
+    assert not any(module.training for module in model.modules())
 
 
 def test_a_model_without_norms_needs_no_recalibration():

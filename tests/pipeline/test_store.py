@@ -9,6 +9,7 @@ import torch
 from nets import images, perturbed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 from toys import tiny_source
 
 from tas.architecture import Architecture
@@ -71,6 +72,71 @@ def test_a_state_that_is_no_tensor_is_refused_before_anything_is_done(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+class Views(nn.Module):
+    """A convolution and an LSTM, with tensors that are parts of larger ones, or one number shown many times."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.steps, self.last = nn.Conv2d(3, 6, 1), nn.LSTM(6, 4), nn.Linear(4, 5)
+        self.register_buffer("mean", torch.tensor([[0.5, 0.1]])[:, :1])
+        self.register_buffer("scale", torch.ones(1).expand(4))
+        self.last.bias = nn.Parameter(torch.zeros(2, 5)[0])
+        flat, start = torch.rand(sum(weight.numel() for weight in self.steps.parameters())), 0
+        for weight in self.steps.parameters():  # as cuDNN has them
+            weight.data = flat[start : (start := start + weight.numel())].view_as(weight)
+
+    def forward(self, inputs):
+        pixels = self.conv(inputs - self.mean[..., None, None]).relu().flatten(2)
+        return self.last(self.steps(pixels.transpose(1, 2))[0][:, -1] * self.scale)
+
+
+def test_parts_of_larger_tensors_are_saved_and_loaded(tmp_path):
+    model = Views().eval()
+    graph = trace(model, images())
+    assert graph.full.widths == {"conv": 6}
+    architecture = Architecture({"conv": 3}, {})
+    small = derive(model, graph, architecture)
+    small.mean, small.scale = small.mean + 1, torch.full((1,), 3.0).expand(4)
+    save(tmp_path, small, graph, architecture)
+    assert torch.equal(load(tmp_path, Views())(images()), small(images()))
+
+
+def test_a_buffer_of_another_size_has_the_precision_of_the_model_that_is_loaded(tmp_path):
+    model = Views().eval()
+    graph = trace(model, images())
+    small = derive(model, graph, graph.full)
+    small.mean, small.scale = torch.ones(1, 3), torch.arange(3)
+    save(tmp_path, small, graph, graph.full)
+    loaded = load(tmp_path, Views().double())
+    assert torch.equal(loaded.mean, torch.ones(1, 3, dtype=torch.double))
+    assert torch.equal(loaded.scale, torch.arange(3))
+
+
+class Tempered(nets.Plain):
+    """Keeps a number in its state by torch's own hooks."""
+
+    temperature = 1.0
+
+    def forward(self, inputs):
+        return super().forward(inputs) / self.temperature
+
+    def get_extra_state(self):
+        return torch.tensor(self.temperature)
+
+    def set_extra_state(self, state):
+        self.temperature = float(state)
+
+
+def test_a_state_of_a_module_of_its_own_is_loaded(tmp_path):
+    model = Tempered().eval()
+    model.temperature = 3.0
+    graph = trace(model, images())
+    save(tmp_path, derive(model, graph, graph.full), graph, graph.full)
+    loaded = load(tmp_path, Tempered())
+    assert loaded.temperature == 3
+    assert torch.equal(loaded(images()), model(images()))
+
+
 def test_a_model_is_loaded_in_a_new_process(saved, tmp_path):
     folder, small, _, _ = saved
     code = (
@@ -120,10 +186,31 @@ def test_a_model_of_another_architecture_is_not_saved(saved, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_sizes_that_are_exchanged_are_not_saved(tmp_path):
+    model = nn.Sequential(*[nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, 3, 1)])
+    graph = trace(model.eval(), images())
+    small = derive(model, graph, Architecture({"0": 2, "2": 4}, {}))
+    with pytest.raises(ArchitectureError, match=r"0.weight has shape \(4, 3, 1, 1\) in this arch.* has shape \(2,"):
+        save(tmp_path / "other", small, graph, Architecture({"0": 4, "2": 2}, {}))
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_a_model_in_a_wrapper_is_not_saved(saved, wrap, tmp_path):
+    _, small, graph, architecture = saved
+    with pytest.raises(ArchitectureError, match=r"no such tensor; .* out of torch.compile or DataParallel"):
+        save(tmp_path / "other", wrap(small), graph, architecture)
+
+
 @pytest.mark.parametrize("wrong", [nets.Plain, lambda: nets.Residual(2), lambda: nets.Residual(4)])
 def test_another_constructor_is_refused(saved, wrong):
     with pytest.raises(ModelError, match="the graph does not fit this|the weights in .* do not fit"):
         load(saved[0], wrong())
+
+
+def test_a_constructor_without_memory_is_refused(saved):
+    with pytest.raises(ModelError, match="Residual is on the meta device; build it on the CPU"):
+        load(saved[0], nets.Residual().to("meta"))
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, ARCHITECTURE])

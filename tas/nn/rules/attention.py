@@ -43,7 +43,8 @@ def linear(call: Call) -> Any:
     owner, weight, inputs = (
         call.model.get_submodule(call.module), call.arguments["weight"], call.arguments["input"],
     )  # fmt: skip
-    is_own = type(owner).forward is nn.MultiheadAttention.forward and isinstance(weight, Constant)
+    has_own = type(owner).forward in (nn.MultiheadAttention.forward, HeadwiseAttention.forward)
+    is_own = has_own and isinstance(weight, Constant)
     name, positions = f"{call.module}.in_proj_weight".lstrip("."), prod(call.shape[:-1]) // call.batch
     if is_own and weight.name == name and isinstance(inputs, Tensor):
         return connect_linear(call, call.draft("attention"), inputs, positions, "in_proj_weight")
@@ -117,6 +118,10 @@ def attend(
         average_attn_weights: over heads.
         is_causal: a hint that `attn_mask` is causal.
     """
+    if query.is_nested:  # torch's encoder cuts the padding off in evaluation, and hands on no mask then
+        rows = zip(query.unbind(), key.unbind(), value.unbind(), strict=True)
+        outputs = [attend(module, tensors, *row, need_weights=False)[0] for row in rows]
+        return torch.nested.as_nested_tensor(outputs), None
     is_single = query.dim() == 2
     if is_single:
         query, key, value = (tensor.unsqueeze(0) for tensor in (query, key, value))

@@ -17,7 +17,7 @@ from tas.nn import few_channels
 from tas.nn.mixed_norm import MixedNorm
 from tas.nn.mixing import CompactAxis, CompactWidth, DenseAxis, DenseWidth
 from tas.nn.rules.base import Call, Constant, Kind, layout_of
-from tas.nn.rules.opened import CompactLayer, DenseLayer, Opened
+from tas.nn.rules.opened import CompactLayer, DenseLayer, Opened, call_with
 from tas.nn.sync_batch_norm import is_synchronized
 
 
@@ -136,6 +136,13 @@ def _as_image(inputs: Tensor) -> Tensor:
     return inputs.flatten(2)[..., None] if inputs.dim() > 2 else inputs[..., None, None]
 
 
+def _write_back(axis: CompactAxis, held: tuple[Any, Any], updated: tuple[Any, Any]) -> None:
+    """Statistics that were gathered (not a prefix) are copies: put them back."""
+    for whole, part in zip(held, updated, strict=True):
+        if whole is not None and part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+            axis.put(whole, part)
+
+
 class CompactBatchNorm(OpenBatchNorm):
     """Batch norm over the drawn channels.
 
@@ -164,16 +171,9 @@ class CompactBatchNorm(OpenBatchNorm):
             mixed = self._normalise(inputs, mean, variance, *affine)
         else:
             mixed = self._mixed(inputs, mean, variance, fused=True)
-        self._write_back(held, (mean, variance))
+        if self.training:
+            _write_back(self._axis, held, (mean, variance))
         return self._finish(mixed)
-
-    def _write_back(self, held: tuple[Any, Any], updated: tuple[Any, Any]) -> None:
-        """Statistics that were gathered (not a prefix) are copies: put them back."""
-        if not self.training:
-            return
-        for whole, part in zip(held, updated, strict=True):
-            if whole is not None and part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
-                self._axis.put(whole, part)
 
 
 class DenseBatchNorm(OpenBatchNorm):
@@ -201,12 +201,25 @@ class DenseBatchNorm(OpenBatchNorm):
         return self._finish(result)
 
 
-def _compact_instance_norm(module: nn.Module, layer: Layer, widths: dict[str, Any]) -> nn.Module:
-    return CompactLayer(module, layer, widths, norm_numbers)
+class CompactInstanceNorm(CompactLayer):
+    """Instance norm over the drawn channels."""
+
+    def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, CompactWidth]):
+        super().__init__(module, layer, widths, norm_numbers)
+        self._axis = CompactAxis(layout_of(layer, "running_mean", 0), widths)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, active channels, …), same shape out."""
+        module, tensors = self.module, self._tensors.of(self.module)
+        outputs = call_with(module, tensors, norm_numbers(module, tensors), inputs)
+        if self.training and module.running_mean is not None:
+            held = module.running_mean, module.running_var
+            _write_back(self._axis, held, (tensors["running_mean"], tensors["running_var"]))
+        return outputs
 
 
 LABELS = {"batch_norm": batch_norm, "instance_norm": batch_norm}
 KINDS = {
     "batch_norm": Kind(norm_numbers, CompactBatchNorm, DenseBatchNorm),
-    "instance_norm": Kind(norm_numbers, _compact_instance_norm, DenseLayer),
+    "instance_norm": Kind(norm_numbers, CompactInstanceNorm, DenseLayer),
 }

@@ -80,6 +80,11 @@ def _mixed(layer: OpenProjection, outputs: Tensor) -> Tensor:
 LABELS: dict[str, LabelRule] = {}  # `projection` tells them apart
 KINDS = {
     "own_convolution": Kind(
-        convolution_numbers, CompactOwnProjection, DenseOwnProjection, makes={"weight": 0}, masked=MaskedOwnProjection
+        convolution_numbers,
+        CompactOwnProjection,
+        DenseOwnProjection,
+        makes={"weight": 0},
+        reads={"weight": 1},
+        masked=MaskedOwnProjection,
     ),
 }

@@ -106,4 +106,8 @@ class MaskedRecurrent(_Filled):
 
 
 LABELS = dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), recurrent)
-KINDS = {"recurrent": Kind(recurrent_numbers, CompactRecurrent, DenseRecurrent, masked=MaskedRecurrent)}
+KINDS = {
+    "recurrent": Kind(
+        recurrent_numbers, CompactRecurrent, DenseRecurrent, reads=dict.fromkeys(_READS, 1), masked=MaskedRecurrent
+    )
+}
