@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tas.distributed import launched, process_index
 from tas.errors import TasError
+from tas.show import results_alone
 
 COMMANDS = {
     "compress": "shrink a model to a budget, or to several: search, derive, distil, measure, report",
@@ -115,10 +116,14 @@ def _main(arguments: Sequence[str] | None) -> int:
         print(f"tas {name}{place}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            f"\ntas {name}: interrupted; what was finished is kept, go on with --resume and the same --output",
-            file=sys.stderr,
-        )
+        way_on = {
+            **dict.fromkeys(
+                ("compress", "search", "compare"),
+                "; what was finished is kept, go on with --resume and the same --output",
+            ),
+            "train": "; what was finished is kept, go on with the same command, and --resume where there is no --run",
+        }
+        print(f"\ntas {name}: interrupted{way_on.get(name, '')}", file=sys.stderr)
         return 130
 
 
@@ -203,13 +208,9 @@ def _call(name: str, words: list[str]) -> int:
             asked = [word for word in words if word not in ("-h", "--help") and not word.startswith("--print_config")]
             parser.set_defaults(command.defaults_for(parser.parse_args(asked)))
         parsed = parser.parse_args(words)
-        # with --run there is no such folder: what is interrupted goes on by itself
-        if (
-            parsed.get("resume")
-            and parsed.get("output")
-            and not parsed.get("run")
-            and not any(word.startswith("--config") for word in words)
-        ):
+        has_config = any(word.startswith("--config") for word in words)
+        # training a --run goes on by itself, and has no folder of its own
+        if parsed.get("resume") and parsed.get("output") and not parsed.get("run") and not has_config:
             known = Path(parsed["output"]) / "config.yaml"
             if known.is_file():
                 _require_groups(known, function)  # an interrupted run goes on with its own options

@@ -70,8 +70,12 @@ class Record:
                 ) from error
 
     def epochs(self, stage: str) -> list[dict[str, Any]]:
-        """The rows of a stage that belong to an epoch, in order, one per epoch."""
-        latest = {row["epoch"]: row for row in self.rows if row["stage"] == stage and "epoch" in row}
+        """The rows of a stage that belong to an epoch, in order, one per epoch; of several times, the last."""
+        latest: dict[int, dict[str, Any]] = {}
+        for row in self.rows:
+            if row["stage"] == stage and "epoch" in row:
+                latest = {} if row["epoch"] == 0 else latest
+                latest[row["epoch"]] = row
         return [latest[epoch] for epoch in sorted(latest)]
 
     def seconds(self, stage: str) -> float:

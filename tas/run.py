@@ -114,6 +114,12 @@ class RunFolder:
         if self.path is not None:
             write_text(self.path / name, json.dumps(value, indent=1) + "\n")
 
+    def drop_results(self) -> None:
+        """Delete what tells of a network whose place another one takes."""
+        if self.path is not None and is_main_process():
+            for name in (SUMMARY, REPORT, PAGE):
+                (self.path / name).unlink(missing_ok=True)
+
     def drop_checkpoints(self) -> None:
         """Delete the checkpoints of a finished run."""
         if self.path is not None and is_main_process() and (folder := self.path / "checkpoints").is_dir():
@@ -125,6 +131,12 @@ class RunFolder:
 def is_finished(folder: Path, results: Sequence[str] = (SUMMARY, REPORT)) -> bool:
     """Whether a run has written all of its results."""
     return all((folder / name).exists() for name in results)
+
+
+def runs_inside(folder: Path) -> str:
+    """Words about the runs in a folder of several budgets; empty where there are none."""
+    found = sorted(path.parent for path in folder.glob(f"*/{WEIGHTS}"))
+    return f", such as {found[0]}, one of {len(found)} in it" if found else ""
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -247,7 +247,7 @@ def require_fit_for_data(
     transfer: Transfer = "none",
     layers: Sequence[str] = (),
 ) -> None:
-    """Try a model, a loss and a metric on images of both parts, before anything long begins.
+    """Try a model, a loss and a metric on training images, before anything long begins.
 
     Args:
         model: the full one.
@@ -280,11 +280,23 @@ def require_fit_for_data(
             learner = copy.deepcopy(model)
             learner.train()
             _require_learnable(run_model(learner, inputs), targets, source, loss, transfer)
-        # of the test set only the form is looked at
+
+
+@torch.no_grad()
+def require_fit_for_test(model: nn.Module, source: Source, metric: Metric | None = None) -> None:
+    """Try a model and a metric on a batch of the test set, of which only the form is looked at.
+
+    Raises:
+        ModelError: the model does not accept it.
+        DataError: there is none, or the labels are not those of its classes.
+        ConfigError: the metric is not a number.
+    """
+    with own_randomness([]):
+        device = str(next(model.parameters()).device)
         inputs, targets = next(iter(source.test_batches(2, device=device)), (None, None))
     if inputs is None:
         raise DataError(f"{source.name} gives no test batch; give it more samples, or smaller batches")
-    _require_number((metric or accuracy)(run_model(model, inputs), targets))
+    _require_number((metric or accuracy)(run_model(evaluating(model), inputs), targets))
 
 
 def _require_learnable(outputs: Any, targets: Any, source: Source, loss: Loss | None, transfer: Transfer) -> None:

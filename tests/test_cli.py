@@ -118,13 +118,13 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(images, weights, tmp_path
 
     monkeypatch.setattr(tas.Record, "add", interrupt)
     assert run(*options, "--output", folder) == 130
-    assert "--resume" in capsys.readouterr().err
+    assert "go on with --resume and the same --output" in capsys.readouterr().err
     monkeypatch.setattr(tas.Record, "add", add)
     assert run("compress", "--resume", "--output", folder) == 0  # the options come from the run's own config
     assert (folder / "summary.json").is_file()
 
 
-def test_the_single_commands_chain_through_files(images, tmp_path, capsys):
+def test_the_single_commands_chain_through_files(images, tmp_path, capsys, monkeypatch):
     data = ["--model", TOYS, "--data", f"folder:{images}"]
     teacher, found = tmp_path / "teacher", tmp_path / "found"
     known = ["--weights", teacher / "model.safetensors"]
@@ -137,6 +137,12 @@ def test_the_single_commands_chain_through_files(images, tmp_path, capsys):
     for name in ("model", "weights", "pretrained", "data", "data_dir", "image_size", "normalization"):
         assert trained[name] == searched[name]
     assert "learns from the labels alone" not in capsys.readouterr().err
+    (tmp_path / "runs" / "train").mkdir(parents=True)  # of a full model, in the folder that is meant without --output
+    (tmp_path / "runs" / "train" / "config.yaml").write_text("train: {epochs: 9}")
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "--run", found, *QUICK_TRAIN, "--resume") == 0
+    assert yaml.safe_load((found / "train.yaml").read_text())["train"]["epochs"] == 1
+    capsys.readouterr()
     assert run("measure", "--run", found, "--json") == 0
     profiles = json.loads(capsys.readouterr().out)
     assert profiles["pruned"]["macs"] <= 0.6 * profiles["full"]["macs"]
@@ -153,12 +159,23 @@ def test_the_single_commands_chain_through_files(images, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out).keys() == {str(found), str(teacher)}
 
     (found / "config.yaml").write_text(yaml.safe_dump({"budget": searched["budget"]}))  # as of a run made in Python
-    for command in ("derive", "train", "measure"):
+    for command in ("train", "measure"):
         assert "which model it was made with; give --model" in fails(capsys, command, "--run", found)
     for command in ("train", "measure"):
         assert "which data it was made with; give --data" in fails(capsys, command, TOYS, "--run", found)
     assert run("measure", *data, *known, "--run", found, "--json") == 0
     assert json.loads(capsys.readouterr().out)["full"]["accuracy"] == profiles["full"]["accuracy"]
+
+    held = (found / "model.safetensors").read_bytes()
+    assert "holds a trained network and its results; derive another one elsewhere" in fails(
+        capsys, "derive", *data, *known, "--run", found
+    )
+    assert (found / "model.safetensors").read_bytes() == held
+    assert (
+        run("train", *data, *known, "--run", found, *QUICK_TRAIN) == 0
+    )  # another training: what told of the first goes
+    assert not {"summary.json", "report.md", "report.html"} & {path.name for path in found.iterdir()}
+    assert "which model it was made with; give --model" in fails(capsys, "derive", "--run", found)
 
 
 def test_measure_times_what_runs_elsewhere_without_data_and_leaves_the_summary(images, weights, tmp_path, capsys):
@@ -726,3 +743,26 @@ def test_nothing_is_wrong_where_the_reader_of_the_output_stops_early():
         process.stdin.close()  # now it prints
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+def test_what_a_users_forward_prints_is_no_result(tmp_path, capsys):
+    (tmp_path / "chatty.py").write_text(
+        "from toys import TinyNet\n"
+        "class Chatty(TinyNet):\n"
+        "    def forward(self, images):\n"
+        "        print('shape', tuple(images.shape))\n"
+        "        return super().forward(images)\n"
+    )
+    assert run("trace", f"{tmp_path / 'chatty.py'}:Chatty", "--input-size", "3,8,8", "--json") == 0
+    streams = capsys.readouterr()
+    assert json.loads(streams.out)["summary"]
+    assert "shape (1, 3, 8, 8)" in streams.err
+
+
+def test_an_interrupted_command_without_resume_does_not_speak_of_it(capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tas.commands.trace.build_model", interrupt)
+    assert run("trace", TOYS) == 130
+    assert capsys.readouterr().err == "\ntas trace: interrupted\n"

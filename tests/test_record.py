@@ -99,3 +99,11 @@ def test_a_record_that_is_being_written_is_read_without_its_half_line_and_left_a
     record.add("search", epoch=1)  # kept in memory alone
     assert path.read_bytes() == content
     assert Record.read(tmp_path / "none.jsonl").rows == []
+
+
+def test_a_stage_that_began_anew_is_told_from_there():
+    record = Record()
+    for epoch, loss in ((0, 3.0), (1, 2.0), (2, 1.5), (0, 1.25), (1, 1.0)):
+        record.add("train", epoch=epoch, loss=loss, seconds=2.0)
+    assert [row["loss"] for row in record.epochs("train")] == [1.25, 1.0]
+    assert record.seconds("train") == 4.0

@@ -111,3 +111,11 @@ def test_a_checkpoint_of_something_else_is_an_error_with_the_way_out(tmp_path):
         restore_epoch(path, "options", parts)
     with pytest.raises(RunError, match="written with other options"):
         restore_epoch(path, "other options", parts)
+
+
+def test_files_have_the_mode_that_new_files_have_whoever_writes_them(tmp_path):
+    from safetensors.torch import save_file
+
+    (tmp_path / "new").touch()
+    write_with(tmp_path / "x.safetensors", lambda path: save_file({"a": torch.zeros(2)}, str(path)))
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode

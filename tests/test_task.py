@@ -13,7 +13,14 @@ from toys import TinyNet, tiny_source
 from tas.data import as_source
 from tas.errors import ConfigError, DataError, ModelError
 from tas.nn.transfer import decoupled_loss, distillation_loss, imitation_loss, relation_loss
-from tas.task import TRANSFER_WEIGHTS, accuracy, require_fit_for_data, task_loss, warn_of_slow_precision
+from tas.task import (
+    TRANSFER_WEIGHTS,
+    accuracy,
+    require_fit_for_data,
+    require_fit_for_test,
+    task_loss,
+    warn_of_slow_precision,
+)
 
 LABELS = torch.tensor([0, 1, 2, 3])
 OUTPUTS, WANTED = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
@@ -112,13 +119,16 @@ def test_labels_to_ignore_count_neither_as_right_nor_as_wrong():
 def test_a_metric_that_gives_no_number_is_refused_before_training(answer, kind):
     with pytest.raises(ConfigError, match=f"metric= must give one number, but returned {kind}"):
         require_fit_for_data(TinyNet(), tiny_source(), metric=lambda outputs, targets: answer)
+    with pytest.raises(ConfigError, match=f"metric= must give one number, but returned {kind}"):
+        require_fit_for_test(TinyNet(), tiny_source(), lambda outputs, targets: answer)
 
 
 def test_the_test_set_is_tried_before_training():
     images = torch.rand(8, 3, 8, 8)
     train, test = (DataLoader([(image, label) for image in images], 4) for label in (1, 7))
     with pytest.raises(DataError, match="the data has a label 7, the model only 4 classes"):
-        require_fit_for_data(TinyNet(), as_source((train, test)))
+        require_fit_for_test(TinyNet(), as_source((train, test)))
+    require_fit_for_data(TinyNet(), as_source((train, test)))
 
 
 class PixelNet(TinyNet):

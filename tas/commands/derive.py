@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from tas.commands.inputs import build_model, classes_of, found_in, load_data, origin_of
-from tas.errors import ConfigError
+from tas.errors import ConfigError, RunError
 from tas.pipeline.derive import derive as derive_model
 from tas.pipeline.derive import recalibrate
 from tas.pipeline.rank import rank
 from tas.pipeline.store import save
-from tas.run import RunFolder
+from tas.run import SUMMARY, RunFolder
 from tas.show import say, say_json
 
 SEEDS: list[str] = []  # options that follow --seed
@@ -47,6 +47,11 @@ def derive(
         json: print the costs as JSON
     """
     graph, architecture = found_in(run)
+    if (Path(run) / SUMMARY).is_file():
+        raise RunError(
+            f"{run} holds a trained network and its results; derive another one elsewhere (tas search --from {run} "
+            f"--budget.macs … --output OTHER), or remove its {SUMMARY} if they may go"
+        )
     names = {"model": model, "weights": weights, "pretrained": pretrained, "data_dir": data_dir}
     names |= {"image_size": image_size, "normalization": normalization}
     origin = origin_of(run, names, needs=["model"])

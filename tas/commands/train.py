@@ -17,7 +17,7 @@ from tas.pipeline.train import TrainConfig
 from tas.pipeline.train import train as train_model
 from tas.run import RunFolder
 from tas.show import say, say_json
-from tas.task import require_fit_for_data
+from tas.task import require_fit_for_data, require_fit_for_test
 from tas.trackers import tracked
 
 SEEDS: list[str] = ["train.seed"]  # options that follow --seed
@@ -78,6 +78,7 @@ def train(
         origin["model"], source.num_classes, origin["weights"], origin["pretrained"], seed, fresh_head=run is None
     )
     require_fit_for_data(full, source)
+    require_fit_for_test(full, source)
     settings = {**origin, "train": without_seed(config), "seed": seed}
     if run and found:
         folder = RunFolder(Path(run))
@@ -91,6 +92,7 @@ def train(
             small = train_model(
                 small, source, teacher=teacher, config=config, record=record, checkpoint=folder.checkpoint("train")
             )
+        folder.drop_results()
         save(run, small, *found)
         folder.drop_checkpoints()
         place, trained = Path(run) / "model.safetensors", small

@@ -31,7 +31,7 @@ from tas.pipeline.compress import require_halves
 from tas.profile import metric_name
 from tas.run import FULL_WEIGHTS, RunFolder
 from tas.storage import is_temporary, write_text
-from tas.task import Loss, Metric, require_fit_for_data
+from tas.task import Loss, Metric, require_fit_for_data, require_fit_for_test
 
 GRID = ("methods", "transfers", "seeds", "budgets")  # entries of the config that may grow
 TABLE, PAGE, NUMBERS = "compare.md", "compare.html", "compare.json"
@@ -146,6 +146,7 @@ def _require_possible(bench: Bench) -> None:
         require_fit_for_data(
             bench.model, source, loss=bench.loss, metric=bench.metric, transfer=train.transfer, layers=train.layers
         )
+    require_fit_for_test(bench.model, source, bench.metric)
     require_halves(source)
     for method in config.rows:
         job = method.job(config.job, 0)

@@ -10,9 +10,11 @@ from torch import nn
 
 from tas.architecture import Architecture
 from tas.data import as_source
+from tas.data.augment import own_randomness, seed_everything
 from tas.errors import ConfigError
 from tas.graph import Graph
 from tas.nn.interpolate import interpolate
+from tas.nn.modes import evaluating
 from tas.nn.statistics import batch_norms, measure_statistics
 from tas.nn.supernet import reset_weights
 from tas.nn.surgery import cut, require_fit
@@ -73,8 +75,10 @@ def recalibrate(model: nn.Module, data: Any, *, batches: int = 20, batch_size: i
     if batches < 1:
         raise ConfigError(f"batches is {batches}; it must be at least 1")
     if not batch_norms(model):
-        return model.eval()
+        return evaluating(model)
     device = str(next(model.parameters()).device)
-    return measure_statistics(
-        model, islice(as_source(data).train_batches(batch_size, seed=seed, device=device), batches)
-    )
+    with own_randomness([]):
+        seed_everything(seed)  # data sets of the user may draw from the global generators
+        return measure_statistics(
+            model, islice(as_source(data).train_batches(batch_size, seed=seed, device=device), batches)
+        )

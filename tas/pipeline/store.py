@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from tas.architecture import Architecture
 from tas.errors import ArchitectureError, ModelError
 from tas.graph import Graph
+from tas.nn.modes import evaluating
 from tas.nn.surgery import cut, require_fit, tensors_by_name
-from tas.run import ARCHITECTURE, WEIGHTS
+from tas.run import ARCHITECTURE, WEIGHTS, runs_inside
 from tas.storage import fill, write_text, write_with
 
 _KEY = "tas_graph"
@@ -144,7 +145,7 @@ def load(folder: str | Path, fresh_model: nn.Module) -> nn.Module:
         raise ModelError(
             f"the weights in {folder} do not fit: {error}. Give the constructor of the model that was pruned"
         ) from error
-    return small.eval()
+    return evaluating(small)
 
 
 def load_graph(folder: str | Path) -> tuple[Graph, Architecture]:
@@ -158,7 +159,9 @@ def load_graph(folder: str | Path) -> tuple[Graph, Architecture]:
     folder = Path(folder)
     for name in (WEIGHTS, ARCHITECTURE):
         if not (folder / name).is_file():
-            raise ArchitectureError(f"{folder} has no {name}; give the output folder of a finished run")
+            raise ArchitectureError(
+                f"{folder} has no {name}; give the output folder of a finished run{runs_inside(folder)}"
+            )
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
             metadata = file.metadata() or {}

@@ -1,10 +1,12 @@
 import copy
 
 import nets
+import numpy as np
 import pytest
 import torch
 from nets import images, perturbed
 from torch import nn
+from toys import TinyNet
 
 from tas.architecture import Architecture
 from tas.errors import ArchitectureError, ConfigError, ModelError
@@ -204,3 +206,26 @@ def test_an_architecture_of_another_graph_is_refused():
     model, graph, _ = prepared(nets.Plain())
     with pytest.raises(ArchitectureError, match="the architecture does not belong to this graph"):
         derive(model, graph, Architecture({"first.0": 3}))
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Noise of numpy's global generator, as many users' augmentation draws it."""
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        return torch.full((3, 8, 8), float(np.random.randn())), index % 4
+
+
+def test_recalibration_repeats_itself_and_leaves_the_generators_alone():
+    loaders = [torch.utils.data.DataLoader(Noisy(), 8, shuffle=True) for _ in range(2)]
+    found = []
+    for seed in (1, 2):
+        np.random.seed(seed)
+        before = np.random.get_state()[2]
+        torch.manual_seed(0)
+        model = recalibrate(TinyNet(), loaders)
+        assert np.random.get_state()[2] == before
+        found.append(model.stem[1].running_mean)
+    assert torch.equal(*found)

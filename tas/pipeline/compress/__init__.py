@@ -43,7 +43,7 @@ from tas.run import (
 )
 from tas.scores import Scores
 from tas.space import SearchSpace
-from tas.task import Loss, Metric, dtype_of, require_fit_for_data
+from tas.task import Loss, Metric, dtype_of, require_fit_for_data, require_fit_for_test
 from tas.trackers import require_tracker, tracked
 
 __all__ = [
@@ -162,6 +162,7 @@ def compress(
     require_fit_for_data(
         teacher, source, loss=loss, metric=metric, transfer=config.train.transfer, layers=config.train.layers
     )
+    require_fit_for_test(teacher, source, metric)
     require_halves(source)
     for stage in (config.search, config.train, *([config.teacher] if train_teacher else [])):
         sharded(source).train_batches(stage.batch_size)  # raises where several processes cannot share a batch
