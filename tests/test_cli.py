@@ -175,6 +175,7 @@ def test_the_single_commands_chain_through_files(images, tmp_path, capsys, monke
         run("train", *data, *known, "--run", found, *QUICK_TRAIN) == 0
     )  # another training: what told of the first goes
     assert not {"summary.json", "report.md", "report.html"} & {path.name for path in found.iterdir()}
+    capsys.readouterr()
     assert "which model it was made with; give --model" in fails(capsys, "derive", "--run", found)
 
 
