@@ -145,7 +145,7 @@ def main(words: list[str]) -> int:
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # where its loss then is, too
     loss, metric = DetectionLoss(model, SIZE), MeanPrecision(model, SIZE)
     if weights.exists():
-        model.load_state_dict(torch.load(weights, weights_only=True))
+        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     else:
         teacher = tas.TrainConfig(epochs=20, warmup_epochs=1, batch_size=32, learning_rate=0.02)
         model = tas.train(model, data, config=teacher, loss=loss)

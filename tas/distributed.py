@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from datetime import timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -30,7 +31,8 @@ def join() -> torch.device:
     import torch
     from accelerate import PartialState
 
-    device = PartialState(cpu=not torch.cuda.is_available()).device
+    # the others wait while the main process measures, however long; the launcher ends them if it fails
+    device = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7)).device
     assert device is not None
     return device
 

@@ -18,6 +18,7 @@ CONFIG, RECORD, GRAPH, SUMMARY = "config.yaml", "record.jsonl", "graph.json", "s
 ARCHITECTURE, WEIGHTS, SCORES = "architecture.json", "model.safetensors", "scores.json"
 FULL_WEIGHTS = "teacher.safetensors"  # of the full model, where the run has trained it
 REPORT, PAGE = "report.md", "report.html"
+TRAINED = "train.yaml"  # config of a training by itself, of the network that is there
 SUMMARIES = "summaries.json"  # of a run of several budgets: the summary of each, by the folder inside
 STAGES = ("teacher", "search", "train")
 MOST_NAMED = 3  # differences of two configs in one message
@@ -66,6 +67,11 @@ class RunFolder:
             if results and is_finished(folder, results):
                 cls(folder).drop_checkpoints()  # it may have been killed just before
                 raise RunError(f"{folder} holds a finished run (it has {results[0]}); there is nothing to resume")
+            if results and (folder / TRAINED).is_file() and (folder / WEIGHTS).is_file():
+                raise RunError(
+                    f"the network in {folder} has been trained again by tas train, so that there is nothing to resume; "
+                    f"tas measure --run {folder} and tas report {folder} write its results"
+                )
             if not extends(before := read_text(known), config):
                 raise RunError(
                     f"{known} differs from the options given{_differences(before, config)}; resume with the same "
@@ -88,18 +94,18 @@ class RunFolder:
         """Path of a stage's checkpoint."""
         return None if self.path is None else self.path / "checkpoints" / f"{stage}.pt"
 
-    def agree(self, stage: str, config: str) -> None:
-        """Keep a stage's config in `STAGE.yaml`; where the stage is to be resumed it must be the one that is there.
+    def agree_to_train(self, config: str) -> None:
+        """Keep the config of a training; where one is to be resumed, it must be the config that is there.
 
         Raises:
-            RunError: the interrupted stage had another config.
+            RunError: the interrupted training had another config.
         """
         if self.path is None:
             return
-        file, checkpoint = self.path / f"{stage}.yaml", self.checkpoint(stage)
+        file, checkpoint = self.path / TRAINED, self.checkpoint("train")
         if checkpoint and checkpoint.is_file() and file.is_file() and (before := read_text(file)) != config:
             raise RunError(
-                f"{file} differs from the options given{_differences(before, config)}; finish the interrupted stage "
+                f"{file} differs from the options given{_differences(before, config)}; finish the interrupted training "
                 f"with the same options, or delete {checkpoint} to start it anew"
             )
         write_text(file, config)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tas.data import Source
 from tas.data.augment import own_randomness
 from tas.data.tensors import IGNORED
-from tas.errors import ConfigError, DataError, ModelError
+from tas.errors import ConfigError, DataError, ModelError, first_line
 from tas.nn.modes import evaluating
 from tas.nn.transfer import decoupled_loss, distillation_loss, imitation_loss, relation_loss, require_layers, wide
 
@@ -27,6 +27,7 @@ Transfer = Literal["none", "kd", "hints", "attention", "dkd", "dist"]
 # Attention: β / 2 with β = 10³ over positions and batch, section 4.1 of its paper. DKD, DIST: the authors' code.
 TRANSFER_WEIGHTS: dict[str, float] = {"hints": 100.0, "attention": 500.0, "dkd": 2.0, "dist": 1.0}
 FEATURE_TRANSFERS = ("hints", "attention")
+OF_THE_MACHINE = ("out of memory", "CUDA error", "cuDNN error", "CUBLAS_STATUS")  # not of the images
 COMPILER = ("torch._dynamo", "torch._inductor", "triton")  # modules of what torch.compile raises
 
 
@@ -55,13 +56,18 @@ def run_model(model: nn.Module, inputs: Tensor) -> Any:
     try:
         return model(inputs)
     except (RuntimeError, ValueError) as error:
-        if "out of memory" in str(error):
+        if isinstance(error, torch.AcceleratorError) or any(word in str(error) for word in OF_THE_MACHINE):
             raise
         if type(error).__module__.startswith(COMPILER):
             reason = " ".join(str(error).strip().splitlines()[:2])
             raise ModelError(
                 f"torch.compile failed: {reason}. Set compile to false, or see what it needs on this machine (a C++ "
                 f"compiler, on a GPU Triton)"
+            ) from error
+        if "same device" in str(error):
+            raise ModelError(
+                f"{type(model).__name__} holds a tensor that does not move to {inputs.device} with it "
+                f"({first_line(error)}); make it a buffer (register_buffer)"
             ) from error
         wanted = dtype_of(model)
         if inputs.dtype != wanted:
@@ -214,7 +220,7 @@ def _are_labels(targets: Any) -> bool:
 def _require_classes(targets: Tensor, classes: int, ignored: int | None = None) -> None:
     if targets.numel() == 0:
         return
-    low, high = (int(bound) for bound in targets.aminmax())
+    low, high = torch.stack(targets.aminmax()).tolist()  # one wait for the device
     if high >= classes:
         raise DataError(
             f"the data has a label {high}, the model only {classes} classes; build the model with the data's number "
@@ -246,6 +252,7 @@ def require_fit_for_data(
     metric: Metric | None = None,
     transfer: Transfer = "none",
     layers: Sequence[str] = (),
+    trains: bool = True,
 ) -> None:
     """Try a model, a loss and a metric on training images, before anything long begins.
 
@@ -256,6 +263,7 @@ def require_fit_for_data(
         metric: (outputs, targets) to a number; None is the percentage of right classes.
         transfer: what a small network is to learn from the model.
         layers: of which it is to learn the features.
+        trains: whether a model like this one will be trained.
 
     Raises:
         ModelError: the model does not accept them, answers with NaN, or cannot learn.
@@ -275,11 +283,24 @@ def require_fit_for_data(
         raise ModelError("the model's outputs are not finite on training images; check its weights for NaN")
     _require_learnable(outputs, targets, source, loss, transfer)
     _require_number((metric or accuracy)(outputs, targets))
-    with own_randomness([]):
-        if len(inputs) > 1:  # while it trains, a model may answer in another form
-            learner = copy.deepcopy(model)
-            learner.train()
-            _require_learnable(run_model(learner, inputs), targets, source, loss, transfer)
+    if trains and len(inputs) > 1:  # while it trains, a model may answer in another form
+        with own_randomness([]):
+            outputs = _in_training(model, inputs)
+        _require_learnable(outputs, targets, source, loss, transfer)
+
+
+def _in_training(model: nn.Module, inputs: Tensor) -> Any:
+    try:
+        learner = copy.deepcopy(model)
+        learner.train()
+        return learner(inputs)
+    except Exception as error:  # a forward may raise what it likes
+        if "out of memory" in str(error):
+            raise
+        raise ModelError(
+            f"{type(model).__name__} fails in training mode ({first_line(error)}); wrap it in a module that takes "
+            f"images alone, and that can be copied"
+        ) from error
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tas.errors import ConfigError
 from tas.nn.modes import evaluating
 from tas.storage import write_text
 
@@ -24,12 +25,22 @@ Clock = Literal["wall", "cpu"]
 
 
 def _timer(module: nn.Module, inputs: Tensor, clock: Clock) -> Any:
-    from torch.utils.benchmark import Timer, timer
+    from torch.utils.benchmark import Timer
+
+    device = inputs.device
+    if device.type == "cuda" and clock == "cpu":
+        raise ConfigError("clock cpu counts what a processor has spent; on a GPU take wall")
+
+    def now() -> float:
+        """When the device is done; torch's own timer waits for the current one, which may be another."""
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
 
     names = {"module": evaluating(module), "inputs": inputs}
     return Timer(
         "module(inputs)", globals=names, num_threads=torch.get_num_threads(),
-        timer=timer if clock == "wall" else time.thread_time,
+        timer=now if clock == "wall" else time.thread_time,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from tas.graph import Graph
 from tas.nn.statistics import measure_statistics
 from tas.nn.surgery import cut
 from tas.progress import Bar
-from tas.task import Loss, accuracy, run_model
+from tas.task import Loss, right_classes, run_model
 
 WORST = -1e30  # where the loss is not finite
 
@@ -67,8 +67,12 @@ class Judge:
         total, count = 0.0, 0
         for inputs, targets in self.evaluation():
             outputs: Any = run_model(small, inputs)
-            value = accuracy(outputs, targets) if self.loss is None else -self.loss(outputs, targets)
-            total, count = total + float(value) * len(inputs), count + len(inputs)
+            if self.loss is None:
+                right, of = right_classes(outputs, targets)
+                value = 100.0 * right
+            else:
+                value, of = -float(self.loss(outputs, targets)) * len(inputs), len(inputs)
+            total, count = total + value, count + of
         if count == 0:
             raise DataError("there is no batch to try an architecture on; give more samples, or smaller batches")
         score = total / count

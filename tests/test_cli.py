@@ -167,7 +167,7 @@ def test_the_single_commands_chain_through_files(images, tmp_path, capsys, monke
     assert json.loads(capsys.readouterr().out)["full"]["accuracy"] == profiles["full"]["accuracy"]
 
     held = (found / "model.safetensors").read_bytes()
-    assert "holds a trained network and its results; derive another one elsewhere" in fails(
+    assert "holds a trained network (it has summary.json and train.yaml); derive another one" in fails(
         capsys, "derive", *data, *known, "--run", found
     )
     assert (found / "model.safetensors").read_bytes() == held
@@ -176,7 +176,11 @@ def test_the_single_commands_chain_through_files(images, tmp_path, capsys, monke
     )  # another training: what told of the first goes
     assert not {"summary.json", "report.md", "report.html"} & {path.name for path in found.iterdir()}
     capsys.readouterr()
-    assert "which model it was made with; give --model" in fails(capsys, "derive", "--run", found)
+    assert "holds a trained network (it has train.yaml)" in fails(capsys, "derive", *data, *known, "--run", found)
+    for name in ("train", "search"):
+        words = (name, *data, *known, "--output", tmp_path / "tracked", "--tracker", "aim")
+        assert "its package is not installed" in fails(capsys, *words)
+        assert not (tmp_path / "tracked").exists()
 
 
 def test_measure_times_what_runs_elsewhere_without_data_and_leaves_the_summary(images, weights, tmp_path, capsys):

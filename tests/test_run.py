@@ -127,19 +127,19 @@ def test_a_damaged_config_cannot_be_resumed(tmp_path):
         RunFolder.open(tmp_path, "x", resume=True)
 
 
-def test_an_interrupted_stage_goes_on_with_its_own_options_alone(tmp_path):
+def test_an_interrupted_training_goes_on_with_its_own_options_alone(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.agree("train", "data: digits\nseed: 1\n")
-    folder.agree("train", "data: digits\nseed: 2\n")  # nothing was begun
+    folder.agree_to_train("data: digits\nseed: 1\n")
+    folder.agree_to_train("data: digits\nseed: 2\n")  # nothing was begun
     assert (tmp_path / "train.yaml").read_text() == "data: digits\nseed: 2\n"
     folder.checkpoint("train").parent.mkdir()
     folder.checkpoint("train").touch()
-    folder.agree("train", "data: digits\nseed: 2\n")
+    folder.agree_to_train("data: digits\nseed: 2\n")
     with pytest.raises(
         RunError, match=r"differs from the options given: data \(\"digits\" there, \"mine\" here\); finish"
     ):
-        folder.agree("train", "data: mine\nseed: 2\n")
-    RunFolder(None).agree("train", "x")
+        folder.agree_to_train("data: mine\nseed: 2\n")
+    RunFolder(None).agree_to_train("x")
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"full": {}, "pruned": {}}', "3"])
@@ -147,3 +147,12 @@ def test_json_that_is_no_summary_is_refused(text, tmp_path):
     (tmp_path / SUMMARY).write_text(text)
     with pytest.raises(RunError, match="is not the summary of a run; measure it again with tas measure --run"):
         read_summary(tmp_path)
+
+
+def test_what_was_trained_again_is_not_resumed(tmp_path):
+    folder = RunFolder.open(tmp_path / "run", "x", resume=False)
+    (folder.path / "model.safetensors").touch()
+    RunFolder.open(tmp_path / "run", "x", resume=True)  # interrupted while it saved
+    folder.agree_to_train("x")
+    with pytest.raises(RunError, match="has been trained again by tas train, so that there is nothing to resume"):
+        RunFolder.open(tmp_path / "run", "x", resume=True)

@@ -18,6 +18,7 @@ from tas.task import (
     accuracy,
     require_fit_for_data,
     require_fit_for_test,
+    run_model,
     task_loss,
     warn_of_slow_precision,
 )
@@ -191,3 +192,21 @@ def test_whole_numbers_among_the_outputs_are_not_imitated():
     classes = ({"classes": nest["classes"]} for nest in (outputs, wanted))
     with pytest.raises(ModelError, match="no common shape to imitate"):
         task_loss(next(classes), LABELS, wanted=next(classes), **{**options, "loss": lambda *pair: PLAIN})
+
+
+class Failing(TinyNet):
+    def __init__(self, message):
+        super().__init__()
+        self.message = message
+
+    def forward(self, images):
+        raise RuntimeError(self.message)
+
+
+def test_errors_of_the_machine_are_not_blamed_on_the_images():
+    images = torch.zeros(1, 3, 8, 8)
+    for message in ("CUDA error: no kernel image is available", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"):
+        with pytest.raises(RuntimeError, match=message):
+            run_model(Failing(message), images)
+    with pytest.raises(ModelError, match="a tensor that does not move to cpu with it .*make it a buffer"):
+        run_model(Failing("Expected all tensors to be on the same device, but got index on cpu"), images)

@@ -156,3 +156,15 @@ def test_the_global_random_state_is_left_alone(prepared):
     state = torch.get_rng_state()
     judge_of(perturbed(model), graph, source).score(graph.full)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_labels_to_ignore_do_not_count():
+    torch.manual_seed(0)
+    model = TinyNet().eval()
+    graph = tas.trace(model, torch.zeros(1, 3, 8, 8))
+    images = torch.rand(8, 3, 8, 8)
+    right = model(images).argmax(1)
+    batches = [(images[:4], right[:4]), (images[4:], torch.full((4,), -100))]
+    judge = Judge(model, graph, lambda: [(images, right)], lambda: batches)
+    with_all = Judge(model, graph, lambda: [(images, right)], lambda: batches[:1])
+    assert judge.score(graph.full) == with_all.score(graph.full) >= 0

@@ -11,7 +11,7 @@ from tas.pipeline.derive import derive as derive_model
 from tas.pipeline.derive import recalibrate
 from tas.pipeline.rank import rank
 from tas.pipeline.store import save
-from tas.run import SUMMARY, RunFolder
+from tas.run import SUMMARY, TRAINED, RunFolder
 from tas.show import say, say_json
 
 SEEDS: list[str] = []  # options that follow --seed
@@ -47,10 +47,10 @@ def derive(
         json: print the costs as JSON
     """
     graph, architecture = found_in(run)
-    if (Path(run) / SUMMARY).is_file():
+    if trained := [name for name in (SUMMARY, TRAINED) if (Path(run) / name).is_file()]:
         raise RunError(
-            f"{run} holds a trained network and its results; derive another one elsewhere (tas search --from {run} "
-            f"--budget.macs … --output OTHER), or remove its {SUMMARY} if they may go"
+            f"{run} holds a trained network (it has {' and '.join(trained)}); derive another one elsewhere (tas search "
+            f"--from {run} --budget.macs … --output OTHER), or remove {' and '.join(trained)} if it may go"
         )
     names = {"model": model, "weights": weights, "pretrained": pretrained, "data_dir": data_dir}
     names |= {"image_size": image_size, "normalization": normalization}

@@ -33,7 +33,7 @@ from tas.show import print_graph, say, say_json
 from tas.space import SearchSpace, SpaceConfig
 from tas.storage import write_text
 from tas.task import dtype_of, require_fit_for_data
-from tas.trackers import tracked
+from tas.trackers import require_tracker, tracked
 
 SEEDS: list[str] = ["search.seed"]  # options that follow --seed
 
@@ -104,6 +104,7 @@ def search(
         "latency": plain(latency),
         "seed": seed,
     }
+    require_tracker(tracker)
     if from_run is not None:
         scores, found = _decode(from_run, names, settings, output=output, resume=resume)
         _tell(scores, found, output, json=json, has_weights=False)

@@ -18,7 +18,7 @@ from tas.pipeline.train import train as train_model
 from tas.run import RunFolder
 from tas.show import say, say_json
 from tas.task import require_fit_for_data, require_fit_for_test
-from tas.trackers import tracked
+from tas.trackers import require_tracker, tracked
 
 SEEDS: list[str] = ["train.seed"]  # options that follow --seed
 
@@ -69,6 +69,7 @@ def train(
         tracker: also send every epoch's numbers to tensorboard, wandb, mlflow or another that accelerate knows
         json: print the accuracy as JSON
     """
+    require_tracker(tracker)
     config = train
     found = found_in(run) if run else None
     names = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
@@ -86,7 +87,7 @@ def train(
         if teacher is None and config.uses_teacher and is_main_process():
             print(f"tas train: {run} holds no trained full model, so its model learns from the labels alone; "
                   f"--weights names a teacher", file=sys.stderr)  # fmt: skip
-        folder.agree("train", to_yaml(settings))
+        folder.agree_to_train(to_yaml(settings))
         small, record = load(run, full), folder.record()
         with tracked(record, tracker, folder=run, settings=plain(config)):
             small = train_model(

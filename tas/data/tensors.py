@@ -112,7 +112,7 @@ class TensorSource:
         return f"TensorSource({self.name}: {counts} of {shape}, {self.num_classes} classes)"
 
     def _on(self, device: str) -> tuple[Batch, Batch]:
-        key = str(device)
+        key = str(torch.empty(0, device=device).device)  # cuda and cuda:0 are one
         if key not in self._moved:  # the images cross to the device once, not every epoch
             (images, labels), (test_images, test_labels) = self._train, self._test
             train = (images.to(device), labels.to(device))

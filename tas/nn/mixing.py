@@ -114,8 +114,8 @@ class CompactWidth:
         self.chosen, self.weights, self._shares = tuple(chosen), weights, None
         self.active = max(self.candidates[index] for index in self.chosen)
 
-    def pick(self, index: int) -> None:
-        """Use one candidate alone."""
+    def pick(self, index: int, device: torch.device | None = None) -> None:
+        """Use one candidate alone; its sizes are numbers, which lie nowhere."""
         self.chosen, self.weights, self._shares = (index,), None, None
         self.active = self.candidates[index]
 
@@ -194,9 +194,10 @@ class DenseWidth:
         self.sizes = self._table[chosen]
         self.active = self.sizes.max()
 
-    def pick(self, index: int) -> None:
-        """Use one candidate alone."""
-        self.draw(torch.tensor([index], device=self._table.device), torch.ones(1, device=self._table.device))
+    def pick(self, index: int, device: torch.device | None = None) -> None:
+        """Use one candidate alone, on a device or where it was."""
+        device = device or self._table.device
+        self.draw(torch.tensor([index], device=device), torch.ones(1, device=device))
 
     def mixture(self, scales: Tensor | None, shifts: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
         """As `CompactWidth.mixture`, over all channels: (…, size, size) and (…, size), zero from the active size on."""
@@ -236,34 +237,35 @@ class CompactAxis:
     def __init__(self, layout: Layout | None, widths: Mapping[str, Size]):
         self._layout = layout
         self._widths = {run.width: widths[run.width] for run in layout or () if run.width is not None}
-        self._cache: dict[tuple[int, ...], tuple[int, Tensor | None]] = {}
+        self._cache: dict[tuple[torch.device, tuple[int, ...]], tuple[int, Tensor | None]] = {}
 
     def take(self, tensor: Tensor, dim: int) -> Tensor:
         """Only the active positions of `tensor` along `dim`; a view where they are a prefix."""
         if self._layout is None:
             return tensor
-        count, index = self._active()
+        count, index = self._active(tensor.device)
         if index is not None:
-            return tensor.index_select(dim, index.to(tensor.device))
+            return tensor.index_select(dim, index)
         return tensor if count == tensor.shape[dim] else tensor.narrow(dim, 0, count)
 
     def put(self, whole: Tensor, part: Tensor) -> None:
         """Write what `take` gathered from a vector back into it, in place."""
-        count, index = self._active()
+        count, index = self._active(whole.device)
         if index is None:
             whole[:count].copy_(part)
         else:
-            whole.index_copy_(0, index.to(whole.device), part)
+            whole.index_copy_(0, index, part)
 
-    def _active(self) -> tuple[int, Tensor | None]:
-        key = tuple(width.active for width in self._widths.values())
+    def _active(self, device: torch.device) -> tuple[int, Tensor | None]:
+        sizes = tuple(width.active for width in self._widths.values())
+        key = (device, sizes)
         if key not in self._cache:
             assert self._layout is not None
-            kept = positions_of(self._layout, dict(zip(self._widths, key, strict=True)))
+            kept = positions_of(self._layout, dict(zip(self._widths, sizes, strict=True)))
             is_prefix = len(kept) == 0 or kept[-1] == len(kept) - 1
             if len(self._cache) > 512:  # a concatenation of many widths has too many combinations to keep
                 self._cache.clear()
-            self._cache[key] = (len(kept), None if is_prefix else torch.as_tensor(kept))
+            self._cache[key] = (len(kept), None if is_prefix else torch.as_tensor(kept, device=device))
         return self._cache[key]
 
 

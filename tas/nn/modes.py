@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TypeVar
 
+import torch
 from torch import nn
+
+from tas.errors import ModelError, first_line
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -16,3 +20,18 @@ def evaluating(model: _Model) -> _Model:
     """
     model.eval()
     return model
+
+
+def teaching(teacher: _Model, device: torch.device | str) -> _Model:
+    """A copy of a teacher on a device, in evaluation mode: the user's own keeps its mode, place and format.
+
+    Raises:
+        ModelError: it cannot be copied.
+    """
+    try:
+        return evaluating(copy.deepcopy(teacher).to(device))
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"the teacher {type(teacher).__name__} cannot be copied ({first_line(error)}); remove what holds computed "
+            f"tensors, or call it once under torch.no_grad()"
+        ) from error

@@ -41,13 +41,15 @@ def measure_statistics(model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
         norm.train()
+    done = False
     try:
         for inputs, _ in batches:
             model(inputs)
+        done = True
     finally:
         for norm, (momentum, values) in zip(norms, held, strict=True):
             norm.momentum = momentum
-            if not norm.num_batches_tracked:  # it saw no batch
+            if not done or not norm.num_batches_tracked:  # something failed, or this one saw no batch
                 for value, old in zip(norm.buffers(recurse=False), values, strict=True):
                     value.copy_(old)
         model.eval()

@@ -215,8 +215,10 @@ class Supernet(nn.Module):
         states = {**self._widths, **self._depths}
         before = {name: dict(vars(state)) for name, state in states.items()}
         try:
-            for name, size in (*architecture.widths.items(), *architecture.depths.items()):
-                states[name].pick(states[name].candidates.index(size))
+            for name, size in architecture.widths.items():
+                self._widths[name].pick(self._widths[name].candidates.index(size), self.logits.device)
+            for name, size in architecture.depths.items():
+                self._depths[name].pick(self._depths[name].candidates.index(size))
             self._settle()
             yield self
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 import time
@@ -115,6 +116,8 @@ def compare(
         _drop_halves(folder)
         done = {job.file for job in jobs if job.path(folder).is_file()}
         build = rebuild or partial(_same, model, data)
+        if rebuild is None and config.workers > 1:  # every worker has a GPU of its own
+            build = partial(_same, copy.deepcopy(model).cpu(), data)
         options = {"config": config, "folder": folder, "train_teacher": train_teacher, "loss": loss, "metric": metric}
         workers, threads = _crew(config, partial(open_bench, build, **options))
         with watched(jobs, done) as watch:

@@ -75,6 +75,10 @@ def measure_side_by_side(
     """Measure several models that read the same, timed in turn (A B A B …); arguments as in `measure`."""
     batches = [latency_batch] if isinstance(latency_batch, int) else list(latency_batch)
     _check(batches, seconds, runtime, threads)
+    if len(places := {str(next(model.parameters()).device) for model in models}) > 1:
+        raise ConfigError(
+            f"the models lie on {' and '.join(sorted(places))}, whose times do not compare; move them to one"
+        )
     source = as_source(data) if data is not None else None
     if example is None:
         if source is None:

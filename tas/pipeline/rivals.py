@@ -252,7 +252,7 @@ class _Job:
         """A copy of the model on the device to work on, and the data, both known to fit."""
         source = as_source(self.data)
         work = copy.deepcopy(self.model).to(join())
-        require_fit_for_data(work, source, loss=self.loss, metric=self.loss)
+        require_fit_for_data(work, source, loss=self.loss, metric=self.loss, trains=self.method == "sfp")
         return work, source
 
     def _batches(self, source: Source, half: int, count: int, model: nn.Module) -> Callable[[], Iterator[Batch]]:

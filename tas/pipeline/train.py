@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import time
@@ -22,7 +21,7 @@ from tas.data.sharding import sharded
 from tas.distributed import average_gradients, copy_from_main, join, summed
 from tas.errors import ConfigError, TrainingError
 from tas.nn.memory_format import channels_last
-from tas.nn.modes import evaluating
+from tas.nn.modes import evaluating, teaching
 from tas.nn.statistics import average_statistics
 from tas.nn.sync_batch_norm import synchronized_batch_norm
 from tas.nn.transfer import Attention, Hints, match_layers, recorded
@@ -165,7 +164,7 @@ def train(
     require_trainable(model)
     warn_of_slow_precision(config.precision, home.type)
     model.to(device)
-    helper = evaluating(copy.deepcopy(teacher).to(device)) if teacher is not None and config.uses_teacher else None
+    helper = teaching(teacher, device) if teacher is not None and config.uses_teacher else None
     comparison, layers = _feature_comparison(model, helper, source.input_shape, config)
     copy_from_main(model, helper, comparison)
     steps = len(source.train_batches(config.batch_size, seed=config.seed, device=device))
@@ -282,7 +281,7 @@ class _Trainer:
 
 @torch.no_grad()
 def _answer(teacher: nn.Module | None, inputs: Tensor) -> Any:
-    return None if teacher is None else teacher(inputs)
+    return None if teacher is None else run_model(teacher, inputs)
 
 
 class _Meter:
@@ -290,7 +289,7 @@ class _Meter:
 
     def __init__(self, stage: str):
         self.stage, self.count, self.is_classes = stage, 0, True
-        self.loss, self.right = torch.zeros(()), torch.zeros(())
+        self.loss, self.right, self.labels = torch.zeros(()), torch.zeros(()), torch.zeros(())
 
     def add(self, loss: Tensor, outputs: Any, targets: Any) -> None:
         """Count one batch."""
@@ -300,7 +299,9 @@ class _Meter:
         self.is_classes = isinstance(outputs, Tensor) and outputs.dim() == 2 and targets.dim() == 1
         self.is_classes = self.is_classes and not targets.is_floating_point()
         if self.is_classes:
-            self.right = self.right.to(loss.device) + (outputs.argmax(1) == targets).sum()
+            counts = (targets >= 0) & (targets < outputs.shape[1])  # the others are to be ignored
+            self.right = self.right.to(loss.device) + ((outputs.argmax(1) == targets) & counts).sum()
+            self.labels = self.labels.to(loss.device) + counts.sum()
 
     def means(self) -> dict[str, float]:
         """Loss, and for a classification the percentage of right classes; all processes must ask.
@@ -308,7 +309,7 @@ class _Meter:
         Raises:
             TrainingError: the loss is NaN or infinite.
         """
-        total, right, count = summed([float(self.loss), float(self.right), self.count])
+        total, right, labels, count = summed([float(self.loss), float(self.right), float(self.labels), self.count])
         loss = total / max(1, count)
         if not math.isfinite(loss):
             raise TrainingError(
@@ -316,7 +317,7 @@ class _Meter:
                 f"weights for NaN"
             )
         found = {"loss": round(loss, 5)}
-        return {**found, "accuracy": round(100 * right / count, 3)} if self.is_classes else found
+        return {**found, "accuracy": round(100 * right / max(1, labels), 3)} if self.is_classes else found
 
     def __str__(self):
         return "  ".join(f"{name} {value:.3f}" for name, value in self.means().items())

@@ -7,7 +7,7 @@ from torch import nn
 
 from tas.architecture import Architecture
 from tas.errors import ModelError
-from tas.nn.surgery import Dropped, cut, mask, reorder, require_fit
+from tas.nn.surgery import Dropped, cut, mask, reorder, require_fit, shared_copy
 from tas.pipeline.trace import trace
 
 
@@ -93,3 +93,17 @@ def test_what_a_module_remembers_of_its_weights_is_not_copied():
     orders = {"0.0": np.array([7, 6, 5, 4, 3, 2, 1, 0])}
     torch.testing.assert_close(reorder(model, graph, orders)(images()), wanted)
     assert model[1].known  # what was given is not changed
+
+
+class Writer(nn.Linear):
+    """Changes its weights with its mode."""
+
+    def train(self, mode=True):
+        return super().train(mode)
+
+
+def test_weights_that_a_module_may_write_into_are_copied_and_no_others():
+    model = nn.Sequential(nn.Linear(3, 3), Writer(3, 3))
+    copied = shared_copy(model)
+    assert copied[0].weight is model[0].weight
+    assert copied[1].weight is not model[1].weight

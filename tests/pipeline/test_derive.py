@@ -10,6 +10,7 @@ from toys import TinyNet
 
 from tas.architecture import Architecture
 from tas.errors import ArchitectureError, ConfigError, ModelError
+from tas.nn.statistics import measure_statistics
 from tas.pipeline.derive import derive, recalibrate
 from tas.pipeline.trace import trace
 from tas.space import SearchSpace
@@ -229,3 +230,17 @@ def test_recalibration_repeats_itself_and_leaves_the_generators_alone():
         assert np.random.get_state()[2] == before
         found.append(model.stem[1].running_mean)
     assert torch.equal(*found)
+
+
+def test_a_recalibration_that_fails_in_its_second_batch_leaves_the_model_as_it_was():
+    model = TinyNet().train()
+    before = copy.deepcopy(model.state_dict())
+
+    def batches():
+        yield torch.rand(4, 3, 8, 8), torch.zeros(4)
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        measure_statistics(model, batches())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.stem[1].momentum == TinyNet().stem[1].momentum

@@ -187,3 +187,9 @@ def test_the_accuracy_is_of_all_labels_that_count_whatever_the_batches():
     nothing = tas.data.TensorSource(images, labels, images, torch.full((6,), -100), num_classes=2)
     with pytest.raises(tas.DataError, match="every label of the test set .* is one to ignore"):
         evaluate(Always(), nothing)
+
+
+def test_models_on_different_devices_are_not_compared():
+    models = TinyNet(), TinyNet().to("meta")
+    with pytest.raises(tas.ConfigError, match="the models lie on cpu and meta, whose times do not compare"):
+        measure_side_by_side(models, example=torch.zeros(1, 3, 8, 8))

@@ -198,3 +198,23 @@ def test_options_out_of_range_are_refused():
     for options in ({"candidates": 0}, {"sfp_learning_rate": 0.0}, {"batch_size": -1}, {"allocation": "greedy"}):
         with pytest.raises(ConfigError, match=f"rivals {next(iter(options))} is"):
             RivalConfig(**options)
+
+
+class Detector(TinyNet):
+    """Wants targets while it trains, as torchvision's detectors."""
+
+    def forward(self, images, targets=None):
+        assert not self.training or targets is not None, "targets should not be None"
+        return super().forward(images)
+
+
+def test_rivals_that_never_train_do_not_ask_for_a_forward_that_trains():
+    model, source = Detector(), tiny_source()
+    graph = tas.trace(model, torch.zeros(1, 3, 8, 8))
+    space = tas.SearchSpace.of(graph)
+    for method in ("taylor", "random"):
+        assert tas.choose(
+            method, model, graph, space, source, budget="60%", config=RivalConfig(candidates=2)
+        ).architecture
+    with pytest.raises(tas.ModelError, match="Detector fails in training mode .targets should not be None"):
+        tas.choose("sfp", model, graph, space, source, budget="60%")

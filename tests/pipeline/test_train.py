@@ -452,3 +452,31 @@ def test_an_accelerator_of_the_users_own_keeps_its_settings():
     own = Accelerator(cpu=True, gradient_accumulation_steps=4)
     tas.train(fresh(), tiny_source(), config=quick(epochs=1))
     assert own.gradient_accumulation_steps == 4
+
+
+class Keeping(TinyNet):
+    """Keeps what it has computed, as models that show their attention."""
+
+    def forward(self, images):
+        self.last = super().forward(images)
+        return self.last
+
+
+def test_a_teacher_that_cannot_be_copied_is_refused_in_words():
+    teacher = Keeping()
+    teacher(torch.zeros(2, 3, 8, 8))
+    with pytest.raises(tas.ModelError, match="the teacher Keeping cannot be copied .*call it once under torch.no_grad"):
+        tas.train(fresh(), tiny_source(), teacher=teacher, config=quick(epochs=1))
+    with torch.no_grad():
+        teacher(torch.zeros(2, 3, 8, 8))
+    tas.train(fresh(), tiny_source(), teacher=teacher, config=quick(epochs=1))
+
+
+def test_labels_to_ignore_do_not_count_in_the_accuracy_of_an_epoch():
+    images, labels = next(iter(tiny_source().test_batches(32)))
+    model = tas.train(fresh(), tiny_source(), config=quick(epochs=15))
+    labels[::2] = -100
+    source = tas.data.TensorSource(images, labels, images, labels, num_classes=4)
+    record = tas.Record()
+    tas.train(model, source, config=quick(epochs=1, learning_rate=1e-9), record=record)
+    assert record.rows[0]["accuracy"] > 90

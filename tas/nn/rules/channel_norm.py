@@ -158,7 +158,8 @@ class _SomeChannels(Opened):
         sizes = outputs.shape if len(kept) > 1 else self.module(inputs).shape  # of one channel the average looks alike
         if len(sizes) <= self._dim or sizes[self._dim] not in (len(kept), inputs.shape[self._dim]):
             return outputs
-        return torch.zeros_like(inputs).index_copy(self._dim, kept, outputs)
+        whole = torch.zeros_like(inputs, dtype=outputs.dtype)  # under autocast a norm may answer in full precision
+        return whole.index_copy(self._dim, kept, outputs)
 
 
 class MaskedChannelNorm(_SomeChannels):

@@ -13,7 +13,6 @@ from tas.options import flat_options, with_options
 from tas.pipeline.compress import CompressConfig
 from tas.pipeline.rivals import METHODS as RIVALS
 from tas.pipeline.rivals import READ_BY, RivalConfig
-from tas.pipeline.search.config import ALTERNATION
 from tas.pipeline.train import TrainConfig
 from tas.task import FEATURE_TRANSFERS
 from tas.task import Transfer as TransferName
@@ -80,12 +79,10 @@ class Method:
         if self.name == "tas-paper" and base.search.epochs == 0:
             ours["search.epochs"] = max(1, int(base.train.epochs) // 2)  # it knows nothing but its epochs
         job = with_options(replace(base, seed=seed), {**ours, **own}, owner)
-        idle = [name for name in own if name.removeprefix("search.") in ALTERNATION] if job.search.epochs == 0 else []
-        if idle:
-            raise ConfigError(
-                f"{owner}: {idle[0]} has no effect, for search.epochs is 0 (saliency and halving alone decide); set "
-                f"search.epochs beside it, or give it to tas-paper"
-            )
+        unread = job.search.unread if self.is_searched else {}
+        for name in own:
+            if reason := unread.get(name.removeprefix("search.")):
+                raise ConfigError(f"{owner}: {name} has no effect, for {reason}")
         if job.init == "fresh":
             raise ConfigError(f"{owner}: init is fresh; where weights come from is said by the transfers, none and kd")
         return job

@@ -214,7 +214,7 @@ def plan(config: CompareConfig, *, train_teacher: bool) -> list[Job]:
                 length = _hundredths(searched + 0.3 * method.is_searched)
                 search = Job("search", f"{name}-seed{seed}", seed, method, budget, needs=(teacher.file,), work=length)
                 jobs.append(search)
-                work = _hundredths(config.epochs_after(job, method, searched=searched, ours=ours))
+                work = _hundredths(job.train.epochs + (ours - searched) * config.equal_epochs)
                 cells += [
                     Job("cell", f"{name}-{transfer}-seed{seed}", seed, method, budget, transfer, (search.file,), work)
                     for transfer in config.transfers  # type: ignore[union-attr]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tas.architecture import Architecture
 from tas.budget import Budget
 from tas.data import Source, as_source
+from tas.distributed import join
 from tas.errors import RunError
 from tas.graph import Graph
 from tas.nn.modes import evaluating
@@ -139,6 +140,7 @@ def _full_model(bench: Bench, job: Job) -> dict[str, Any]:
             checkpoint=bench.checkpoint(job), stage="teacher",
         )  # fmt: skip
         save_full(bench.folder / FULL_WEIGHTS, model)
+    model.to(join())
     epochs = bench.config.job.teacher.epochs if bench.train_teacher else 0
     return {**_profile(bench, model), "epochs": epochs, "seconds": round(record.seconds("teacher"), 3)}
 

@@ -158,7 +158,7 @@ def compress(
     graph, space = open_choices(model, example, config)
     if output is not None:
         require_storable(model)
-    teacher = copy.deepcopy(model)
+    teacher, place = copy.deepcopy(model), next(model.parameters()).device
     require_fit_for_data(
         teacher, source, loss=loss, metric=metric, transfer=config.train.transfer, layers=config.train.layers
     )
@@ -189,7 +189,7 @@ def compress(
             )  # fmt: skip
             if run.path is not None:
                 from_main(save_full)(run.path / FULL_WEIGHTS, teacher)
-        job = Job(teacher, source, example, graph, space, config, loss, metric)
+        job = Job(teacher, source, example, graph, space, config, loss, metric, place)
         if len(budgets) == 1:
             made = shrink(job, budgets[0], run, record, since=since)
             return [made] if is_list else made

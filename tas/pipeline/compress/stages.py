@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tas.architecture import Architecture
@@ -58,7 +59,7 @@ class CompressResult:
 
 @dataclass(frozen=True)
 class Job:
-    """What all budgets share: the trained full model, its data and its choices."""
+    """What all budgets share: the trained full model, its data and its choices, and where the model was given."""
 
     teacher: nn.Module
     source: Source
@@ -68,6 +69,7 @@ class Job:
     config: CompressConfig
     loss: Loss | None
     metric: Metric | None
+    place: torch.device
 
     @cached_property
     def full_accuracy(self) -> float:
@@ -174,12 +176,15 @@ def _summary(
 
 
 def _profiles(job: Job, small: nn.Module, architecture: Architecture) -> tuple[Profile, Profile]:
-    graph, models = job.graph, [job.teacher, small]
-    costs = measure_side_by_side(
-        models, example=job.example, metric=job.metric, latency_batch=job.config.latency_batch,
-        threads=graph.latency.threads if graph.latency else 0,
-    )  # fmt: skip
+    graph, home = job.graph, next(small.parameters()).device
+    job.teacher.to(home)  # search and training have taken copies
     accuracies = job.full_accuracy, evaluate(small, job.source, metric=job.metric)
+    place = job.place if graph.latency else home  # a budget of latency is one of that device
+    costs = measure_side_by_side(
+        [job.teacher.to(place), small.to(place)], example=job.example, metric=job.metric,
+        latency_batch=job.config.latency_batch, threads=graph.latency.threads if graph.latency else 0,
+    )  # fmt: skip
+    small.to(home)
     full, pruned = (replace(cost, accuracy=accuracy) for cost, accuracy in zip(costs, accuracies, strict=True))
     if graph.latency is None:
         return full, pruned

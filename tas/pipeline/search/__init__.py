@@ -23,7 +23,7 @@ from tas.data.sharding import sharded
 from tas.distributed import copy_from_main, from_main, join
 from tas.errors import ConfigError, RunError
 from tas.nn.memory_format import channels_last
-from tas.nn.modes import evaluating
+from tas.nn.modes import teaching
 from tas.nn.statistics import average_statistics
 from tas.nn.supernet import Supernet
 from tas.nn.sync_batch_norm import synchronized_batch_norm
@@ -112,7 +112,7 @@ def search(
     supernet.interpolation = config.interpolation
     supernet.to(device)
     pairs = halves(sharded(source), config, 0, device)[2]
-    helper = evaluating(copy.deepcopy(teacher).to(device)) if teacher is not None and config.teacher_weight else None
+    helper = teaching(teacher, device) if teacher is not None and config.teacher_weight else None
     copy_from_main(supernet, helper)
     steps = Steps(supernet, budget, config, helper, loss, max(1, pairs * config.epochs))
     competes = config.architectures > 1 and supernet.space.is_open

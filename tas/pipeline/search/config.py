@@ -143,6 +143,22 @@ class SearchConfig:
         if self.epochs == 0 and self.logits_start == "random":
             raise ConfigError("search epochs is 0 and logits_start random: nothing would be searched; set one of them")
 
+    @property
+    def unread(self) -> dict[str, str]:
+        """Options that this search never looks at, and why."""
+        found = {}
+        if self.epochs == 0:
+            why = (
+                "search.epochs is 0 (saliency and halving decide); set search.epochs beside it, or give it to tas-paper"
+            )
+            found |= dict.fromkeys(ALTERNATION, why)
+        if self.architectures < 2:
+            why = "search.architectures is below 2, so that none compete; set it beside"
+            found |= dict.fromkeys(("halving_steps", "halving_images"), why)
+        if self.logits_start == "random":
+            found["held_out_images"] = "search.logits_start is random; set saliency beside it"
+        return found
+
     def require_fit_for(self, execution: str) -> None:
         """Raise `ConfigError` where the supernet's execution cannot be compiled."""
         if self.compile and execution != "dense":

@@ -148,7 +148,7 @@ class Steps:
         if self.teacher is None or not self.config.teacher_weight:
             return None
         with self._precision(inputs):
-            return self.teacher(inputs)
+            return run_model(self.teacher, inputs)
 
     def objective(self, network: nn.Module, inputs: Tensor, targets: Any, wanted: Any) -> Tensor:
         """The loss of a network on a batch, against the targets and what the teacher says."""

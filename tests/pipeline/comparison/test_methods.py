@@ -97,6 +97,8 @@ def test_what_is_no_method_is_refused(text, message):
      ("tas:search.fragments=1", "search.fragments has no effect, for search.epochs is 0 .*or give it to tas-paper"),
      ("tas:search.epochs=0,search.band=code", "search.band has no effect, for search.epochs is 0"),
      ("l1:search.fragments=1", "search.fragments has no effect on l1; its own options are rivals.allocation$"),
+     ("tas-paper:search.halving_steps=7", "search.halving_steps has no effect, for search.architectures is below 2"),
+     ("tas-paper:search.held_out_images=7", "has no effect, for search.logits_start is random"),
      ("l1:rivals.candidates=5", "rivals.candidates has no effect on l1; its own options are rivals.allocation$"),
      ("uniform:rivals.allocation=share", "has no effect on uniform; its own options are none"),
      ("random:rivals.population=5", "has no effect on random; .* rivals.candidates and rivals.calibration_batches")],

@@ -39,6 +39,12 @@ def test_who_searches_less_trains_longer():
     assert unequal.epochs_after(rival.job(JOB, 0), rival, searched=0, ours=4) == 6
 
 
+def test_how_long_a_search_may_be_is_not_judged_by_the_plan():
+    config = CompareConfig(methods="tas-paper:search.epochs=9", job=replace(JOB, search=short_search()))
+    (cell,) = {job.work for job in plan(config, train_teacher=False) if job.kind == "cell"}
+    assert cell == 5  # the least, for the bar alone
+
+
 def test_parts_of_an_epoch_count():
     config = CompareConfig(methods="tas l1", job=JOB)
     searched, rival = config.rows
