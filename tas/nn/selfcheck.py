@@ -14,7 +14,16 @@ from tas.architecture import Architecture
 from tas.errors import ModelError, first_line
 from tas.graph import Attribute, Graph
 from tas.nn.compared import checked_numbers, compared_numbers
-from tas.nn.cuts import architectures_alike, architectures_to_try, cut_only, cut_to, halved, sizes_compared
+from tas.nn.cuts import (
+    architectures_alike,
+    architectures_like_others,
+    architectures_to_try,
+    cut_only,
+    cut_to,
+    halved,
+    sizes_compared,
+    small,
+)  # fmt: skip
 from tas.nn.freeze import without, without_size
 from tas.nn.perturb import calibrate, noise_like, perturbed
 from tas.nn.supernet import Supernet
@@ -53,20 +62,30 @@ def self_check(
     if witness is None:
         names = [*graph.full.widths, *graph.full.depths]
         return _without_all(graph, names, "the outputs of the model are not finite, so that no cut can be proven")
-    graph = _proven(witness, graph, seed, numbers)
-    for compared in compared_numbers(model, graph, witness.inputs) if graph.attributes else ():
-        # what need not follow a width stays: with other numbers the forward might take another way
+    if witness.failure(graph, architectures_to_try(graph, seed)) is not None:  # rounding is no fault of the graph
+        witness = witness.in_double() or witness
+        graph = _proven(witness, graph, seed, numbers)
+    graph = _without_numbers_that_stay(witness, graph, seed)
+    for trial in architectures_alike(graph):
+        if witness.failure(graph, [trial], ()) is not None:
+            witness = witness.in_double() or witness
+            graph = _without_culprits(witness, graph, trial, "cut to as many channels as others")
+    for trial in architectures_like_others(graph):
+        if witness.failure(graph, [trial], ()) is not None:
+            witness = witness.in_double() or witness
+            for name in _failing(witness, graph, [*graph.full.widths], trial):
+                graph = without_size(graph, name, trial.widths[name])
+    return graph
+
+
+def _without_numbers_that_stay(witness: _Witness, graph: Graph, seed: int) -> Graph:
+    """The graph without numbers that need not follow a width: with others a forward might take another way."""
+    for compared in compared_numbers(witness.model, graph, witness.inputs) if graph.attributes else ():
         fewer = replace(graph, attributes=tuple(item for item in graph.attributes if item not in compared))
         followed = {name for item in compared for name, _ in item.count.widths}
         if witness.failure(fewer, [halved(fewer, followed), *architectures_to_try(fewer, seed)]) is None:
             graph = fewer
             continue
-        for alike in architectures_alike(graph, compared):
-            reason = witness.failure(graph, [alike])
-            for name in [name for name in alike.widths if reason and alike.widths[name] < graph.full.widths[name]]:
-                graph = without(
-                    graph, name, f"its forward compares numbers that follow it; where they are equal, {reason}"
-                )
         for name, size in sizes_compared(graph, compared):
             if witness.failure(graph, [cut_to(graph, {name: size})]) is not None:
                 graph = without_size(graph, name, size)
@@ -78,20 +97,17 @@ def _proven(witness: _Witness, graph: Graph, seed: int, numbers: Callable[[], Se
     names = [*graph.full.widths, *graph.full.depths]
     if witness.failure(graph, architectures_to_try(graph, seed)) is None:
         return graph
-    exact = witness.in_double()
-    if exact is not None:  # rounding is no fault of the graph
-        witness = exact
-        if witness.failure(graph, architectures_to_try(graph, seed)) is None:
-            return graph
-    failing, more = _failing(witness, graph, names), checked_numbers(witness.model, graph, numbers(), witness.inputs)
+    failing = _failing(witness, graph, names, small(graph))
+    more = checked_numbers(witness.model, graph, numbers(), witness.inputs)
     if more is not graph:
-        fewer = _failing(witness, more, names)
+        fewer = _failing(witness, more, names, small(graph))
         graph, failing = (more, fewer) if len(fewer) < len(failing) else (graph, failing)
+    graph, failing = _without_numbers_by_chance(witness, graph, failing)
     for name, reason in failing.items():
         graph = without(graph, name, reason)
     if witness.failure(graph, architectures_to_try(graph, seed)) is None:
         return graph
-    graph = _without_culprits(witness, graph, cut_only(graph, set(names)), "cut together with other groups")
+    graph = _without_culprits(witness, graph, small(graph), "cut together with other groups")
     for _ in range(_ROUNDS):
         failed = next(
             (trial for trial in architectures_to_try(graph, seed) if witness.failure(graph, [trial], EXECUTIONS)), None
@@ -105,6 +121,23 @@ def _proven(witness: _Witness, graph: Graph, seed: int, numbers: Callable[[], Se
     return graph
 
 
+def _without_numbers_by_chance(
+    witness: _Witness, graph: Graph, failing: dict[str, str]
+) -> tuple[Graph, dict[str, str]]:
+    """The graph without numbers, of a window or an image, that equal a width by chance, and what still fails then."""
+    suspects = [item for item in graph.attributes if any(name in failing for name, _ in item.count.widths)]
+    together = [[item for item in suspects if item.module == path] for path in {item.module: None for item in suspects}]
+    for dropped in [*together, *([item] for item in suspects)]:
+        names = {name for item in dropped for name, _ in item.count.widths}
+        if names.isdisjoint(failing):
+            continue
+        fewer = replace(graph, attributes=tuple(item for item in graph.attributes if item not in dropped))
+        left = _failing(witness, fewer, sorted(names), small(graph))
+        if len(left) < len(names & failing.keys()):
+            graph, failing = fewer, {name: failing[name] for name in failing if name not in names} | left
+    return graph, failing
+
+
 def _without_culprits(witness: _Witness, graph: Graph, trial: Architecture, how: str) -> Graph:
     """The graph without the groups with which it fails where those before them are cut to the sizes of a trial, too.
 
@@ -113,12 +146,8 @@ def _without_culprits(witness: _Witness, graph: Graph, trial: Architecture, how:
     names, good = [*graph.full.widths, *graph.full.depths], 0
     more = len(names)
     while good < len(names):
-        chosen = set(names[: good + more])
-        parts = [
-            {key: given[key] if key in chosen else size for key, size in full.items()}
-            for given, full in ((trial.widths, graph.full.widths), (trial.depths, graph.full.depths))
-        ]
-        reason = witness.failure(graph, [Architecture(*parts)], EXECUTIONS)
+        part = cut_only(graph, set(names[: good + more]), trial)
+        reason = witness.failure(graph, [part], EXECUTIONS)
         if reason is not None and more > 1:
             more //= 2
             continue
@@ -129,15 +158,15 @@ def _without_culprits(witness: _Witness, graph: Graph, trial: Architecture, how:
     return graph
 
 
-def _failing(witness: _Witness, graph: Graph, names: Sequence[str]) -> dict[str, str]:
-    """Reason by name of every group that fails when cut alone; halves that pass are not looked into."""
-    reason = witness.failure(graph, [cut_only(graph, set(names))], EXECUTIONS) if names else None
+def _failing(witness: _Witness, graph: Graph, names: Sequence[str], trial: Architecture) -> dict[str, str]:
+    """Reason by name of every group that fails when cut alone as in a trial; halves that pass are not looked into."""
+    reason = witness.failure(graph, [cut_only(graph, set(names), trial)], EXECUTIONS) if names else None
     if reason is None:
         return {}
     if len(names) == 1:
         return {names[0]: reason}
     middle = len(names) // 2
-    return _failing(witness, graph, names[:middle]) | _failing(witness, graph, names[middle:])
+    return _failing(witness, graph, names[:middle], trial) | _failing(witness, graph, names[middle:], trial)
 
 
 def _without_all(graph: Graph, names: Sequence[str], reason: str) -> Graph:
@@ -190,12 +219,12 @@ class _Witness:
         return _Witness(model, inputs) if all(bool(torch.isfinite(tensor).all()) for tensor in outputs) else None
 
     def failure(
-        self, graph: Graph, architectures: Sequence[Architecture], executions: Sequence[Execution] = ()
+        self, graph: Graph, architectures: Sequence[Architecture], executions: Sequence[Execution] | None = None
     ) -> str | None:
         """Why a cut model, or the supernet in these executions, differs from the masked one; None if none does.
 
-        Without executions architectures take turns in them, the dear one where most is cut: that both agree is hardly
-        ever a property of the model.
+        Where those are None, architectures take turns in them, the dear one where most is cut: that both agree is
+        hardly ever a property of the model.
         """
         for place, architecture in enumerate(architectures):
             found, reason = self._cut(graph, architecture)
@@ -209,7 +238,7 @@ class _Witness:
             reason = _difference(found, wanted)
             if reason is not None:
                 return f"the cut model {reason}"
-            for execution in executions or EXECUTIONS[place % 2 :][:1]:
+            for execution in EXECUTIONS[place % 2 :][:1] if executions is None else executions:
                 reason = self._supernet_failure(graph, architecture, execution, wanted)
                 if reason is not None:
                     return reason

@@ -1,4 +1,5 @@
 import copy
+import itertools
 from dataclasses import replace
 
 import nets
@@ -156,9 +157,8 @@ def test_channels_of_a_head_are_not_taken_for_the_number_of_heads(name):
 @pytest.mark.parametrize("strength", [1, 0.01])
 def test_weak_weights_do_not_hide_what_is_wrong_with_the_heads(strength):
     graph = trace(SquareHeads("chunk", strength=strength), images())
-    assert "query" not in graph.full.widths
-    reasons = {item.axis: item.reason for item in graph.frozen}
-    assert reasons["query.weight[0]"].startswith("the cut model differs from the masked one by")
+    assert graph.attributes == ()  # a guess that is wrong, and left out when it is seen
+    assert graph.full.widths == {"stem": 16, "query": 4}
 
 
 class Fails(nn.Module):
@@ -233,8 +233,8 @@ def test_numbers_that_are_compared_follow_where_a_forward_needs_them():
     model = nets.Compares()
     model.block.__class__ = Asserts
     graph = trace(perturbed(model), images())
-    assert graph.full.widths == {}  # both at 5, it would not project
-    assert "compares numbers that follow it; where they are equal, the cut model differs" in graph.frozen[-1].reason
+    assert [(width.name, width.excluded) for width in graph.widths] == [("block.conv.0", (8,))]  # else no projection
+    assert graph.frozen[-1].reason.startswith("cut to as many channels as others, the cut model differs")
 
     model = nets.Compares()
     model.block = Asserts(8, 8)
@@ -242,6 +242,39 @@ def test_numbers_that_are_compared_follow_where_a_forward_needs_them():
     graph = trace(perturbed(model), images())
     assert [item.name for item in graph.attributes] == ["dim", "dim_out"]
     assert graph.full.widths == {"first.0": 8}
+
+
+class AsksShape(nn.Module):
+    """Projects where shapes differ: none of its numbers says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nets.conv_bn(3, 8), nets.conv_bn(8, 12), nets.conv_bn(12, 20)
+        self.projects = nn.ModuleList([nn.Conv2d(8, 12, 1), nn.Conv2d(12, 20, 1)])
+        self.head = nets.head(20)
+
+    def forward(self, x):
+        x = self.first(x)
+        for conv, project in zip((self.second, self.third), self.projects, strict=True):
+            made = conv(x)
+            x = made + (project(x) if x.shape[1] != made.shape[1] else x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("keep", [(), ("first",), ("second.0",)])
+def test_no_sizes_are_left_at_which_shapes_that_differ_become_equal(keep):
+    model = perturbed(AsksShape(), dtype=torch.double)
+    graph, inputs = trace(model, images(dtype=torch.double), keep=keep), images(dtype=torch.double)
+    space = SearchSpace.of(graph, candidates={width.name: list(range(1, width.size + 1)) for width in graph.widths})
+    assert space.widths
+    for sizes in itertools.product(*space.widths.values()):
+        small = Architecture(dict(zip(space.widths, sizes, strict=True)), {})
+        assert torch.allclose(mask(model, graph, small)(inputs), derive(model, graph, small)(inputs), atol=1e-9)
+
+
+def test_channels_that_stay_take_single_sizes_from_those_that_are_compared_with_them():
+    graph = trace(perturbed(AsksShape()), images(), keep="first")  # of 8 channels
+    assert [(width.name, width.excluded) for width in graph.widths] == [("second.0", (8,))]
 
 
 def test_heads_behind_layers_in_which_the_signal_fades_are_proven_all_the_same():
