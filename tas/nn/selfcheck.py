@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,14 +25,16 @@ from tas.nn.cuts import (
     small,
 )  # fmt: skip
 from tas.nn.freeze import without, without_size
+from tas.nn.importance import ranked
+from tas.nn.outputs import difference, no_fast_path, run, shows_something
 from tas.nn.perturb import calibrate, noise_like, perturbed
 from tas.nn.supernet import Supernet
 from tas.nn.surgery import cut, fresh_copy, mask, shared_copy
 from tas.space import SearchSpace
 
-TOLERANCE = 1e-4  # relative to the largest output
 Execution = Literal["dense", "compact"]  # of the supernet
 EXECUTIONS: tuple[Execution, ...] = ("dense", "compact")
+_NOTHING_TO_SEE = "the outputs of the model are not finite, or nothing but zeros, so that no cut can be proven"
 _ROUNDS = 3  # of looking for what fails in a trial of many sizes
 
 
@@ -61,7 +63,7 @@ def self_check(
     witness = _Witness.find(model, example, torch.Generator().manual_seed(seed))
     if witness is None:
         names = [*graph.full.widths, *graph.full.depths]
-        return _without_all(graph, names, "the outputs of the model are not finite, so that no cut can be proven")
+        return _without_all(graph, names, _NOTHING_TO_SEE)
     if witness.failure(graph, architectures_to_try(graph, seed)) is not None:  # rounding is no fault of the graph
         witness = witness.in_double() or witness
         graph = _proven(witness, graph, seed, numbers)
@@ -182,14 +184,16 @@ class _Witness:
     Attributes:
         model: in evaluation mode, with perturbed weights where those give finite outputs.
         inputs: of its forward.
+        outputs: what it makes of them.
     """
 
     model: nn.Module
     inputs: list[Tensor]
+    outputs: list[Tensor]
 
     @classmethod
     def find(cls, model: nn.Module, example: Sequence[Tensor], generator: torch.Generator) -> _Witness | None:
-        """None where no outputs are finite."""
+        """None where no outputs are finite and more than zeros."""
         noise = [noise_like(tensor, generator) for tensor in example]
         few, noisy = [tensor[:2] for tensor in noise], perturbed(model, generator)
         if not calibrate(noisy, few):
@@ -197,13 +201,13 @@ class _Witness:
         error = None
         for trial, inputs in ((noisy, few), (noisy, noise), (model, few), (model, noise), (model, list(example))):
             try:
-                outputs = _run(trial, inputs)
+                outputs = run(trial, inputs)
             except Exception as failure:  # the user's own forward may fail in any way
                 error = failure
                 continue
             error = None
-            if all(bool(torch.isfinite(tensor).all()) for tensor in outputs):
-                return cls(trial, inputs)
+            if shows_something(outputs):
+                return cls(trial, inputs, outputs)
         if error is not None:
             raise ModelError(f"{type(model).__name__} fails on the example: {first_line(error)}") from error
         return None
@@ -213,10 +217,10 @@ class _Witness:
         try:
             model = fresh_copy(self.model).double()
             inputs = [tensor.double() if tensor.is_floating_point() else tensor for tensor in self.inputs]
-            outputs = _run(model, inputs)
+            outputs = run(model, inputs)
         except Exception:  # the user's own forward may ask for single precision in any way
             return None
-        return _Witness(model, inputs) if all(bool(torch.isfinite(tensor).all()) for tensor in outputs) else None
+        return _Witness(model, inputs, outputs) if shows_something(outputs) else None
 
     def failure(
         self, graph: Graph, architectures: Sequence[Architecture], executions: Sequence[Execution] | None = None
@@ -231,24 +235,41 @@ class _Witness:
             if reason is not None:
                 return reason
             try:
-                with _no_fast_path():
-                    wanted = _run(mask(self.model, graph, architecture), self.inputs)
+                with no_fast_path():
+                    wanted = run(mask(self.model, graph, architecture), self.inputs)
             except Exception as error:  # the user's own forward may fail in any way
                 return f"the masked model fails: {first_line(error)}"
-            reason = _difference(found, wanted)
+            reason = difference(found, wanted)
             if reason is not None:
                 return f"the cut model {reason}"
+            if place == 0 and executions != ():
+                reason = self._order_failure(graph, architecture)
+                if reason is not None:
+                    return reason
             for execution in EXECUTIONS[place % 2 :][:1] if executions is None else executions:
                 reason = self._supernet_failure(graph, architecture, execution, wanted)
                 if reason is not None:
                     return reason
         return None
 
+    def _order_failure(self, graph: Graph, architecture: Architecture) -> str | None:
+        """Why the model is another one where the channels of widths that are cut stand in another order."""
+        draw = np.random.default_rng(0)
+        cut_away = {name: size - architecture.widths[name] for name, size in graph.full.widths.items()}
+        importance = {name: draw.random(size) * bool(cut_away[name]) for name, size in graph.full.widths.items()}
+        if not any(cut_away.values()):
+            return None
+        try:
+            reason = difference(run(ranked(self.model, graph, importance), self.inputs), self.outputs)
+        except Exception as error:  # the user's own forward may fail in any way
+            reason = f"fails: {first_line(error)}"
+        return reason and f"with its channels in another order the model {reason}"
+
     def _cut(self, graph: Graph, architecture: Architecture) -> tuple[list[Tensor], str | None]:
         """Outputs of the cut model, which is not kept, and why it is no good."""
         try:
             small = cut(self.model, graph, architecture)
-            found = _run(small, self.inputs)
+            found = run(small, self.inputs)
         except Exception as error:  # the user's own forward may fail in any way
             return [], f"the cut model fails: {first_line(error)}"
         count = sum(parameter.numel() for parameter in small.parameters())
@@ -270,9 +291,9 @@ class _Witness:
         try:
             opened = Supernet(shared_copy(self.model), graph, space, execution=execution, in_place=True)
             if opened.keeps:
-                _run(opened, self.inputs)  # of the largest, of which nothing may be kept
+                run(opened, self.inputs)  # of the largest, of which nothing may be kept
             with opened.fixed(architecture) as supernet:
-                reason = _difference(_run(supernet, self.inputs), wanted)
+                reason = difference(run(supernet, self.inputs), wanted)
         except Exception as error:
             return f"the {execution} supernet fails: {first_line(error)}"
         return reason and f"the {execution} supernet {reason}"
@@ -283,54 +304,9 @@ def _training_error(model: nn.Module, inputs: list[Tensor]) -> str | None:
     error = None
     for trial in (inputs, [torch.cat([tensor, tensor]) for tensor in inputs]):  # a batch norm may need two samples
         try:
-            _run(model.train(), trial)
+            run(model.train(), trial)
         except Exception as failure:  # the user's own forward may fail in any way
             error = first_line(failure)
             continue
         return None
     return error
-
-
-@contextmanager
-def _no_fast_path() -> Iterator[None]:
-    """torch's transformer layers read the tensors of the layers inside, past whatever stands in their places."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-@torch.no_grad()
-def _run(model: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
-    """Outputs; what a forward draws at random is the same each time."""
-    with torch.random.fork_rng([tensor.device for tensor in inputs if tensor.is_cuda][:1]):
-        torch.manual_seed(0)
-        return _tensors(model(*(tensor.clone() for tensor in inputs)))
-
-
-def _difference(found: list[Tensor], wanted: list[Tensor]) -> str | None:
-    if len(found) != len(wanted):
-        return f"returns {len(found)} tensors instead of {len(wanted)}"
-    for one, other in zip(wanted, found, strict=True):
-        if one.shape != other.shape:
-            return f"returns shape {tuple(other.shape)} instead of {tuple(one.shape)}"
-        if one.numel() == 0:
-            continue
-        one, other = one.to(torch.cdouble), other.to(torch.cdouble)
-        error = float((one - other).abs().max() / one.abs().max().clamp_min(1e-12))
-        if not error <= TOLERANCE:
-            return f"differs from the masked one by {error:.1e}"
-    return None
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    """Every tensor in what a model returns, in order."""
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    if isinstance(outputs, Mapping):
-        outputs = outputs.values()
-    elif not isinstance(outputs, list | tuple):
-        return []
-    return [tensor for item in outputs for tensor in _tensors(item)]

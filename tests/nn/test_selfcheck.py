@@ -1,6 +1,6 @@
 import copy
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import nets
 import pytest
@@ -37,6 +37,67 @@ def test_only_the_group_whose_number_stands_in_the_forward_is_frozen():
     (found,) = [item for item in checked.frozen if item not in graph.frozen]
     assert found.axis == "conv.0.weight[0]"
     assert found.reason.startswith("the cut model fails: shape '[-1, 384]' is invalid")
+
+
+@dataclass
+class Prediction:
+    scores: torch.Tensor
+    means: torch.Tensor
+
+
+torch.export.register_dataclass(Prediction)
+
+
+class Averages(nn.Module):
+    """Divides by how many channels it has, which no rule sees."""
+
+    def __init__(self, last: nn.Module):
+        super().__init__()
+        self.free, self.conv, self.last = nets.conv_bn(3, 8), nets.conv_bn(8, 12), last
+
+    def forward(self, x):
+        free = self.free(x)
+        made = self.conv(free)
+        return self.last(free), made / made.shape[1]
+
+
+class InADataclass(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = Averages(nn.Identity()), nets.head(12)
+
+    def forward(self, x):
+        return Prediction(self.head(self.inner(x)[1]), x.mean((2, 3)))
+
+
+class InOneTensor(nn.Module):
+    """As detectors do: large boxes and small scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.scores = Averages(nn.Conv2d(8, 4, 1)), nn.Conv2d(12, 3, 1)
+
+    def forward(self, x):
+        boxes, made = self.inner(x)
+        return torch.cat([boxes.sigmoid() * 640, 1e-3 * self.scores(made)], 1).flatten(2)
+
+
+@pytest.mark.parametrize("model", [InADataclass(), InOneTensor()])
+def test_what_is_wrong_is_seen_in_every_kind_of_output(model):
+    assert set(trace(perturbed(model), images()).full.widths) <= {"inner.free.0"}
+
+
+def test_channels_that_a_forward_tells_apart_by_their_places_are_frozen():
+    class Causal(nn.Conv2d):
+        def forward(self, x):
+            places = torch.ones(self.weight.shape[:2]).tril()[..., None, None]
+            return self._conv_forward(x, self.weight * places, self.bias)
+
+    model = perturbed(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Causal(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1)))
+    graph = trace(model, images())
+    assert graph.full.widths == {}
+    reason = "with its channels in another order the model differs"
+    assert reason in {item.axis: item.reason for item in graph.frozen}["0.weight[0]"]
 
 
 def test_a_graph_that_holds_is_returned_as_it_is():

@@ -396,21 +396,21 @@ def test_a_single_layer_has_nothing_to_choose():
     assert (graph.widths, graph.depths, graph.macs(), graph.params()) == ((), (), 12, 15)
 
 
-class Infinite(nn.Module):
-    def __init__(self):
+class Unseen(nn.Module):
+    def __init__(self, scale: float):
         super().__init__()
-        self.conv, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+        self.scale, self.conv, self.last = scale, nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
 
     def forward(self, x):
-        return self.last(self.conv(x)) / 0
+        return self.last(self.conv(x)) * self.scale
 
 
-def test_a_model_whose_outputs_prove_nothing_is_frozen():
-    graph = trace(Infinite(), images())
+@pytest.mark.parametrize("scale", [float("inf"), 0.0])
+def test_a_model_whose_outputs_prove_nothing_is_frozen(scale):
+    graph = trace(Unseen(scale), images())
     assert graph.widths == ()
-    assert (
-        "the outputs of the model are not finite" in {item.axis: item.reason for item in graph.frozen}["conv.weight[0]"]
-    )
+    reasons = {item.axis: item.reason for item in graph.frozen}
+    assert "the outputs of the model are not finite, or nothing but zeros" in reasons["conv.weight[0]"]
 
 
 class Unforeseen(nn.Module):
