@@ -35,6 +35,7 @@ from tas.space import SearchSpace
 Execution = Literal["dense", "compact"]  # of the supernet
 EXECUTIONS: tuple[Execution, ...] = ("dense", "compact")
 _NOTHING_TO_SEE = "the outputs of the model are not finite, or nothing but zeros, so that no cut can be proven"
+_AS_MANY = "cut to as many channels as others"
 _ROUNDS = 3  # of looking for what fails in a trial of many sizes
 
 
@@ -71,12 +72,15 @@ def self_check(
     for trial in architectures_alike(graph):
         if witness.failure(graph, [trial], ()) is not None:
             witness = witness.in_double() or witness
-            graph = _without_culprits(witness, graph, trial, "cut to as many channels as others")
+            graph = _without_culprits(witness, graph, trial, _AS_MANY)
     for trial in architectures_like_others(graph):
         if witness.failure(graph, [trial], ()) is not None:
             witness = witness.in_double() or witness
-            for name in _failing(witness, graph, [*graph.full.widths], trial):
+            single = _failing(witness, graph, [*graph.full.widths], trial)
+            for name in single:
                 graph = without_size(graph, name, trial.widths[name])
+            together = cut_only(graph, graph.full.widths.keys() - single.keys(), trial)
+            graph = _without_culprits(witness, graph, together, _AS_MANY)
     return graph
 
 
@@ -128,8 +132,9 @@ def _without_numbers_by_chance(
 ) -> tuple[Graph, dict[str, str]]:
     """The graph without numbers, of a window or an image, that equal a width by chance, and what still fails then."""
     suspects = [item for item in graph.attributes if any(name in failing for name, _ in item.count.widths)]
-    together = [[item for item in suspects if item.module == path] for path in {item.module: None for item in suspects}]
-    for dropped in [*together, *([item] for item in suspects)]:
+    modules = dict.fromkeys(item.module for item in suspects)
+    together = [[item for item in suspects if item.module == path] for path in modules]
+    for dropped in [*together, *([item] for item in suspects if [item] not in together)]:
         names = {name for item in dropped for name, _ in item.count.widths}
         if names.isdisjoint(failing):
             continue

@@ -305,6 +305,24 @@ def test_numbers_that_are_compared_follow_where_a_forward_needs_them():
     assert graph.full.widths == {"first.0": 8}
 
 
+@pytest.mark.parametrize("sides", [{"side": 8}, {"height": 8, "width": 8}])
+def test_the_side_of_an_image_that_equals_a_width_by_chance_stays(sides):
+    class Unfolds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            vars(self).update(sides)
+            self.first, self.second, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 4, 1)
+
+        def forward(self, x):
+            tokens = self.first(x).flatten(2).transpose(1, 2)
+            sizes = [getattr(self, name) for name in sides]
+            return self.head(self.second(tokens.transpose(1, 2).reshape(len(x), -1, *(sizes * 2)[:2])))
+
+    graph = trace(perturbed(Unfolds()), images())
+    assert graph.full.widths == {"first": 8, "second": 12}
+    assert graph.attributes == ()
+
+
 class AsksShape(nn.Module):
     """Projects where shapes differ: none of its numbers says so."""
 
