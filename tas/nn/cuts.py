@@ -11,7 +11,7 @@ from tas.graph import Attribute, Graph
 from tas.nn.rules import KINDS
 
 _GIANT = 10_000_000_000  # macs
-_MOST = 4  # sizes of channels that stay
+_MOST = 2  # sizes of channels that stay, the next smaller ones
 
 
 def architectures_to_try(graph: Graph, seed: int) -> list[Architecture]:

@@ -40,8 +40,10 @@ def shows_something(outputs: Sequence[Tensor]) -> bool:
     return is_finite and any(bool(tensor.any()) for tensor in outputs)
 
 
-def difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> str | None:
-    """How outputs differ from those that are wanted; None if they do not."""
+def difference(
+    found: Sequence[Tensor], wanted: Sequence[Tensor], *, of: str = "the masked one", tolerance: float = TOLERANCE
+) -> str | None:
+    """How outputs differ from those that are wanted, of some model; None if they do not."""
     if len(found) != len(wanted):
         return f"returns {len(found)} tensors instead of {len(wanted)}"
     for one, other in zip(wanted, found, strict=True):
@@ -53,8 +55,8 @@ def difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> str | None:
         floor = max(_FLOOR * float(one.abs().max()), 1e-12)
         for rows, errors in zip(_rows(one.abs()), _rows((one - other).abs()), strict=True):
             error = float((errors.amax(1) / rows.amax(1).clamp_min(floor)).max())
-            if not error <= TOLERANCE:
-                return f"differs from the masked one by {error:.1e}"
+            if not error <= tolerance:
+                return f"differs from {of} by {error:.1e}"
     return None
 
 

@@ -96,7 +96,7 @@ def test_channels_that_a_forward_tells_apart_by_their_places_are_frozen():
     model = perturbed(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Causal(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1)))
     graph = trace(model, images())
     assert graph.full.widths == {}
-    reason = "with its channels in another order the model differs"
+    reason = "with its channels in another order it differs from the model by"
     assert reason in {item.axis: item.reason for item in graph.frozen}["0.weight[0]"]
 
 
