@@ -92,12 +92,14 @@ _WITH_SIZES = (
 
 
 def unseen_layers(model: nn.Module, labels: Labels) -> Iterator[str]:
-    """Paths of the convolutions and linear layers that no captured graph has."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
-            axis = 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
-            if (f"{name}.weight".lstrip("."), axis) not in labels.axes:
-                yield name
+    """Paths of the convolutions and linear layers whose weight no captured graph has, under whatever name."""
+    names, weights = {name for name, _ in labels.axes}, dict(model.named_parameters(remove_duplicate=False))
+    seen = {weights[name] for name in names if name in weights}
+    for path, module in model.named_modules():
+        name = f"{path}.weight".lstrip(".")
+        is_layer = isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
+        if is_layer and name not in names and weights.get(name) not in seen:
+            yield path
 
 
 class _LabelRun:

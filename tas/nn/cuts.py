@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 
 from tas.architecture import Architecture
 from tas.graph import Attribute, Graph
+from tas.nn.rules import KINDS
 
 _GIANT = 10_000_000_000  # macs
+_MOST = 2  # sizes of channels that stay, the next smaller ones
 
 
 def architectures_to_try(graph: Graph, seed: int) -> list[Architecture]:
@@ -24,15 +26,12 @@ def architectures_to_try(graph: Graph, seed: int) -> list[Architecture]:
     # trials take long, has so many channels that the streams differ
     has_many = any(count > len(_sizes(size)) for size, count in counts.items())
     repeats = 3 if has_many and graph.macs() < _GIANT else 1
-    third = Architecture(
-        {width.name: width.allowed(width.size * 3 // 10) for width in graph.widths}, dict.fromkeys(full.depths, 1)
-    )
     mixed = [_mixed(graph, draw) for _ in range(repeats)]
     if graph.exits:
         fewer = {name: draw.randint(1, size) for name, size in full.depths.items()}
         mixed.append(Architecture(_mixed(graph, draw).widths, fewer))
     heads = _heads(graph)  # a wrong number of them fails nowhere, and is hardly seen where attention has little to read
-    return [third, *([halved(graph, heads)] if heads else []), *mixed]
+    return [small(graph), *([halved(graph, heads)] if heads else []), *mixed]
 
 
 def _sizes(size: int) -> range:
@@ -51,13 +50,19 @@ def _mixed(graph: Graph, draw: random.Random) -> Architecture:
     return Architecture(widths, graph.full.depths)
 
 
-def cut_only(graph: Graph, names: set[str]) -> Architecture:
-    """Three tenths of these widths, the first block of these depths, all of the others."""
+def small(graph: Graph) -> Architecture:
+    """Three tenths of every width, the first block of every depth."""
+    widths = {width.name: width.allowed(width.size * 3 // 10) for width in graph.widths}
+    return Architecture(widths, dict.fromkeys(graph.full.depths, 1))
+
+
+def cut_only(graph: Graph, names: Set[str], trial: Architecture) -> Architecture:
+    """These widths and depths as in a trial, all of the others."""
     full = graph.full
-    widths = {
-        width.name: width.allowed(width.size * 3 // 10) if width.name in names else width.size for width in graph.widths
-    }
-    return Architecture(widths, {name: 1 if name in names else size for name, size in full.depths.items()})
+    return Architecture(
+        {name: trial.widths[name] if name in names else size for name, size in full.widths.items()},
+        {name: trial.depths[name] if name in names else size for name, size in full.depths.items()},
+    )
 
 
 def cut_to(graph: Graph, sizes: Mapping[str, int]) -> Architecture:
@@ -88,15 +93,38 @@ def sizes_compared(graph: Graph, compared: Mapping[Attribute, Iterable[int]]) ->
     return [(name, size) for name, size in dict.fromkeys(found) if name in full and 1 <= size < full[name]]
 
 
-def architectures_alike(graph: Graph, compared: Iterable[Attribute]) -> Iterator[Architecture]:
-    """For every module that compares numbers of several widths, an architecture in which those are equal."""
-    by_module: dict[str, set[str]] = {}
-    for item in compared:
-        is_one = item.count.constant == 0 and [times for _, times in item.count.widths] == [1]
-        by_module.setdefault(item.module, set()).update(name for name, _ in item.count.widths if is_one)
-    full = graph.full
-    for names in by_module.values():
-        sizes = {full.widths[name] for name in names}
-        if len(sizes) > 1:
-            size = max(width.allowed(min(sizes) // 2) for width in graph.widths if width.name in names)
-            yield cut_to(graph, dict.fromkeys(names, size))
+def architectures_alike(graph: Graph) -> list[Architecture]:
+    """All widths as large as the smallest: a forward may ask whether two shapes are equal."""
+    heads = _heads(graph)
+    widths = [width for width in graph.widths if width.name not in heads]
+    sizes, no = {width.size for width in widths}, _sizes_that_stay(graph).union(*(width.excluded for width in widths))
+    if len(sizes) < 2:
+        return []
+    size = next((size for size in range(min(sizes), 0, -1) if size not in no), min(sizes))
+    return [cut_to(graph, {width.name: min(size, width.size) for width in widths})]
+
+
+def architectures_like_others(graph: Graph) -> list[Architecture]:
+    """Every width as large as channels that stay, and are read: a forward may ask that, too."""
+    stay = sorted(_sizes_that_stay(graph), reverse=True)
+    smaller = {
+        width.name: [size for size in stay if size < width.size and size not in width.excluded]
+        for width in graph.widths
+    }
+    return [
+        cut_to(graph, {name: sizes[place] for name, sizes in smaller.items() if sizes[place:]})
+        for place in range(min(_MOST, max(map(len, smaller.values()), default=0)))
+    ]
+
+
+def _sizes_that_stay(graph: Graph) -> set[int]:
+    """How many channels those layers make that are not cut; those of outputs are compared with nothing."""
+    outputs = {item.axis for item in graph.frozen if item.reason == "output of the model"}
+    return {
+        item.shape[dim]
+        for layer in graph.layers
+        for item in layer.parameters
+        if (dim := KINDS[layer.kind].makes.get(item.name.rpartition(".")[2])) is not None
+        and not item.layouts[dim]
+        and f"{item.name}[{dim}]" not in outputs
+    }

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import is_dataclass
 from typing import cast
 
 import torch
@@ -29,7 +30,7 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
         # copies: a YOLO keeps its anchors, and of an export such without values
         trial, captured = shared_copy(model), shared_copy(model)
         try:  # first of all, since what fails in the middle of an export fills the screen
-            trial(*(tensor.clone() for tensor in example))
+            result = trial(*(tensor.clone() for tensor in example))
         except Exception as error:  # the user's own forward may fail in any way
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example)
             raise ModelError(
@@ -39,10 +40,15 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
         try:
             program = torch.export.export(captured, tuple(example))
         except Exception as error:  # export has no error root of its own
+            way_out = (
+                "Rewrite the part of forward that depends on values of tensors, or trace a module of your own that "
+                "leaves it out, as a detector's boxes behind its head"
+            )
+            kind = type(result).__name__
+            if is_dataclass(result) and kind in str(error):
+                way_out = f"Return a tuple or a dict instead of a {kind}, or call torch.export.register_dataclass on it"
             raise ModelError(
-                f"torch.export cannot capture {name}: {type(error).__name__}: {first_line(error)}. Rewrite the "
-                f"part of forward that depends on values of tensors, or trace a module of your own that leaves it out, "
-                f"as a detector's boxes behind its head"
+                f"torch.export cannot capture {name}: {type(error).__name__}: {first_line(error)}. {way_out}"
             ) from error
         _read_no_more_than_a_type(program)
         _drop_what_nobody_reads(program)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,16 +14,29 @@ from tas.architecture import Architecture
 from tas.errors import ModelError, first_line
 from tas.graph import Attribute, Graph
 from tas.nn.compared import checked_numbers, compared_numbers
-from tas.nn.cuts import architectures_alike, architectures_to_try, cut_only, cut_to, halved, sizes_compared
+from tas.nn.cuts import (
+    architectures_alike,
+    architectures_like_others,
+    architectures_to_try,
+    cut_only,
+    cut_to,
+    halved,
+    sizes_compared,
+    small,
+)  # fmt: skip
 from tas.nn.freeze import without, without_size
+from tas.nn.importance import ranked
+from tas.nn.outputs import difference, no_fast_path, run, shows_something
 from tas.nn.perturb import calibrate, noise_like, perturbed, tokens_like
 from tas.nn.supernet import Supernet
 from tas.nn.surgery import cut, fresh_copy, mask, shared_copy
 from tas.space import SearchSpace
 
-TOLERANCE = 1e-4  # relative to the largest output
 Execution = Literal["dense", "compact"]  # of the supernet
 EXECUTIONS: tuple[Execution, ...] = ("dense", "compact")
+_NOTHING_TO_SEE = "the outputs of the model are not finite, or nothing but zeros, so that no cut can be proven"
+_AS_MANY = "cut to as many channels as others"
+_ORDER_TOLERANCE = 1e-3  # at full size much is summed, in whatever order
 _ROUNDS = 3  # of looking for what fails in a trial of many sizes
 
 
@@ -52,21 +65,34 @@ def self_check(
     witness = _Witness.find(model, example, torch.Generator().manual_seed(seed))
     if witness is None:
         names = [*graph.full.widths, *graph.full.depths]
-        return _without_all(graph, names, "the outputs of the model are not finite, so that no cut can be proven")
-    graph = _proven(witness, graph, seed, numbers)
-    for compared in compared_numbers(model, graph, witness.inputs) if graph.attributes else ():
-        # what need not follow a width stays: with other numbers the forward might take another way
+        return _without_all(graph, names, _NOTHING_TO_SEE)
+    if witness.failure(graph, architectures_to_try(graph, seed)) is not None:  # rounding is no fault of the graph
+        witness = witness.in_double() or witness
+        graph = _proven(witness, graph, seed, numbers)
+    graph = _without_numbers_that_stay(witness, graph, seed)
+    for trial in architectures_alike(graph):
+        if witness.failure(graph, [trial], ()) is not None:
+            witness = witness.in_double() or witness
+            graph = _without_culprits(witness, graph, trial, _AS_MANY)
+    for trial in architectures_like_others(graph):
+        if witness.failure(graph, [trial], ()) is not None:
+            witness = witness.in_double() or witness
+            single = _failing(witness, graph, [*graph.full.widths], trial)
+            for name in single:
+                graph = without_size(graph, name, trial.widths[name])
+            together = cut_only(graph, graph.full.widths.keys() - single.keys(), trial)
+            graph = _without_culprits(witness, graph, together, _AS_MANY)
+    return graph
+
+
+def _without_numbers_that_stay(witness: _Witness, graph: Graph, seed: int) -> Graph:
+    """The graph without numbers that need not follow a width: with others a forward might take another way."""
+    for compared in compared_numbers(witness.model, graph, witness.inputs) if graph.attributes else ():
         fewer = replace(graph, attributes=tuple(item for item in graph.attributes if item not in compared))
         followed = {name for item in compared for name, _ in item.count.widths}
         if witness.failure(fewer, [halved(fewer, followed), *architectures_to_try(fewer, seed)]) is None:
             graph = fewer
             continue
-        for alike in architectures_alike(graph, compared):
-            reason = witness.failure(graph, [alike])
-            for name in [name for name in alike.widths if reason and alike.widths[name] < graph.full.widths[name]]:
-                graph = without(
-                    graph, name, f"its forward compares numbers that follow it; where they are equal, {reason}"
-                )
         for name, size in sizes_compared(graph, compared):
             if witness.failure(graph, [cut_to(graph, {name: size})]) is not None:
                 graph = without_size(graph, name, size)
@@ -78,20 +104,17 @@ def _proven(witness: _Witness, graph: Graph, seed: int, numbers: Callable[[], Se
     names = [*graph.full.widths, *graph.full.depths]
     if witness.failure(graph, architectures_to_try(graph, seed)) is None:
         return graph
-    exact = witness.in_double()
-    if exact is not None:  # rounding is no fault of the graph
-        witness = exact
-        if witness.failure(graph, architectures_to_try(graph, seed)) is None:
-            return graph
-    failing, more = _failing(witness, graph, names), checked_numbers(witness.model, graph, numbers(), witness.inputs)
+    failing = _failing(witness, graph, names, small(graph))
+    more = checked_numbers(witness.model, graph, numbers(), witness.inputs)
     if more is not graph:
-        fewer = _failing(witness, more, names)
+        fewer = _failing(witness, more, names, small(graph))
         graph, failing = (more, fewer) if len(fewer) < len(failing) else (graph, failing)
+    graph, failing = _without_numbers_by_chance(witness, graph, failing)
     for name, reason in failing.items():
         graph = without(graph, name, reason)
     if witness.failure(graph, architectures_to_try(graph, seed)) is None:
         return graph
-    graph = _without_culprits(witness, graph, cut_only(graph, set(names)), "cut together with other groups")
+    graph = _without_culprits(witness, graph, small(graph), "cut together with other groups")
     for _ in range(_ROUNDS):
         failed = next(
             (trial for trial in architectures_to_try(graph, seed) if witness.failure(graph, [trial], EXECUTIONS)), None
@@ -105,6 +128,24 @@ def _proven(witness: _Witness, graph: Graph, seed: int, numbers: Callable[[], Se
     return graph
 
 
+def _without_numbers_by_chance(
+    witness: _Witness, graph: Graph, failing: dict[str, str]
+) -> tuple[Graph, dict[str, str]]:
+    """The graph without numbers, of a window or an image, that equal a width by chance, and what still fails then."""
+    suspects = [item for item in graph.attributes if any(name in failing for name, _ in item.count.widths)]
+    modules = dict.fromkeys(item.module for item in suspects)
+    together = [[item for item in suspects if item.module == path] for path in modules]
+    for dropped in [*together, *([item] for item in suspects if [item] not in together)]:
+        names = {name for item in dropped for name, _ in item.count.widths}
+        if names.isdisjoint(failing):
+            continue
+        fewer = replace(graph, attributes=tuple(item for item in graph.attributes if item not in dropped))
+        left = _failing(witness, fewer, sorted(names), small(graph))
+        if len(left) < len(names & failing.keys()):
+            graph, failing = fewer, {name: failing[name] for name in failing if name not in names} | left
+    return graph, failing
+
+
 def _without_culprits(witness: _Witness, graph: Graph, trial: Architecture, how: str) -> Graph:
     """The graph without the groups with which it fails where those before them are cut to the sizes of a trial, too.
 
@@ -113,12 +154,8 @@ def _without_culprits(witness: _Witness, graph: Graph, trial: Architecture, how:
     names, good = [*graph.full.widths, *graph.full.depths], 0
     more = len(names)
     while good < len(names):
-        chosen = set(names[: good + more])
-        parts = [
-            {key: given[key] if key in chosen else size for key, size in full.items()}
-            for given, full in ((trial.widths, graph.full.widths), (trial.depths, graph.full.depths))
-        ]
-        reason = witness.failure(graph, [Architecture(*parts)], EXECUTIONS)
+        part = cut_only(graph, set(names[: good + more]), trial)
+        reason = witness.failure(graph, [part], EXECUTIONS)
         if reason is not None and more > 1:
             more //= 2
             continue
@@ -129,15 +166,15 @@ def _without_culprits(witness: _Witness, graph: Graph, trial: Architecture, how:
     return graph
 
 
-def _failing(witness: _Witness, graph: Graph, names: Sequence[str]) -> dict[str, str]:
-    """Reason by name of every group that fails when cut alone; halves that pass are not looked into."""
-    reason = witness.failure(graph, [cut_only(graph, set(names))], EXECUTIONS) if names else None
+def _failing(witness: _Witness, graph: Graph, names: Sequence[str], trial: Architecture) -> dict[str, str]:
+    """Reason by name of every group that fails when cut alone as in a trial; halves that pass are not looked into."""
+    reason = witness.failure(graph, [cut_only(graph, set(names), trial)], EXECUTIONS) if names else None
     if reason is None:
         return {}
     if len(names) == 1:
         return {names[0]: reason}
     middle = len(names) // 2
-    return _failing(witness, graph, names[:middle]) | _failing(witness, graph, names[middle:])
+    return _failing(witness, graph, names[:middle], trial) | _failing(witness, graph, names[middle:], trial)
 
 
 def _without_all(graph: Graph, names: Sequence[str], reason: str) -> Graph:
@@ -153,14 +190,16 @@ class _Witness:
     Attributes:
         model: in evaluation mode, with perturbed weights where those give finite outputs.
         inputs: of its forward.
+        outputs: what it makes of them.
     """
 
     model: nn.Module
     inputs: list[Tensor]
+    outputs: list[Tensor]
 
     @classmethod
     def find(cls, model: nn.Module, example: Sequence[Tensor], generator: torch.Generator) -> _Witness | None:
-        """None where no outputs are finite."""
+        """None where no outputs are finite and more than zeros."""
         noise = [noise_like(tensor, generator) for tensor in example]
         few, noisy = [tensor[:2] for tensor in noise], perturbed(model, generator)
         rows = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
@@ -172,13 +211,13 @@ class _Witness:
         error = None
         for trial, inputs in trials:
             try:
-                outputs = _run(trial, inputs)
+                outputs = run(trial, inputs)
             except Exception as failure:  # the user's own forward may fail in any way
                 error = failure
                 continue
             error = None
-            if all(bool(torch.isfinite(tensor).all()) for tensor in outputs):
-                return cls(trial, inputs)
+            if shows_something(outputs):
+                return cls(trial, inputs, outputs)
         if error is not None:
             raise ModelError(f"{type(model).__name__} fails on the example: {first_line(error)}") from error
         return None
@@ -188,42 +227,60 @@ class _Witness:
         try:
             model = fresh_copy(self.model).double()
             inputs = [tensor.double() if tensor.is_floating_point() else tensor for tensor in self.inputs]
-            outputs = _run(model, inputs)
+            outputs = run(model, inputs)
         except Exception:  # the user's own forward may ask for single precision in any way
             return None
-        return _Witness(model, inputs) if all(bool(torch.isfinite(tensor).all()) for tensor in outputs) else None
+        return _Witness(model, inputs, outputs) if shows_something(outputs) else None
 
     def failure(
-        self, graph: Graph, architectures: Sequence[Architecture], executions: Sequence[Execution] = ()
+        self, graph: Graph, architectures: Sequence[Architecture], executions: Sequence[Execution] | None = None
     ) -> str | None:
         """Why a cut model, or the supernet in these executions, differs from the masked one; None if none does.
 
-        Without executions architectures take turns in them, the dear one where most is cut: that both agree is hardly
-        ever a property of the model.
+        Where those are None, architectures take turns in them, the dear one where most is cut: that both agree is
+        hardly ever a property of the model.
         """
         for place, architecture in enumerate(architectures):
             found, reason = self._cut(graph, architecture)
             if reason is not None:
                 return reason
             try:
-                with _no_fast_path():
-                    wanted = _run(mask(self.model, graph, architecture), self.inputs)
+                with no_fast_path():
+                    wanted = run(mask(self.model, graph, architecture), self.inputs)
             except Exception as error:  # the user's own forward may fail in any way
                 return f"the masked model fails: {first_line(error)}"
-            reason = _difference(found, wanted)
+            reason = difference(found, wanted)
             if reason is not None:
                 return f"the cut model {reason}"
-            for execution in executions or EXECUTIONS[place % 2 :][:1]:
+            if place == 0 and executions != ():
+                reason = self._order_failure(graph, architecture)
+                if reason is not None:
+                    return reason
+            for execution in EXECUTIONS[place % 2 :][:1] if executions is None else executions:
                 reason = self._supernet_failure(graph, architecture, execution, wanted)
                 if reason is not None:
                     return reason
         return None
 
+    def _order_failure(self, graph: Graph, architecture: Architecture) -> str | None:
+        """Why the model is another one where the channels of widths that are cut stand in another order."""
+        draw = np.random.default_rng(0)
+        cut_away = {name: size - architecture.widths[name] for name, size in graph.full.widths.items()}
+        importance = {name: draw.random(size) * bool(cut_away[name]) for name, size in graph.full.widths.items()}
+        if not any(cut_away.values()):
+            return None
+        try:
+            found = run(ranked(self.model, graph, importance), self.inputs)
+            reason = difference(found, self.outputs, of="the model", tolerance=_ORDER_TOLERANCE)
+        except Exception as error:  # the user's own forward may fail in any way
+            reason = f"fails: {first_line(error)}"
+        return reason and f"with its channels in another order it {reason}"
+
     def _cut(self, graph: Graph, architecture: Architecture) -> tuple[list[Tensor], str | None]:
         """Outputs of the cut model, which is not kept, and why it is no good."""
         try:
             small = cut(self.model, graph, architecture)
-            found = _run(small, self.inputs)
+            found = run(small, self.inputs)
         except Exception as error:  # the user's own forward may fail in any way
             return [], f"the cut model fails: {first_line(error)}"
         count = sum(parameter.numel() for parameter in small.parameters())
@@ -245,9 +302,9 @@ class _Witness:
         try:
             opened = Supernet(shared_copy(self.model), graph, space, execution=execution, in_place=True)
             if opened.keeps:
-                _run(opened, self.inputs)  # of the largest, of which nothing may be kept
+                run(opened, self.inputs)  # of the largest, of which nothing may be kept
             with opened.fixed(architecture) as supernet:
-                reason = _difference(_run(supernet, self.inputs), wanted)
+                reason = difference(run(supernet, self.inputs), wanted)
         except Exception as error:
             return f"the {execution} supernet fails: {first_line(error)}"
         return reason and f"the {execution} supernet {reason}"
@@ -258,54 +315,10 @@ def _training_error(model: nn.Module, inputs: list[Tensor]) -> str | None:
     error = None
     for trial in (inputs, [torch.cat([tensor, tensor]) for tensor in inputs]):  # a batch norm may need two samples
         try:
-            _run(model.train(), trial)
+            model.train()
+            run(model, trial)
         except Exception as failure:  # the user's own forward may fail in any way
             error = first_line(failure)
             continue
         return None
     return error
-
-
-@contextmanager
-def _no_fast_path() -> Iterator[None]:
-    """torch's transformer layers read the tensors of the layers inside, past whatever stands in their places."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-@torch.no_grad()
-def _run(model: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
-    """Outputs; what a forward draws at random is the same each time."""
-    with torch.random.fork_rng([tensor.device for tensor in inputs if tensor.is_cuda][:1]):
-        torch.manual_seed(0)
-        return _tensors(model(*(tensor.clone() for tensor in inputs)))
-
-
-def _difference(found: list[Tensor], wanted: list[Tensor]) -> str | None:
-    if len(found) != len(wanted):
-        return f"returns {len(found)} tensors instead of {len(wanted)}"
-    for one, other in zip(wanted, found, strict=True):
-        if one.shape != other.shape:
-            return f"returns shape {tuple(other.shape)} instead of {tuple(one.shape)}"
-        if one.numel() == 0:
-            continue
-        one, other = one.to(torch.cdouble), other.to(torch.cdouble)
-        error = float((one - other).abs().max() / one.abs().max().clamp_min(1e-12))
-        if not error <= TOLERANCE:
-            return f"differs from the masked one by {error:.1e}"
-    return None
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    """Every tensor in what a model returns, in order."""
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    if isinstance(outputs, Mapping):
-        outputs = outputs.values()
-    elif not isinstance(outputs, list | tuple):
-        return []
-    return [tensor for item in outputs for tensor in _tensors(item)]

@@ -264,9 +264,9 @@ def reorder(model: nn.Module, graph: Graph, orders: Mapping[str, np.ndarray]) ->
 def _permutation(channels: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Old position for every position: channel order[k] moves to where channel k stood, each repeat in its turn."""
     index = np.arange(len(channels))
-    by_channel = [np.flatnonzero(channels == channel) for channel in range(len(order))]
-    for new, old in enumerate(order):
-        index[by_channel[new]] = by_channel[old]
+    positions = np.argsort(channels, kind="stable")
+    by_channel = positions[channels[positions] >= 0].reshape(len(order), -1)  # all stand equally often
+    index[by_channel] = by_channel[order]
     return index
 
 

@@ -1,5 +1,6 @@
 import copy
-from dataclasses import replace
+import itertools
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import nets
@@ -37,6 +38,67 @@ def test_only_the_group_whose_number_stands_in_the_forward_is_frozen():
     (found,) = [item for item in checked.frozen if item not in graph.frozen]
     assert found.axis == "conv.0.weight[0]"
     assert found.reason.startswith("the cut model fails: shape '[-1, 384]' is invalid")
+
+
+@dataclass
+class Prediction:
+    scores: torch.Tensor
+    means: torch.Tensor
+
+
+torch.export.register_dataclass(Prediction)
+
+
+class Averages(nn.Module):
+    """Divides by how many channels it has, which no rule sees."""
+
+    def __init__(self, last: nn.Module):
+        super().__init__()
+        self.free, self.conv, self.last = nets.conv_bn(3, 8), nets.conv_bn(8, 12), last
+
+    def forward(self, x):
+        free = self.free(x)
+        made = self.conv(free)
+        return self.last(free), made / made.shape[1]
+
+
+class InADataclass(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = Averages(nn.Identity()), nets.head(12)
+
+    def forward(self, x):
+        return Prediction(self.head(self.inner(x)[1]), x.mean((2, 3)))
+
+
+class InOneTensor(nn.Module):
+    """As detectors do: large boxes and small scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.scores = Averages(nn.Conv2d(8, 4, 1)), nn.Conv2d(12, 3, 1)
+
+    def forward(self, x):
+        boxes, made = self.inner(x)
+        return torch.cat([boxes.sigmoid() * 640, 1e-3 * self.scores(made)], 1).flatten(2)
+
+
+@pytest.mark.parametrize("model", [InADataclass(), InOneTensor()])
+def test_what_is_wrong_is_seen_in_every_kind_of_output(model):
+    assert set(trace(perturbed(model), images()).full.widths) <= {"inner.free.0"}
+
+
+def test_channels_that_a_forward_tells_apart_by_their_places_are_frozen():
+    class Causal(nn.Conv2d):
+        def forward(self, x):
+            places = torch.ones(self.weight.shape[:2]).tril()[..., None, None]
+            return self._conv_forward(x, self.weight * places, self.bias)
+
+    model = perturbed(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Causal(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1)))
+    graph = trace(model, images())
+    assert graph.full.widths == {}
+    reason = "with its channels in another order it differs from the model by"
+    assert reason in {item.axis: item.reason for item in graph.frozen}["0.weight[0]"]
 
 
 def test_a_graph_that_holds_is_returned_as_it_is():
@@ -157,9 +219,8 @@ def test_channels_of_a_head_are_not_taken_for_the_number_of_heads(name):
 @pytest.mark.parametrize("strength", [1, 0.01])
 def test_weak_weights_do_not_hide_what_is_wrong_with_the_heads(strength):
     graph = trace(SquareHeads("chunk", strength=strength), images())
-    assert "query" not in graph.full.widths
-    reasons = {item.axis: item.reason for item in graph.frozen}
-    assert reasons["query.weight[0]"].startswith("the cut model differs from the masked one by")
+    assert graph.attributes == ()  # a guess that is wrong, and left out when it is seen
+    assert graph.full.widths == {"stem": 16, "query": 4}
 
 
 class Fails(nn.Module):
@@ -234,8 +295,8 @@ def test_numbers_that_are_compared_follow_where_a_forward_needs_them():
     model = nets.Compares()
     model.block.__class__ = Asserts
     graph = trace(perturbed(model), images())
-    assert graph.full.widths == {}  # both at 5, it would not project
-    assert "compares numbers that follow it; where they are equal, the cut model differs" in graph.frozen[-1].reason
+    assert [(width.name, width.excluded) for width in graph.widths] == [("block.conv.0", (8,))]  # else no projection
+    assert graph.frozen[-1].reason.startswith("cut to as many channels as others, the cut model differs")
 
     model = nets.Compares()
     model.block = Asserts(8, 8)
@@ -243,6 +304,57 @@ def test_numbers_that_are_compared_follow_where_a_forward_needs_them():
     graph = trace(perturbed(model), images())
     assert [item.name for item in graph.attributes] == ["dim", "dim_out"]
     assert graph.full.widths == {"first.0": 8}
+
+
+@pytest.mark.parametrize("sides", [{"side": 8}, {"height": 8, "width": 8}])
+def test_the_side_of_an_image_that_equals_a_width_by_chance_stays(sides):
+    class Unfolds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            vars(self).update(sides)
+            self.first, self.second, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 4, 1)
+
+        def forward(self, x):
+            tokens = self.first(x).flatten(2).transpose(1, 2)
+            sizes = [getattr(self, name) for name in sides]
+            return self.head(self.second(tokens.transpose(1, 2).reshape(len(x), -1, *(sizes * 2)[:2])))
+
+    graph = trace(perturbed(Unfolds()), images())
+    assert graph.full.widths == {"first": 8, "second": 12}
+    assert graph.attributes == ()
+
+
+class AsksShape(nn.Module):
+    """Projects where shapes differ: none of its numbers says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nets.conv_bn(3, 8), nets.conv_bn(8, 12), nets.conv_bn(12, 20)
+        self.projects = nn.ModuleList([nn.Conv2d(8, 12, 1), nn.Conv2d(12, 20, 1)])
+        self.head = nets.head(20)
+
+    def forward(self, x):
+        x = self.first(x)
+        for conv, project in zip((self.second, self.third), self.projects, strict=True):
+            made = conv(x)
+            x = made + (project(x) if x.shape[1] != made.shape[1] else x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("keep", [(), ("first",), ("second.0",)])
+def test_no_sizes_are_left_at_which_shapes_that_differ_become_equal(keep):
+    model = perturbed(AsksShape(), dtype=torch.double)
+    graph, inputs = trace(model, images(dtype=torch.double), keep=keep), images(dtype=torch.double)
+    space = SearchSpace.of(graph, candidates={width.name: list(range(1, width.size + 1)) for width in graph.widths})
+    assert space.widths
+    for sizes in itertools.product(*space.widths.values()):
+        small = Architecture(dict(zip(space.widths, sizes, strict=True)), {})
+        assert torch.allclose(mask(model, graph, small)(inputs), derive(model, graph, small)(inputs), atol=1e-9)
+
+
+def test_channels_that_stay_take_single_sizes_from_those_that_are_compared_with_them():
+    graph = trace(perturbed(AsksShape()), images(), keep="first")  # of 8 channels
+    assert [(width.name, width.excluded) for width in graph.widths] == [("second.0", (8,))]
 
 
 def test_heads_behind_layers_in_which_the_signal_fades_are_proven_all_the_same():

@@ -1,6 +1,6 @@
 import copy
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import nets
@@ -84,6 +84,21 @@ def test_costs_of_toy_nets_are_real_counts(name):
         assert graph.params(architecture) == sum(parameter.numel() for parameter in small.parameters())
 
 
+def test_an_einsum_that_sums_over_nothing_costs_nothing():
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.scale, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.last(torch.einsum("bchw,bc->bchw", x, self.scale(x.mean((2, 3))).sigmoid()))
+
+    graph = trace(Gate(), images())
+    assert graph.full.widths == {"conv": 8}
+    assert graph.macs() == counted_macs(Gate(), images()[:1])
+
+
 @pytest.mark.parametrize("name", nets.ALL)
 def test_what_is_open_can_be_cut_to_any_size(name):
     # double precision: a layer norm over two channels amplifies what float32 rounds
@@ -112,7 +127,7 @@ def test_every_layer_is_searched_or_frozen_with_a_reason(name):
     }
     for path, module in model.named_modules():
         # a weight that two layers share stands under one of its names
-        if isinstance(module, nn.Conv2d | nn.Linear) and name not in ("tied weights", "shared in blocks"):
+        if isinstance(module, nn.Conv2d | nn.Linear) and name not in ("tied weights", "shared in blocks", "lent"):
             assert f"{path}.weight[0]" in frozen | searched
     assert all(item.reason for item in graph.frozen)
 
@@ -293,6 +308,25 @@ def test_layers_the_trace_never_meets_are_named_as_neither_searched_nor_counted(
     assert "not in the captured graph, and not counted" in reasons["never.weight[0]"]
 
 
+def test_no_layer_that_runs_is_said_not_to():
+    class Shares(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.one, self.other = (
+                nn.ConvTranspose2d(8, 8, 4, 2, 1, groups=8),
+                nn.Linear(8, 8),
+                nn.Linear(8, 8),
+            )
+            self.other.weight = self.one.weight
+
+        def forward(self, x):
+            return self.other(self.one(self.up(x).mean((2, 3))).relu())
+
+    lent = nn.Conv2d(8, 8, 1)
+    graph = trace(nn.Sequential(nn.Conv2d(3, 8, 3), lent, lent, lent, Shares()).eval(), images())
+    assert not [item for item in graph.frozen if "never runs" in item.reason]
+
+
 def test_a_layer_that_is_the_whole_model_is_frozen_for_one_reason():
     graph = trace(nn.Conv2d(3, 4, 3), images())
     assert [(item.axis, item.reason) for item in graph.frozen] == [("weight[0]", "output of the model")]
@@ -357,6 +391,21 @@ def test_a_forward_that_depends_on_values_is_an_error_that_says_so():
         trace(DataDependent(), images())
 
 
+def test_of_a_result_that_cannot_be_captured_the_error_names_the_way_out():
+    @dataclass
+    class Result:
+        scores: torch.Tensor
+
+    class Returns(nets.Plain):
+        def forward(self, x):
+            return Result(super().forward(x))
+
+    with pytest.raises(
+        ModelError, match="Returns: .*Return a tuple or a dict instead of a Result, or call torch.export.register_datac"
+    ):
+        trace(Returns(), images())
+
+
 def test_an_example_that_does_not_fit_is_an_error():
     with pytest.raises(
         ModelError, match="Plain does not run on an example of shape .*of the size and channels it was built for"
@@ -396,21 +445,21 @@ def test_a_single_layer_has_nothing_to_choose():
     assert (graph.widths, graph.depths, graph.macs(), graph.params()) == ((), (), 12, 15)
 
 
-class Infinite(nn.Module):
-    def __init__(self):
+class Unseen(nn.Module):
+    def __init__(self, scale: float):
         super().__init__()
-        self.conv, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+        self.scale, self.conv, self.last = scale, nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
 
     def forward(self, x):
-        return self.last(self.conv(x)) / 0
+        return self.last(self.conv(x)) * self.scale
 
 
-def test_a_model_whose_outputs_prove_nothing_is_frozen():
-    graph = trace(Infinite(), images())
+@pytest.mark.parametrize("scale", [float("inf"), 0.0])
+def test_a_model_whose_outputs_prove_nothing_is_frozen(scale):
+    graph = trace(Unseen(scale), images())
     assert graph.widths == ()
-    assert (
-        "the outputs of the model are not finite" in {item.axis: item.reason for item in graph.frozen}["conv.weight[0]"]
-    )
+    reasons = {item.axis: item.reason for item in graph.frozen}
+    assert "the outputs of the model are not finite, or nothing but zeros" in reasons["conv.weight[0]"]
 
 
 class Unforeseen(nn.Module):

@@ -94,7 +94,9 @@ def _sizes(operands: tuple[Any, Any], letters: tuple[str, str, str]) -> dict[str
 
 
 def _count(call: Call, operands: tuple[Any, Any], letters: tuple[str, str, str], vectors: Mapping[str, Tensor]) -> None:
-    """Note the multiply-adds of one sample."""
+    """Note the multiply-adds of one sample; what sums over nothing is none, as for torch's counter."""
+    if set(letters[0]) | set(letters[1]) <= set(letters[2]):
+        return
     others = prod(size for letter, size in _sizes(operands, letters).items() if letter not in vectors)
     factors = list(vectors.values())
     if others % call.batch == 0:

@@ -1,0 +1,80 @@
+"""What a model returns, and how much that of another differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TOLERANCE = 1e-4  # relative to the largest value of a row
+_FLOOR = 1e-6  # of the largest value of all: below are zeros that are rounded
+_LONG = 8  # values of a row that are hardly ever all small by chance
+
+
+@contextmanager
+def no_fast_path() -> Iterator[None]:
+    """torch's transformer layers read the tensors of the layers inside, past whatever stands in their places."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@torch.no_grad()
+def run(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Outputs; what a forward draws at random is the same each time."""
+    with torch.random.fork_rng([tensor.device for tensor in inputs if tensor.is_cuda][:1]):
+        torch.manual_seed(0)
+        return _tensors(model(*(tensor.clone() for tensor in inputs)))
+
+
+def shows_something(outputs: Sequence[Tensor]) -> bool:
+    """Whether outputs are finite, and not zero alone."""
+    is_finite = all(bool(torch.isfinite(tensor).all()) for tensor in outputs)
+    return is_finite and any(bool(tensor.any()) for tensor in outputs)
+
+
+def difference(
+    found: Sequence[Tensor], wanted: Sequence[Tensor], *, of: str = "the masked one", tolerance: float = TOLERANCE
+) -> str | None:
+    """How outputs differ from those that are wanted, of some model; None if they do not."""
+    if len(found) != len(wanted):
+        return f"returns {len(found)} tensors instead of {len(wanted)}"
+    for one, other in zip(wanted, found, strict=True):
+        if one.shape != other.shape:
+            return f"returns shape {tuple(other.shape)} instead of {tuple(one.shape)}"
+        if one.numel() == 0:
+            continue
+        one, other = one.to(torch.cdouble), other.to(torch.cdouble)
+        floor = max(_FLOOR * float(one.abs().max()), 1e-12)
+        for rows, errors in zip(_rows(one.abs()), _rows((one - other).abs()), strict=True):
+            error = float((errors.amax(1) / rows.amax(1).clamp_min(floor)).max())
+            if not error <= tolerance:
+                return f"differs from {of} by {error:.1e}"
+    return None
+
+
+def _rows(tensor: Tensor) -> list[Tensor]:
+    """The values in one row, and in a row for every channel: of boxes and scores in one tensor, scores are small."""
+    dims = {1, tensor.dim() - 1} if tensor.dim() > 2 else ()
+    rows = [tensor.movedim(dim, 0).flatten(1) for dim in dims]
+    return [tensor.reshape(1, -1), *(found for found in rows if found.shape[1] >= _LONG)]
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    """Every tensor in what a model returns, in order."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if is_dataclass(outputs) and not isinstance(outputs, Mapping):
+        outputs = [getattr(outputs, field.name) for field in fields(outputs)]
+    if isinstance(outputs, Mapping):
+        outputs = outputs.values()
+    elif not isinstance(outputs, list | tuple):
+        return []
+    return [tensor for item in outputs for tensor in _tensors(item)]

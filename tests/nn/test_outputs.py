@@ -1,0 +1,37 @@
+import torch
+
+from tas.nn.outputs import difference, shows_something
+
+
+def test_outputs_are_alike_up_to_rounding():
+    outputs = [torch.randn(2, 5, 4, 4), torch.randn(2, 3), torch.tensor(2.0), torch.zeros(0, 4), torch.ones(2, 3, 1)]
+    assert difference(outputs, outputs) is None
+    assert difference([output * (1 + 1e-6) for output in outputs], outputs) is None
+    assert difference([*outputs[:2], torch.tensor(2.1), *outputs[3:]], outputs) is not None
+    assert difference(outputs[:2], outputs) == "returns 2 tensors instead of 5"
+
+
+def test_every_long_row_has_its_own_measure():
+    wanted = torch.rand(2, 6, 40) + 0.5
+    wanted[:, 4:] *= 1e-4  # scores beside boxes
+    found = wanted.clone()
+    found[:, 5] *= 1.01
+    assert difference([found], [wanted]) == "differs from the masked one by 1.0e-02"
+    assert difference([found.mT], [wanted.mT]) is not None
+
+
+def test_zeros_that_are_rounded_are_no_difference():
+    wanted = torch.rand(2, 6, 40) + 0.5
+    wanted[:, 5] = 0
+    assert difference([wanted + 1e-11 * (wanted == 0)], [wanted]) is None
+
+
+def test_what_is_not_finite_differs():
+    assert difference([torch.full((2, 3), torch.nan)], [torch.ones(2, 3)]) is not None
+
+
+def test_zeros_and_nothing_show_nothing():
+    assert not shows_something([])
+    assert not shows_something([torch.zeros(2, 3), torch.zeros(0)])
+    assert not shows_something([torch.ones(2), torch.tensor(torch.inf)])
+    assert shows_something([torch.zeros(2), torch.tensor([0.0, 1.0])])
