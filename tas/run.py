@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import eq
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tas.distributed import from_main, is_main_process
-from tas.errors import RunError
+from tas.errors import ArchitectureError, RunError
 from tas.record import Record
 from tas.storage import is_temporary, write_text
 
@@ -23,6 +23,7 @@ SUMMARIES = "summaries.json"  # of a run of several budgets: the summary of each
 STAGES = ("teacher", "search", "train")
 MOST_NAMED = 3  # differences of two configs in one message
 _NOTHING = "nothing"
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,14 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path} cannot be read ({error}); repeat the run in another folder") from None
+
+
+def read_as(path: Path, parse: Callable[[str], _Value]) -> _Value:
+    """What `from_json` makes of one of a run's files; an error names the file."""
+    try:
+        return parse(read_text(path))
+    except ArchitectureError as error:
+        raise ArchitectureError(f"{path}: {error}") from None
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tas.budget import Amount, Budget
 from tas.decode import decode
 from tas.errors import RunError
 from tas.graph import Graph
-from tas.run import GRAPH, SCORES, read_text
+from tas.run import GRAPH, SCORES, read_as, read_text
 from tas.space import SearchSpace
 
 
@@ -67,7 +67,7 @@ class Scores:
                     f"{folder} has no {name}, which a search writes at its end; finish the run with --resume, or "
                     f"search anew if it is none or one of an older version"
                 )
-        graph = Graph.from_json(read_text(folder / GRAPH))
+        graph = read_as(folder / GRAPH, Graph.from_json)
         try:
             value = json.loads(read_text(folder / SCORES))
             widths, depths = (

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from tas.errors import RunError
-from tas.run import CONFIG, REPORT, SUMMARY, RunFolder, read_summary
+from tas.architecture import Architecture
+from tas.errors import ArchitectureError, RunError
+from tas.run import CONFIG, REPORT, SUMMARY, RunFolder, read_as, read_summary
 
 
 def test_without_a_path_nothing_is_written(tmp_path, monkeypatch):
@@ -156,3 +157,9 @@ def test_what_was_trained_again_is_not_resumed(tmp_path):
     folder.agree_to_train("x")
     with pytest.raises(RunError, match="has been trained again by tas train, so that there is nothing to resume"):
         RunFolder.open(tmp_path / "run", "x", resume=True)
+
+
+def test_an_error_in_a_file_names_the_file(tmp_path):
+    (tmp_path / "architecture.json").write_text("[]")
+    with pytest.raises(ArchitectureError, match="architecture.json: an architecture is"):
+        read_as(tmp_path / "architecture.json", Architecture.from_json)

@@ -31,7 +31,7 @@ from tas.pipeline.rivals import choose
 from tas.pipeline.store import save_full
 from tas.pipeline.train import TrainConfig, train
 from tas.record import Record, versions
-from tas.run import ARCHITECTURE, FULL_WEIGHTS, RECORD, read_text
+from tas.run import ARCHITECTURE, FULL_WEIGHTS, RECORD, read_as, read_text
 from tas.space import SearchSpace
 from tas.storage import fill, write_text
 from tas.task import Loss, Metric, dtype_of, run_model, task_loss
@@ -230,7 +230,7 @@ def _cell(bench: Bench, job: Job) -> dict[str, Any]:
     search, method, own = bench.folder / job.needs[0], job.method, job.method.job(bench.config.job, job.seed)
     graph, _ = bench.choices(own)
     choice = json.loads(read_text(search))
-    architecture = graph.check(Architecture.from_json(read_text(search.parent / ARCHITECTURE)))
+    architecture = graph.check(read_as(search.parent / ARCHITECTURE, Architecture.from_json))
     inherits, transfer = read_transfer(job.transfer)
     model = bench.filled(search.parent / RANKED_WEIGHTS) if inherits else bench.model
     small = derive(model, graph, architecture, weights=own.init if inherits else "fresh", seed=job.seed)

@@ -13,7 +13,7 @@ from tas.budget import Budget, Budgets
 from tas.errors import BudgetError, RunError
 from tas.graph import Graph
 from tas.record import Record
-from tas.run import ARCHITECTURE, CONFIG, GRAPH, RECORD, STAGES, SUMMARY, WEIGHTS, read_summary, read_text
+from tas.run import ARCHITECTURE, CONFIG, GRAPH, RECORD, STAGES, SUMMARY, WEIGHTS, read_as, read_summary, read_text
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class RunFiles:
             raise RunError(
                 f"{folder} holds no run (it has no {CONFIG}, {RECORD} or {SUMMARY}); give the output folder of a run"
             )
-        graph = Graph.from_json(read_text(known[GRAPH])) if GRAPH in found else None
-        chosen = Architecture.from_json(read_text(known[ARCHITECTURE])) if ARCHITECTURE in found and graph else None
+        graph = read_as(known[GRAPH], Graph.from_json) if GRAPH in found else None
+        chosen = read_as(known[ARCHITECTURE], Architecture.from_json) if ARCHITECTURE in found and graph else None
         return cls(
             folder,
             label or folder.resolve().name,
