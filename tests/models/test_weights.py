@@ -151,16 +151,17 @@ def test_a_missing_file_of_weights_is_named(tmp_path):
 
 @pytest.mark.skipif(not WEIGHTS, reason="set TAS_WEIGHTS to the folder of the public CIFAR-10 weights")
 @pytest.mark.skipif(not CIFAR10, reason="set TAS_CIFAR10 to an unpacked folder with train/ and test/")
-def test_a_strangers_resnet20_reaches_about_its_published_accuracy(tmp_path):
+@pytest.mark.parametrize(("name", "published"), [("resnet20", 0.9173), ("resnet32", 0.9263)])
+def test_strangers_resnets_reach_about_their_published_accuracy(name, published, tmp_path):
     for part, count in (("train", 1), ("test", 60)):
         for label in (Path(CIFAR10) / part).iterdir():
             (tmp_path / part / label.name).mkdir(parents=True)
             for image in sorted(os.listdir(label))[:count]:
                 (tmp_path / part / label.name / image).symlink_to((label / image).resolve())
     source = data.load(f"folder:{tmp_path}", workers=0)
-    public = load_script("public_resnet20")
-    model = public.build().eval()
-    load_weights(model, Path(WEIGHTS) / "cifar10_resnet20_optionA.safetensors")
+    public = load_script("public_resnet")
+    model = getattr(public, name)().eval()
+    load_weights(model, Path(WEIGHTS) / f"cifar10_{name}_optionA.safetensors")
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (public.MEAN, public.STD))
     correct = 0
     with torch.no_grad():
@@ -168,7 +169,7 @@ def test_a_strangers_resnet20_reaches_about_its_published_accuracy(tmp_path):
             pixels = inputs * source.std + source.mean
             logits = model((pixels - mean) / std)
             correct += (logits.argmax(1) == targets).sum().item()
-    assert correct / 600 == pytest.approx(0.9173, abs=0.035)  # three standard errors of 600 images
+    assert correct / 600 == pytest.approx(published, abs=0.035)  # three standard errors of 600 images
 
 
 @pytest.mark.parametrize("content", [b"some text\n", b"", b"\x80\x02}q\x01(X\x01", bytes(range(256))])

@@ -1,9 +1,9 @@
-"""A ResNet-20 that others have trained on CIFAR-10, as a user would describe it: the model of a comparison at 32x32.
+"""ResNets that others have trained on CIFAR-10, as a user would describe them: the models of comparisons at 32x32.
 
-    tas compare --model benchmarks/public_resnet20.py:build --weights cifar10_resnet20_optionA.safetensors …
+    tas compare --model benchmarks/public_resnet.py:resnet20 --weights cifar10_resnet20_optionA.safetensors …
 
 Option A of He et al., 2016: a shortcut takes every second pixel and pads channels with zeros. The names are those of
-Y. Idelbayev's weights (91.73 % on the test set; https://github.com/akamaster/pytorch_resnet_cifar10).
+Y. Idelbayev's weights (91.73 and 92.63 % on the test set; https://github.com/akamaster/pytorch_resnet_cifar10).
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class Block(nn.Module):
         return F.relu(out + shortcut)
 
 
-class PublicResNet20(nn.Module):
-    """Three stages of three blocks."""
+class PublicResNet(nn.Module):
+    """Three stages of equally many blocks."""
 
-    def __init__(self):
+    def __init__(self, blocks: int):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(3)))
-        self.layer2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1))
-        self.layer3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1))
+        self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(blocks)))
+        self.layer2 = nn.Sequential(Block(16, 32, 2), *(Block(32, 32, 1) for _ in range(blocks - 1)))
+        self.layer3 = nn.Sequential(Block(32, 64, 2), *(Block(64, 64, 1) for _ in range(blocks - 1)))
         self.linear = nn.Linear(64, 10)
         mean, std, trained_mean, trained_std = (torch.tensor(x) for x in (MEAN, STD, TRAINED_MEAN, TRAINED_STD))
         self.register_buffer("scale", (std / trained_std).view(3, 1, 1), persistent=False)
@@ -55,6 +55,11 @@ class PublicResNet20(nn.Module):
         return self.linear(self.layer3(self.layer2(self.layer1(out))).mean((2, 3)))
 
 
-def build() -> nn.Module:
-    """The network with fresh weights."""
-    return PublicResNet20()
+def resnet20() -> nn.Module:
+    """Fresh weights."""
+    return PublicResNet(3)
+
+
+def resnet32() -> nn.Module:
+    """Fresh weights."""
+    return PublicResNet(5)
