@@ -126,7 +126,8 @@ def task_loss(
         return value
     if transfer == "kd":
         return (1 - teacher_weight) * value + teacher_weight * _imitation(outputs, wanted)
-    _require_classification(outputs, targets, transfer)
+    if loss is not None:  # otherwise it is one, and looking again would wait for the device again
+        _require_classification(outputs, targets, transfer)
     outputs, wanted = logits_of(outputs), logits_of(wanted)
     weight = TRANSFER_WEIGHTS[transfer] if transfer_weight is None else transfer_weight
     if transfer == "dkd":

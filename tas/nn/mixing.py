@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tas.graph import Layout, positions_of
 
@@ -185,7 +185,7 @@ class DenseWidth:
         self.candidates, self.how = tuple(candidates), how
         self.size = size
         self._table = torch.tensor(self.candidates)
-        self.pick(len(candidates) - 1)
+        self.pick(len(candidates) - 1, self._table.device)
 
     def draw(self, chosen: Tensor, weights: Tensor) -> None:
         """Open the candidates with these indices, mixed with these weights; both of shape (fragments,)."""
@@ -196,8 +196,9 @@ class DenseWidth:
 
     def pick(self, index: int, device: torch.device | None = None) -> None:
         """Use one candidate alone, on a device or where it was."""
-        device = device or self._table.device
-        self.draw(torch.tensor([index], device=device), torch.ones(1, device=device))
+        device = device or self.sizes.device
+        self.chosen, self.sizes = (torch.full((1,), n, device=device) for n in (index, self.candidates[index]))
+        self.weights, self.active = torch.ones(1, device=device), self.sizes[0]
 
     def mixture(self, scales: Tensor | None, shifts: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
         """As `CompactWidth.mixture`, over all channels: (…, size, size) and (…, size), zero from the active size on."""
@@ -269,28 +270,32 @@ class CompactAxis:
         return self._cache[key]
 
 
-class DenseAxis:
-    """Which positions of an axis are switched on under the sizes drawn now."""
+class DenseAxis(nn.Module):
+    """Which positions of an axis are switched on under the sizes drawn now.
+
+    A module, so that its tables lie where the model lies: moved in a forward, they would have it compiled twice.
+    """
+
+    _owner: Tensor
+    _channel: Tensor
 
     def __init__(self, layout: Layout | None, widths: Mapping[str, Size]):
+        super().__init__()
         self._widths = [widths[run.width] for run in layout or () if run.width is not None]
-        self._owner = self._channel = torch.zeros(0, dtype=torch.long)
-        owner, channel = [], []
+        owner, channel = [], [torch.zeros(0, dtype=torch.long)]
         for run in layout or ():
             length = run.count * run.repeat
             # position 0 of the table below is "always on"
             owner += [0 if run.width is None else 1 + self._widths.index(widths[run.width])] * length
             channels = torch.arange(run.start, run.start + run.count).repeat_interleave(run.repeat)
             channel.append(torch.zeros(length, dtype=torch.long) if run.width is None else channels)
-        if self._widths:
-            self._owner, self._channel = torch.tensor(owner), torch.cat(channel)
+        self.register_buffer("_owner", torch.tensor(owner, dtype=torch.long), persistent=False)
+        self.register_buffer("_channel", torch.cat(channel), persistent=False)
 
     def mask(self, tensor: Tensor, dim: int) -> Tensor:
         """`tensor` with the inactive positions along `dim` set to zero."""
         if not self._widths:
             return tensor
-        if self._owner.device != tensor.device:
-            self._owner, self._channel = self._owner.to(tensor.device), self._channel.to(tensor.device)
         active = torch.stack([as_tensor(width, tensor.device) for width in self._widths])
         active = torch.cat([active.new_ones(1), active])
         shape = [1] * tensor.dim()

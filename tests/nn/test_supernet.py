@@ -309,6 +309,19 @@ def test_dense_execution_is_one_graph_for_all_samples(interpolation):
     assert len(seen) == 4, "every sample is another network"
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("name", ["residual", "one and three dimensions"])
+def test_dense_execution_moves_no_table_in_a_forward_on_another_device(name):
+    model, graph, space = prepared(name)
+    supernet = Supernet(model, graph, space, execution="dense").to("meta")
+    compiled = torch.compile(supernet, fullgraph=True, backend="eager")
+    supernet.draw(5.0)
+    compiled(images().to("meta"))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        supernet.draw(5.0)
+        compiled(images().to("meta")).sum().backward()
+
+
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("name", nets.ALL)
 def test_deriving_the_collapsed_supernet_gives_what_it_computed(name, execution):

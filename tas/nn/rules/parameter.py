@@ -221,6 +221,7 @@ class DenseProduct(_Zeroed):
         self._masks = {
             name: [(dim, DenseAxis(layout, widths)) for dim, layout in axes] for name, axes in self._axes.items()
         }
+        self._moved = nn.ModuleList(axis for masks in self._masks.values() for _, axis in masks)  # with the model
 
     def _zeroed(self, tensor: Tensor, name: str) -> Tensor:
         for dim, axis in self._masks[name]:

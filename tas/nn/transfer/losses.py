@@ -79,17 +79,17 @@ def decoupled_loss(
         Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, equation 7, https://arxiv.org/abs/2203.08679.
     """
     student_logits, teacher_logits = wide(student_logits), wide(teacher_logits)
-    known = labels >= 0
-    wanted, others = labels[known, None], student_logits.shape[1] - 1
-    is_other = torch.ones_like(student_logits[known], dtype=torch.bool).scatter_(1, wanted, False)
+    known, wanted = labels >= 0, labels.clamp_min(0)[:, None]
+    others = torch.arange(student_logits.shape[1] - 1, device=labels.device)  # by index: a mask waits for the device
+    others = others + (others >= wanted)
     right, rest = [], []
     for logits in (student_logits, teacher_logits.detach()):
-        logs = F.log_softmax(logits[known] / temperature, 1)
-        other_logs = logs[is_other].view(-1, others)
+        logs = F.log_softmax(logits / temperature, 1)
+        other_logs = logs.gather(1, others)
         right.append(torch.cat([logs.gather(1, wanted), other_logs.logsumexp(1, keepdim=True)], 1))
         rest.append(F.log_softmax(other_logs, 1))
-    target_part, other_part = (F.kl_div(*pair, reduction="batchmean", log_target=True) for pair in (right, rest))
-    return temperature**2 * (target_part + other_weight * other_part)
+    target_part, other_part = (F.kl_div(*pair, reduction="none", log_target=True).sum(1) for pair in (right, rest))
+    return temperature**2 * (target_part + other_weight * other_part).where(known, 0).sum() / known.sum()
 
 
 def relation_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4.0) -> Tensor:
