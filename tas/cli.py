@@ -119,7 +119,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         way_on = {
             **dict.fromkeys(
                 ("compress", "search", "compare"),
-                "; what was finished is kept, go on with --resume and the same --output",
+                "; what was finished is kept, go on with --resume and the same --output "
+                "(without --resume if that is not there)",
             ),
             "train": "; what was finished is kept, go on with the same command, and --resume where there is no --run",
         }

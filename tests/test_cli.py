@@ -120,7 +120,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(images, weights, tmp_path
 
     monkeypatch.setattr(tas.Record, "add", interrupt)
     assert run(*options, "--output", folder) == 130
-    assert "go on with --resume and the same --output" in capsys.readouterr().err
+    assert (
+        "go on with --resume and the same --output (without --resume if that is not there)" in capsys.readouterr().err
+    )
     monkeypatch.setattr(tas.Record, "add", add)
     assert run("compress", "--resume", "--output", folder) == 0  # the options come from the run's own config
     assert (folder / "summary.json").is_file()
