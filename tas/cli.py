@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -119,7 +119,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         way_on = {
             **dict.fromkeys(
                 ("compress", "search", "compare"),
-                "; what was finished is kept, go on with --resume and the same --output",
+                "; what was finished is kept, go on with --resume and the same --output "
+                "(without --resume if that is not there)",
             ),
             "train": "; what was finished is kept, go on with the same command, and --resume where there is no --run",
         }
@@ -216,7 +217,8 @@ def _call(name: str, words: list[str]) -> int:
                 _require_groups(known, function)  # an interrupted run goes on with its own options
                 parsed = parser.parse_args(["--config", str(known), *words])
     except (ArgumentError, UnicodeDecodeError) as error:
-        print(f"tas {name}: {_plain(str(error))}\nSee tas {name} --help", file=sys.stderr)
+        hint = _meant(str(error), parser.get_defaults(skip_validation=True).keys())
+        print(f"tas {name}: {_plain(str(error))}{hint}\nSee tas {name} --help", file=sys.stderr)
         return 2
     options = parser.instantiate(parsed).as_dict()
     options.pop("config", None)
@@ -233,7 +235,7 @@ def _configs(words: list[str]) -> list[Path]:
 
 
 def _require_groups(config: Path, function: Callable) -> None:
-    """Refuse one value in place of a group of options: the parser would take the group's defaults instead."""
+    """Refuse a value in place of a group of options, and a group's own seed: the parser would leave them out."""
     import argparse
 
     import yaml
@@ -249,12 +251,30 @@ def _require_groups(config: Path, function: Callable) -> None:
             raise argparse.ArgumentError(
                 None, f"{config}: {name} is a group of options, such as {name}: {{{first}: …}}, but it is {value!r}"
             )
+        if is_dataclass(parameter.default) and "seed" in (value or {}):
+            raise argparse.ArgumentError(None, f"{config}: one seed rules all stages; give seed: …, not {name}.seed")
 
 
 def _plain(message: str) -> str:
     """Words of the parser without its Python types."""
+    several = r"Does not validate against any of the Union subtypes\s+Subtypes: \[(.*)\]\s+Errors:.*Given value: "
+    message = re.sub(several, lambda found: f"Expected {_either(found[1])}. Got value: ", message, flags=re.DOTALL)
+    message = re.sub(r"(a )?(typing\.)?Literal\[([^]]*)\]", lambda found: _either(found[3]), message)
     message = re.sub(r'Parser key "([^"]+)":\s*', r"--\1: ", message)
     return re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "").replace("\n", " ")
+
+
+def _either(kinds: str) -> str:
+    return kinds.replace("NoneType", "null").replace(", ", " or ")
+
+
+def _meant(message: str, known: Iterable[str]) -> str:
+    """The options closest to one that the parser does not know."""
+    from tas.options import near_misses
+
+    group = re.search(r"Group '([\w.]+)'", message)
+    unknown = re.search(r"(?:arguments: --|[Oo]ption ')([\w.-]+)", message)
+    return near_misses(f"{group[1]}.{unknown[1]}" if group else unknown[1], known) if unknown else ""
 
 
 if __name__ == "__main__":

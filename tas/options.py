@@ -52,6 +52,21 @@ def check_options(
         check_seed(config.seed)
 
 
+def or_default(config: Any, kind: type[_Config]) -> _Config:
+    """The config; the defaults where none is given.
+
+    Raises:
+        ConfigError: it is of another kind.
+    """
+    if config is None:
+        return kind()
+    if not isinstance(config, kind):
+        inside = [f"config.{name}" for name, value in getattr(config, "__dict__", {}).items() if type(value) is kind]
+        way_out = " or ".join(inside) or f"a tas.{kind.__name__}"
+        raise ConfigError(f"config= is a {type(config).__name__}; pass {way_out}")
+    return config
+
+
 def check_seed(seed: int) -> None:
     """Raise `ConfigError` for a seed that torch does not take."""
     if seed not in SEEDS:

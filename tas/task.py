@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from tas.data import Source
 from tas.data.augment import own_randomness
+from tas.data.batches import described
 from tas.data.tensors import IGNORED
 from tas.errors import ConfigError, DataError, ModelError, first_line
-from tas.nn.modes import evaluating
+from tas.nn.modes import evaluating, require_module, require_trainable
+from tas.nn.outputs import tensors_of
 from tas.nn.transfer import decoupled_loss, distillation_loss, imitation_loss, relation_loss, require_layers, wide
 
 Loss = Callable[[Any, Any], Tensor]
@@ -75,15 +77,15 @@ def run_model(model: nn.Module, inputs: Tensor) -> Any:
                 f"the data gives {inputs.dtype} images, the model's weights are {wanted}; convert one of them (images: "
                 f"v2.ToDtype(torch.float32, scale=True) among the transforms, model: model.float())"
             ) from error
-        reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"the model does not accept inputs of shape {tuple(inputs.shape)}: {reason}. Give images of the size and "
-            f"channels it was built for (grey images can be repeated to three channels)"
+            f"the model does not accept inputs of shape {tuple(inputs.shape)}: {first_line(error)}. Give images of the "
+            f"size and channels it was built for (grey images can be repeated to three channels)"
         ) from error
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
     """The type of a model's weights; float32 where there are none."""
+    require_module(model)
     kinds = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
     return kinds[0] if kinds else torch.float32
 
@@ -114,11 +116,16 @@ def task_loss(
     Raises:
         DataError: without a loss, outputs and targets are not those of a classification.
         ConfigError: dkd or dist for another task than classification.
+        ModelError: the teacher has another number of classes.
     """
     if loss is None:
         outputs, wanted = logits_of(outputs), logits_of(wanted)
         require_logits(outputs, targets)
         targets = targets.long()
+        if isinstance(wanted, Tensor) and wanted.shape[1:] != outputs.shape[1:]:
+            raise ModelError(
+                f"the teacher has {wanted.shape[1]} classes, the model {outputs.shape[1]}; give them the same"
+            )
     if loss is None and wanted is not None and transfer == "kd":
         return distillation_loss(outputs, wanted, targets, temperature=temperature, teacher_weight=teacher_weight)
     value = F.cross_entropy(wide(outputs), targets) if loss is None else loss(outputs, targets)
@@ -152,14 +159,6 @@ def _imitation(outputs: Any, wanted: Any) -> Tensor:
             "the outputs of the network and of its teacher have no common shape to imitate; set teacher_weight to 0"
         )
     return torch.stack([imitation_loss(one, other) for one, other in pairs]).mean()
-
-
-def tensors_of(outputs: Any) -> list[Tensor]:
-    """All tensors of a nest of mappings, tuples and lists, in order."""
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    parts = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple | list) else ()
-    return [tensor for part in parts for tensor in tensors_of(part)]
 
 
 def logits_of(outputs: Any) -> Any:
@@ -210,7 +209,11 @@ def require_logits(outputs: Any, targets: Any) -> None:
         DataError: a label lies beyond the model's classes, or the task is another one.
     """
     if not isinstance(outputs, Tensor) or outputs.dim() != 2 or not _are_labels(targets) or targets.dim() != 1:
-        raise DataError("this is not a classification with one label per sample; give your own loss= and metric=")
+        raise DataError(
+            f"this is not a classification with one label per sample: the model answers with {described(outputs)}, the "
+            f"targets are {described(targets)}; let it answer with a row of scores, give class numbers, or your own "
+            f"loss= and metric="
+        )
     _require_classes(targets, outputs.shape[1], ignored=IGNORED)
 
 
@@ -224,24 +227,11 @@ def _require_classes(targets: Tensor, classes: int, ignored: int | None = None) 
     low, high = torch.stack(targets.aminmax()).tolist()  # one wait for the device
     if high >= classes:
         raise DataError(
-            f"the data has a label {high}, the model only {classes} classes; build the model with the data's number "
-            f"of classes"
+            f"the data has a label {high}, the model only {classes} classes, 0 to {classes - 1}; number the classes "
+            f"from 0, or build the model with the data's number of classes"
         )
     if ignored is not None and low < 0 and low != ignored:
         raise DataError(f"the data has a label {low}; number the classes from 0")
-
-
-def require_trainable(model: nn.Module) -> None:
-    """Check that there is something to train.
-
-    Raises:
-        ModelError: every parameter is frozen.
-    """
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ModelError(
-            f"every parameter of {type(model).__name__} is frozen (requires_grad is False); call "
-            f"model.requires_grad_(True) on it, or on the part that may learn"
-        )
 
 
 @torch.no_grad()
@@ -331,6 +321,10 @@ def _require_learnable(outputs: Any, targets: Any, source: Source, loss: Loss | 
                 f"build the model with the data's number of classes"
             )
     else:
+        if isinstance(loss, type) or not callable(loss):
+            raise ConfigError(
+                f"loss= is {loss!r}; pass a function of (outputs, targets), such as nn.CrossEntropyLoss()"
+            )
         value = loss(outputs, targets)
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

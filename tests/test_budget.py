@@ -112,6 +112,11 @@ def amounts(**lists) -> list[dict]:
     return [budget.amounts for budget in Budgets(**lists).each]
 
 
+def test_a_percentage_without_its_sign_is_asked_about():
+    with pytest.raises(BudgetError, match="or raise the budget; if a share is meant, write 50%"):
+        Budget.of(50).require_reachable(GRAPH, SearchSpace.of(GRAPH))
+
+
 def test_several_budgets_stand_between_commas_or_in_a_list():
     assert amounts() == [{"macs": "50%"}]
     assert amounts(macs="30%, 50%,20M") == [{"macs": "30%"}, {"macs": "50%"}, {"macs": "20M"}]

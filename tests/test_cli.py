@@ -1,10 +1,12 @@
 """The command line: commands chain through files, every mistake is one line that names the way out."""
 
+import inspect
 import json
 import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +120,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(images, weights, tmp_path
 
     monkeypatch.setattr(tas.Record, "add", interrupt)
     assert run(*options, "--output", folder) == 130
-    assert "go on with --resume and the same --output" in capsys.readouterr().err
+    assert (
+        "go on with --resume and the same --output (without --resume if that is not there)" in capsys.readouterr().err
+    )
     monkeypatch.setattr(tas.Record, "add", add)
     assert run("compress", "--resume", "--output", folder) == 0  # the options come from the run's own config
     assert (folder / "summary.json").is_file()
@@ -432,6 +436,34 @@ def test_searching_without_weights_asks_for_them(capsys, tmp_path, images):
 def test_wrong_usage_exits_with_2(capsys, words):
     assert main(words) == 2
     assert "help" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--bugdet.macs", "50%"], "(did you mean budget.macs "),
+        (["--epochs", "3"], "(did you mean train.epochs or search.epochs or teacher.epochs?)"),
+        (["--train.epochs", "many"], "--train.epochs: Expected int or float. Got value: many"),
+        (["--image-size", "many"], "--image_size: Expected int or null. Got value: many"),
+        (["--space.choose", "depths"], "--space.choose: Expected 'both' or 'width' or 'depth'. Got value: depths"),
+    ],
+)
+def test_wrong_options_name_what_may_have_been_meant(capsys, words, message):
+    assert run("compress", *words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_config_cannot_give_a_stage_a_seed_of_its_own_which_nobody_would_read(capsys, tmp_path):
+    (tmp_path / "config.yaml").write_text("search: {seed: 3}")
+    assert run("compress", "--config", tmp_path / "config.yaml") == 2
+    assert "one seed rules all stages; give seed: …, not search.seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name):
+    function = getattr(import_module(f"tas.commands.{name}"), name)
+    explained = re.findall(r"^    (\w+):", inspect.getdoc(function) or "", flags=re.MULTILINE)
+    assert explained == list(inspect.signature(function).parameters)
 
 
 def test_every_command_has_help_and_examples(capsys):

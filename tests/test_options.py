@@ -3,8 +3,9 @@
 import pytest
 
 from tas.errors import ConfigError
-from tas.options import flat_options, option_names, with_options
+from tas.options import flat_options, option_names, or_default, with_options
 from tas.pipeline.compress import CompressConfig
+from tas.pipeline.train import TrainConfig
 
 
 def changed(**options):
@@ -66,3 +67,11 @@ def test_nested_options_have_dotted_names():
         "search.epochs": 3, "space.choose": "width", "keep": ["a"],
     }  # fmt: skip
     assert {"search.epochs", "space.candidates", "keep", "init"} <= set(option_names(CompressConfig))
+
+
+def test_the_config_of_another_stage_is_refused_with_the_one_inside():
+    assert or_default(None, TrainConfig) == TrainConfig()
+    with pytest.raises(ConfigError, match=r"config= is a CompressConfig; pass config\.train or config\.teacher$"):
+        or_default(CompressConfig(), TrainConfig)
+    with pytest.raises(ConfigError, match=r"config= is a TrainConfig; pass a tas\.CompressConfig$"):
+        or_default(TrainConfig(), CompressConfig)

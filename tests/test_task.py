@@ -1,12 +1,14 @@
 """The loss of a batch by what is learned from the teacher, and what is checked before anything long begins."""
 
 import math
+import re
 import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.data import DataLoader
 from toys import TinyNet, tiny_source
 
@@ -18,6 +20,7 @@ from tas.task import (
     accuracy,
     require_fit_for_data,
     require_fit_for_test,
+    require_logits,
     run_model,
     task_loss,
     warn_of_slow_precision,
@@ -210,3 +213,33 @@ def test_errors_of_the_machine_are_not_blamed_on_the_images():
             run_model(Failing(message), images)
     with pytest.raises(ModelError, match="a tensor that does not move to cpu with it .*make it a buffer"):
         run_model(Failing("Expected all tensors to be on the same device, but got index on cpu"), images)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "words"),
+    [
+        (torch.zeros(2, 3), torch.eye(3)[:2], "the targets are float32 of shape (2, 3)"),
+        ((torch.zeros(2, 3), torch.zeros(2)), torch.zeros(2).long(), "answers with a tuple of Tensor, Tensor"),
+        ({"out": torch.zeros(2, 3)}, torch.zeros(2).long(), "answers with a dict"),
+    ],
+)
+def test_what_is_no_classification_is_told_by_what_was_found(outputs, targets, words):
+    with pytest.raises(DataError, match=re.escape(words)):
+        require_logits(outputs, targets)
+
+
+def test_labels_that_begin_at_one_are_told_from_a_model_with_too_few_classes():
+    with pytest.raises(DataError, match="a label 3, the model only 3 classes, 0 to 2; number the classes from 0, or"):
+        require_logits(torch.zeros(2, 3), torch.tensor([1, 3]))
+
+
+def test_a_teacher_of_other_classes_is_refused():
+    with pytest.raises(ModelError, match="the teacher has 7 classes, the model 3"):
+        task_loss(torch.zeros(2, 3), torch.zeros(2).long(), loss=None, wanted=torch.zeros(2, 7), teacher_weight=0.5,
+                  temperature=4.0)  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss, "mse"])
+def test_a_loss_that_is_no_function_is_refused_before_training(loss):
+    with pytest.raises(ConfigError, match=r"pass a function of \(outputs, targets\), such as nn.CrossEntropyLoss\(\)"):
+        require_fit_for_data(TinyNet(), tiny_source(), loss=loss)

@@ -86,6 +86,7 @@ def compare(
         space: which sizes may be chosen
         rivals: how the methods other than tas choose
         keep: modules to leave alone, as patterns of their paths, such as layer1.*,fc
+        residuals: one width per residual stream (tied), or one per convolution as in the paper (free)
         execution: of the supernet; both compute the same, compact is faster on a CPU
         init: with a transfer that begins with init, weights are inherited, or average neighbouring channels
         workers: processes side by side; by default one per GPU, without GPUs as many as there are cores for threads

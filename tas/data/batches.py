@@ -96,12 +96,15 @@ def as_batch(batch: Any) -> Batch:
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
         return batch[0], batch[1]
     raise DataError(
-        f"a loader must yield (inputs, targets), two tensors, but it yields {_describe(batch)}; "
+        f"a loader must yield (inputs, targets), two tensors, but it yields {described(batch)}; "
         f"change its collate_fn, or pass your own Source"
     )
 
 
-def _describe(batch: Any) -> str:
-    if isinstance(batch, (tuple, list)):
-        return f"a {type(batch).__name__} of {', '.join(type(part).__name__ for part in batch[:5]) or 'nothing'}"
-    return f"a {type(batch).__name__}"
+def described(value: Any) -> str:
+    """What a loader or a model gives, in words."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {', '.join(type(part).__name__ for part in value[:5]) or 'nothing'}"
+    return f"a {type(value).__name__}"

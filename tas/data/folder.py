@@ -112,18 +112,27 @@ def _list_part(root: Path, names: Sequence[str]) -> "ImageFolder":
     if not found:
         raise DataError(f"{root} has no {wanted}; put one folder per class into {root / names[0]}")
     folder = found[0]
-    if not any(entry.is_dir() for entry in folder.iterdir()):
+    if not any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()):
         raise DataError(f"{folder} has no class folders; put the images of every class into a folder of their own")
     skipped: list[str] = []
 
+    class Visible(ImageFolder):
+        """Without what systems and editors hide beside the images, such as ._1.jpg or .ipynb_checkpoints."""
+
+        def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+            names = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
+            return names, {name: label for label, name in enumerate(names)}
+
     def is_image(path: str) -> bool:
-        """By the file's name, as torchvision decides; what it leaves out is noted."""
+        """By the file's name, as torchvision decides; what it leaves out is noted, but for hidden files."""
+        if f"{os.sep}." in path[len(str(folder)) :]:
+            return False
         if has_file_allowed_extension(path, IMG_EXTENSIONS):
             return True
-        skipped.extend([path] if not Path(path).name.startswith(".") else [])
+        skipped.append(path)
         return False
 
-    part = ImageFolder(str(folder), is_valid_file=is_image, allow_empty=True)
+    part = Visible(str(folder), is_valid_file=is_image, allow_empty=True)
     if skipped:
         warnings.warn(
             f"{len(skipped)} files of {folder} are left out, {skipped[0]} among them: only {', '.join(IMG_EXTENSIONS)} "

@@ -12,15 +12,16 @@ from tas.errors import ModelError
 from tas.storage import fill
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights in their checkpoints
-PREFIXES = ("module.", "_orig_mod.")  # put before every name by DistributedDataParallel and torch.compile
+AVERAGED = "n_averaged"  # what torch.optim.swa_utils.AveragedModel counts beside the weights
 SHOWN = 3  # names in a message
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load the weights of a file into a model.
 
-    Checkpoints that keep the weights under `state_dict`, `model` or `model_state_dict`, and names that start with
-    `module.` or `_orig_mod.`, are understood. Nothing in the file is executed.
+    Checkpoints that keep the weights under `state_dict`, `model` or `model_state_dict`, and names that all start with
+    one word more than the model's, such as `module.` or Lightning's `model.`, are understood. Nothing in the file is
+    executed.
 
     Args:
         model: receives the weights; unchanged when an error is raised.
@@ -78,17 +79,13 @@ def _find_weights(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _without_prefixes(weights: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found = True
-    while found:
-        # A prefix that the model's own names have, too, is a module of the user's and stays.
-        found = next((prefix for prefix in PREFIXES if _all_start(weights, prefix, but_not=expected)), None)
-        if found:
-            weights = {name.removeprefix(found): value for name, value in weights.items()}
-    return weights
-
-
-def _all_start(weights: Mapping[str, Tensor], prefix: str, *, but_not: Mapping[str, Tensor]) -> bool:
-    return all(name.startswith(prefix) for name in weights) and not all(name.startswith(prefix) for name in but_not)
+    """Without what wrappers put before every name: DistributedDataParallel, torch.compile, a LightningModule."""
+    found = {name: value for name, value in weights.items() if name != AVERAGED or name in expected}
+    while found and not found.keys() & expected.keys():
+        if not all("." in name for name in found) or len({name.partition(".")[0] for name in found}) > 1:
+            return weights
+        found = {name.partition(".")[2]: value for name, value in found.items()}
+    return found
 
 
 def _check_names(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
@@ -110,7 +107,9 @@ def _check_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor],
     shapes = [f"{name} {_shape(weights[name])} in the file, {_shape(expected[name])} in the model" for name in wrong]
     classes = weights[wrong[0]].shape[:1]
     only_classifier = {_module(name) for name in wrong} == {_module(list(expected)[-1])}
-    way_out = f"pass num_classes={classes[0]}" if only_classifier and classes else "load the model they are of"
+    way_out = "load the model they are of"
+    if only_classifier and classes:
+        way_out = f"pass num_classes={classes[0]}, or data of as many classes"
     raise ModelError(f"{len(wrong)} shapes of {path} do not fit: {_some(shapes, separator='; ')}; {way_out}")
 
 

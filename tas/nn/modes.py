@@ -1,9 +1,10 @@
-"""Modules in evaluation mode."""
+"""What a model must be, and modules in evaluation mode."""
 
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +12,37 @@ from torch import nn
 from tas.errors import ModelError, first_line
 
 _Model = TypeVar("_Model", bound=nn.Module)
+
+
+def require_module(model: Any) -> None:
+    """Check that a model is one: not the class or function that builds it, nor its weights.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    if isinstance(model, nn.Module):
+        return
+    what = f"a {type(model).__name__}"
+    if isinstance(model, Mapping):
+        raise ModelError(f"the model is {what}, no torch.nn.Module; build it, and load these into it (load_state_dict)")
+    if callable(model):
+        name = getattr(model, "__name__", "it")
+        raise ModelError(f"the model is {name} itself, no torch.nn.Module; pass what it builds, {name}(…)")
+    raise ModelError(f"the model is {what}, no torch.nn.Module; pass the model")
+
+
+def require_trainable(model: nn.Module) -> None:
+    """Check that there is something to train.
+
+    Raises:
+        ModelError: this is no module, or every parameter is frozen.
+    """
+    require_module(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(
+            f"every parameter of {type(model).__name__} is frozen (requires_grad is False); call "
+            f"model.requires_grad_(True) on it, or on the part that may learn"
+        )
 
 
 def evaluating(model: _Model) -> _Model:

@@ -20,6 +20,7 @@ from torch import nn
 from tas.data import as_source
 from tas.errors import ConfigError, RunError
 from tas.fit import require_widths_suffice
+from tas.options import or_default
 from tas.pipeline.comparison.methods import SEARCHED, read_transfer, with_transfer
 from tas.pipeline.comparison.page import write_comparison
 from tas.pipeline.comparison.plan import TEACHER, CompareConfig, plan
@@ -104,7 +105,7 @@ def compare(
         config = tas.CompareConfig(methods="tas tas:residuals=free l1", transfers="kd init+kd", seeds=(0, 1, 2))
         result = tas.compare(model, (train_loader, test_loader), config=config, output="runs/comparison")
     """
-    config = config or CompareConfig()
+    config = or_default(config, CompareConfig)
     jobs = plan(config, train_teacher=train_teacher)
     bench = Bench(model, as_source(data), config, Path(), train_teacher, loss, metric)
     _require_possible(bench)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from tas.data import Source, as_source
 from tas.errors import ConfigError, DataError, ModelError
-from tas.nn.modes import evaluating
+from tas.nn.modes import evaluating, require_module
+from tas.nn.outputs import tensors_of
 from tas.onnx_file import (
     Exported,
     calibration_batches,
@@ -27,7 +28,7 @@ from tas.options import with_options
 from tas.pipeline.measure import evaluate, measure_latency
 from tas.profile import metric_name, quality_words
 from tas.storage import write_with
-from tas.task import Metric, dtype_of, tensors_of
+from tas.task import Metric, dtype_of
 
 Format = Literal["onnx", "torch-export", "onnx-int8"]
 FILES: dict[str, str] = {"onnx": "model.onnx", "torch-export": "model.pt2", "onnx-int8": "model-int8.onnx"}
@@ -131,6 +132,7 @@ def export(
     """
     config = with_options(config or ExportConfig(), options, "export")
     _require_format(format)
+    require_module(model)
     if format == "onnx-int8" and data is None:
         raise DataError("onnx-int8 needs data, for its calibration and its accuracy; give a data set")
     source, path, found = None if data is None else as_source(data), Path(path), []

@@ -20,7 +20,7 @@ from tas.layer_planes import Plane, layer_planes
 from tas.lookup import Lookup
 from tas.nn.modes import evaluating
 from tas.nn.surgery import cut, require_fit
-from tas.options import check_options
+from tas.options import check_options, or_default
 from tas.run import GRAPH
 from tas.space import SearchSpace
 from tas.timing import Clock, LayerTimes, device_name, measure_latency, thread_count
@@ -84,7 +84,7 @@ def with_latency(
         BudgetError: the graph has free residuals, whose projections cannot be predicted yet.
         ModelError: the graph does not fit the model.
     """
-    config = config or LatencyConfig()
+    config = or_default(config, LatencyConfig)
     if graph.shortcuts:
         raise BudgetError("a latency cannot be a budget with free residuals yet; use tied ones, or give macs or params")
     require_fit(model, graph)

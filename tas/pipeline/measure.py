@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tas.data import as_source
 from tas.errors import ConfigError, DataError
 from tas.nn.counting import count_macs
+from tas.nn.modes import require_module
 from tas.onnx_file import in_onnx_runtime
 from tas.profile import RUNTIMES, Profile, Runtime, Timing, metric_name
 from tas.task import Metric, dtype_of, right_classes, run_model
@@ -75,6 +76,8 @@ def measure_side_by_side(
     """Measure several models that read the same, timed in turn (A B A B …); arguments as in `measure`."""
     batches = [latency_batch] if isinstance(latency_batch, int) else list(latency_batch)
     _check(batches, seconds, runtime, threads)
+    for model in models:
+        require_module(model)
     if len(places := {str(next(model.parameters()).device) for model in models}) > 1:
         raise ConfigError(
             f"the models lie on {' and '.join(sorted(places))}, whose times do not compare; move them to one"

@@ -33,7 +33,7 @@ from tas.nn.importance import (
 )
 from tas.nn.modes import evaluating
 from tas.nn.surgery import require_fit
-from tas.options import check_options, near_misses
+from tas.options import check_options, near_misses, or_default
 from tas.progress import progress_bar
 from tas.soft_filters import train_softly
 from tas.space import SearchSpace
@@ -160,7 +160,7 @@ def choose(
         budget.require_reachable(graph, space)
     else:
         require_widths_suffice(graph, space, budget, method)
-    job = _Job(cast(Method, method), model, graph, space, data, budget, config or RivalConfig(), loss)
+    job = _Job(cast(Method, method), model, graph, space, data, budget, or_default(config, RivalConfig), loss)
     architecture, full, details = job.run()
     return Choice(architecture, full, round(time.perf_counter() - started, 3), details)
 

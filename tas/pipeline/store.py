@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tas.architecture import Architecture
 from tas.errors import ArchitectureError, ModelError
 from tas.graph import Graph
-from tas.nn.modes import evaluating
+from tas.nn.modes import evaluating, require_module
 from tas.nn.surgery import cut, require_fit, tensors_by_name
 from tas.run import ARCHITECTURE, WEIGHTS, runs_inside
 from tas.storage import fill, write_text, write_with
@@ -126,6 +126,7 @@ def load(folder: str | Path, fresh_model: nn.Module) -> nn.Module:
         ArchitectureError: files are missing or damaged.
         ModelError: `fresh_model` is not the model that was pruned, or has no weights.
     """
+    require_module(fresh_model)
     graph, architecture = load_graph(folder)
     if any(tensor.is_meta for tensor in tensors_by_name(fresh_model).values()):
         raise ModelError(f"{type(fresh_model).__name__} is on the meta device; build it on the CPU")

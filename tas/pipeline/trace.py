@@ -16,7 +16,7 @@ from tas.nn.compiled import as_written, is_compiled
 from tas.nn.counting import uncounted_macs
 from tas.nn.grouping import build_graph, numbers_read
 from tas.nn.keep import find_kept, keep_modules
-from tas.nn.modes import evaluating
+from tas.nn.modes import evaluating, require_module
 from tas.nn.rules.base import Draft
 from tas.nn.selfcheck import self_check
 from tas.nn.shortcuts import free_residuals
@@ -64,6 +64,7 @@ def trace(
     inputs = [example] if isinstance(example, Tensor) else list(example) if isinstance(example, Sequence) else []
     if not inputs or not all(isinstance(tensor, Tensor) and tensor.dim() for tensor in inputs):
         raise ModelError("the example must be one tensor or several, with a batch dimension first")
+    require_module(model)
     if next(model.parameters(), None) is None:
         raise ModelError(f"{type(model).__name__} has no parameters; there is nothing to prune")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):

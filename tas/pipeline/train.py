@@ -21,11 +21,11 @@ from tas.data.sharding import sharded
 from tas.distributed import average_gradients, copy_from_main, join, summed
 from tas.errors import ConfigError, TrainingError
 from tas.nn.memory_format import channels_last
-from tas.nn.modes import evaluating, teaching
+from tas.nn.modes import evaluating, require_trainable, teaching
 from tas.nn.statistics import average_statistics
 from tas.nn.sync_batch_norm import synchronized_batch_norm
 from tas.nn.transfer import Attention, Hints, match_layers, recorded
-from tas.options import check_options, split_patterns
+from tas.options import check_options, or_default, split_patterns
 from tas.progress import Bar, progress_bar
 from tas.record import Record
 from tas.storage import restore_epoch, save_epoch
@@ -36,7 +36,6 @@ from tas.task import (
     Transfer,
     compiled,
     dtype_of,
-    require_trainable,
     run_model,
     task_loss,
     warn_of_slow_precision,
@@ -158,7 +157,7 @@ def train(
         TrainingError: the loss became NaN or infinite.
         RunError: the checkpoint belongs to another training.
     """
-    config, record = config or TrainConfig(), record if record is not None else Record()
+    config, record = or_default(config, TrainConfig), record if record is not None else Record()
     home = join()
     source, device = sharded(as_source(data)), str(home)
     require_trainable(model)

@@ -213,3 +213,14 @@ def test_files_that_torchvision_leaves_out_are_counted(folder):
         (folder / "train" / "cat" / name).write_bytes(b"")
     with pytest.warns(UserWarning, match=r"1 files of .*train are left out, .*6.gif among them: only .jpg"):
         assert len(load(folder).train_batches(1)) == 12
+
+
+def test_what_systems_and_editors_hide_beside_the_images_is_left_out(folder):
+    seen = load(folder)
+    for part in ("train", "test"):
+        (folder / part / ".ipynb_checkpoints").mkdir()
+        shutil.copy(next((folder / part).rglob("*.png")), folder / part / ".ipynb_checkpoints" / "0.png")
+    first = next((folder / "train").rglob("*.png")).parent
+    (first / "._0.png").write_bytes(b"macOS keeps attributes here")
+    assert repr(load(folder)) == repr(seen)
+    assert load(folder).num_classes == seen.num_classes

@@ -43,6 +43,8 @@ def prefixed(weights, prefix):
         lambda weights: prefixed(weights, "module."),
         lambda weights: prefixed(weights, "_orig_mod.module."),
         lambda weights: prefixed(weights, "module._orig_mod."),
+        lambda weights: {"state_dict": prefixed(weights, "model."), "hyper_parameters": {"lr": 0.1}},  # Lightning's
+        lambda weights: {**prefixed(weights, "module."), "n_averaged": torch.tensor(7)},  # an AveragedModel's
     ],
 )
 def test_the_usual_checkpoints_of_torch_are_understood(tmp_path, trained, wrap):
@@ -98,7 +100,9 @@ def test_only_the_first_names_are_listed(tmp_path):
 
 
 def test_another_number_of_classes_hints_at_num_classes(tmp_path):
-    message = r"2 shapes .* do not fit: 3\.weight \(7, 3\) in the file, \(4, 3\) in the model; .*; pass num_classes=7$"
+    message = (
+        r"2 shapes .* do not fit: 3\.weight \(7, 3\) in the file, \(4, 3\) in the model; .*; pass num_classes=7, or"
+    )
     refuse(tmp_path, make_net(classes=7).state_dict(), message)
 
 

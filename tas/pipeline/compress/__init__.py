@@ -19,7 +19,7 @@ from tas.data.sharding import sharded
 from tas.distributed import from_main, join
 from tas.errors import DataError
 from tas.graph import Graph
-from tas.options import plain
+from tas.options import or_default, plain
 from tas.pipeline.compress.config import CompressConfig, short_search, short_teacher, short_train
 from tas.pipeline.compress.stages import CompressResult, Job, find_architecture, finished, shrink
 from tas.pipeline.latency import latency_of_run
@@ -147,7 +147,8 @@ def compress(
         result = tas.compress(model, (train_loader, test_loader), budget="50%", output="runs/mine")
         small, smaller = tas.compress(model, data, budget=["50%", "30%"], output="runs/both")
     """
-    config, started, is_list = config or CompressConfig(), time.perf_counter(), isinstance(budget, list | tuple)
+    config, started = or_default(config, CompressConfig), time.perf_counter()
+    is_list = isinstance(budget, list | tuple)
     budgets = [Budget.of(one) for one in (budget if is_list else [budget])]  # type: ignore[union-attr, arg-type]
     require_distinct(budgets)
     require_tracker(tracker)

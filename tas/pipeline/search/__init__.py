@@ -23,10 +23,11 @@ from tas.data.sharding import sharded
 from tas.distributed import copy_from_main, from_main, join
 from tas.errors import ConfigError, RunError
 from tas.nn.memory_format import channels_last
-from tas.nn.modes import teaching
+from tas.nn.modes import require_trainable, teaching
 from tas.nn.statistics import average_statistics
 from tas.nn.supernet import Supernet
 from tas.nn.sync_batch_norm import synchronized_batch_norm
+from tas.options import or_default
 from tas.pipeline.search.config import LOGITS_TRAVEL, SearchConfig
 from tas.pipeline.search.halving import Field, halve
 from tas.pipeline.search.saliency import Judged, measured_saliency, saliency_logits
@@ -35,7 +36,7 @@ from tas.progress import progress_bar
 from tas.record import Record
 from tas.scores import Scores
 from tas.storage import restore_epoch, save_epoch
-from tas.task import Loss, require_trainable, warn_of_slow_precision
+from tas.task import Loss, warn_of_slow_precision
 
 __all__ = ["LOGITS_TRAVEL", "SearchConfig", "SearchResult", "search"]
 
@@ -97,7 +98,7 @@ def search(
         TrainingError: a loss became NaN or infinite.
         RunError: the checkpoint belongs to another search, or the record is not that of its run.
     """
-    config, record = config or SearchConfig(), record if record is not None else Record()
+    config, record = or_default(config, SearchConfig), record if record is not None else Record()
     budget, source = Budget.of(budget), as_source(data)
     budget.require_reachable(supernet.graph, supernet.space)
     require_trainable(supernet.model)
