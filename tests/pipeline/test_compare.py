@@ -317,6 +317,7 @@ def test_what_cannot_be_sent_to_workers_is_done_here():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [({"budgets": "0.01%"}, tas.BudgetError, "the smallest has"),
+     ({"methods": "tas tas-depth", "budgets": "9%"}, tas.BudgetError, "^method tas-depth: no architecture in this"),
      ({"methods": "tas l1", "budgets": "5%"}, tas.BudgetError, "method l1 cuts channels and keeps every block"),
      ({"methods": "tas:keep=stm"}, tas.ConfigError, "no module of TinyNet is called 'stm'"),
      ({"transfers": "hints", "job": CompressConfig(train=replace(short_train(), transfer="hints", layers="nowhere"))},
