@@ -332,6 +332,19 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, option
     assert not (tmp_path / "run").exists()
 
 
+def test_a_metric_that_is_no_number_costs_its_cell_alone(tmp_path, monkeypatch):
+    qualities = iter([50.0, 40.0, math.nan])  # of the full model and two cells
+    monkeypatch.setattr(work, "evaluate", lambda *args, **kwargs: next(qualities))
+    config = tiny_config(methods="l1 uniform", transfers="init", seeds=(0,))
+    found = tas.compare(fresh(), hard_source(), config=config, output=tmp_path / "run")
+    assert [row["method"] for row in found.rows] == ["l1"]
+    assert "the metric of the trained network is nan on the test set" in found.failed[0]["error"]
+    monkeypatch.undo()
+    found = tas.compare(fresh(), hard_source(), config=config, output=tmp_path / "run", resume=True)
+    assert found.failed == []
+    assert len(found.cells) == 2
+
+
 def test_other_tasks_bring_their_own_loss_and_metric(tmp_path):
     def loss(outputs, targets):
         return torch.nn.functional.mse_loss(outputs[:, 0], targets.float())
