@@ -20,6 +20,7 @@ from torch import nn
 from tas.data import as_source
 from tas.errors import ConfigError, RunError, TasError
 from tas.fit import require_widths_suffice
+from tas.nn.transfer import require_layers
 from tas.pipeline.comparison.methods import SEARCHED, Method, read_transfer, with_transfer
 from tas.pipeline.comparison.page import write_comparison
 from tas.pipeline.comparison.plan import TEACHER, CompareConfig, plan
@@ -161,6 +162,7 @@ def _require_possible(bench: Bench) -> None:
 
 def _require_method(bench: Bench, method: Method) -> None:
     config, job = bench.config, method.job(bench.config.job, 0)
+    require_layers(bench.model, job.train.layers)
     graph, space = bench.choices(job)
     epochs = method.rival(config.rivals, 0).sfp_epochs if method.name == "sfp" else 0
     bench.epochs(method, job, bench.passes(job) if method.is_searched else epochs)

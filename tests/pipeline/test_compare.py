@@ -19,6 +19,9 @@ from tas.pipeline.compress import CompressConfig, short_search, short_train
 FILES = {"config.yaml", "compare.json", "compare.md", "compare.html", "teacher.json", "clocks", "searches", "cells"}
 
 
+HINTS = replace(short_train(), transfer="hints")
+
+
 def tiny_config(**options) -> CompareConfig:
     train = replace(short_train(), epochs=2, batch_size=16)
     search = replace(short_search(), epochs=2, batch_size=16, held_out_images=16, precision="no")
@@ -320,8 +323,10 @@ def test_what_cannot_be_sent_to_workers_is_done_here():
      ({"methods": "tas tas-depth", "budgets": "9%"}, tas.BudgetError, "^method tas-depth: no architecture in this"),
      ({"methods": "tas l1", "budgets": "5%"}, tas.BudgetError, "method l1 cuts channels and keeps every block"),
      ({"methods": "tas:keep=stm"}, tas.ConfigError, "no module of TinyNet is called 'stm'"),
-     ({"transfers": "hints", "job": CompressConfig(train=replace(short_train(), transfer="hints", layers="nowhere"))},
+     ({"transfers": "hints", "job": CompressConfig(train=replace(HINTS, layers="nowhere"))},
       tas.ConfigError, "nowhere"),
+     ({"methods": "l1:train.layers=nowhere", "transfers": "hints", "job": CompressConfig(train=HINTS)},
+      tas.ConfigError, "method l1:train.layers=nowhere: there is no layer 'nowhere'"),
      ({"methods": "sfp"}, tas.ConfigError, "method sfp searches for 20 epochs, but search and training of all methods "
       "have 2 together"),
      ({"methods": "tas:search.halving_steps=400"}, tas.ConfigError, "searches for .* let it search for fewer")],
