@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from tas.data import as_source
-from tas.errors import ConfigError, RunError
+from tas.errors import ConfigError, RunError, TasError
 from tas.fit import require_widths_suffice
+from tas.nn.transfer import require_layers
 from tas.options import or_default
-from tas.pipeline.comparison.methods import SEARCHED, read_transfer, with_transfer
+from tas.pipeline.comparison.methods import SEARCHED, Method, read_transfer, with_transfer
 from tas.pipeline.comparison.page import write_comparison
 from tas.pipeline.comparison.plan import TEACHER, CompareConfig, plan
 from tas.pipeline.comparison.pool import Outcome, do_here, do_in_processes
@@ -153,17 +154,26 @@ def _require_possible(bench: Bench) -> None:
     require_fit_for_test(bench.model, source, bench.metric)
     require_halves(source)
     for method in config.rows:
-        job = method.job(config.job, 0)
-        graph, space = bench.choices(job)
-        epochs = method.rival(config.rivals, 0).sfp_epochs if method.name == "sfp" else 0
-        bench.epochs(method, job, bench.passes(job) if method.is_searched else epochs)
-        for budget in config.budgets:  # type: ignore[union-attr]
-            if method.is_searched or method.name in ("random", "evolution"):
-                budget.require_reachable(graph, space)
-            else:
-                require_widths_suffice(graph, space, budget, f"method {method.label}")
-        if method.name == "evolution" and find_spec("optuna") is None:
-            raise ConfigError("evolution needs optuna, which is missing; pip install tas-pruning[rivals]")
+        try:
+            _require_method(bench, method)
+        except TasError as error:
+            named = f"method {method.label}" in str(error)
+            raise error if named else type(error)(f"method {method.label}: {error}") from None
+
+
+def _require_method(bench: Bench, method: Method) -> None:
+    config, job = bench.config, method.job(bench.config.job, 0)
+    require_layers(bench.model, job.train.layers)
+    graph, space = bench.choices(job)
+    epochs = method.rival(config.rivals, 0).sfp_epochs if method.name == "sfp" else 0
+    bench.epochs(method, job, bench.passes(job) if method.is_searched else epochs)
+    for budget in config.budgets:  # type: ignore[union-attr]
+        if method.is_searched or method.name in ("random", "evolution"):
+            budget.require_reachable(graph, space)
+        else:
+            require_widths_suffice(graph, space, budget, f"method {method.label}")
+    if method.name == "evolution" and find_spec("optuna") is None:
+        raise ConfigError("evolution needs optuna, which is missing; pip install tas-pruning[rivals]")
 
 
 def _require_same_teacher(run: RunFolder, train_teacher: bool) -> None:

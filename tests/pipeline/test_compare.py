@@ -19,6 +19,9 @@ from tas.pipeline.compress import CompressConfig, short_search, short_train
 FILES = {"config.yaml", "compare.json", "compare.md", "compare.html", "teacher.json", "clocks", "searches", "cells"}
 
 
+HINTS = replace(short_train(), transfer="hints")
+
+
 def tiny_config(**options) -> CompareConfig:
     train = replace(short_train(), epochs=2, batch_size=16)
     search = replace(short_search(), epochs=2, batch_size=16, held_out_images=16, precision="no")
@@ -317,10 +320,13 @@ def test_what_cannot_be_sent_to_workers_is_done_here():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [({"budgets": "0.01%"}, tas.BudgetError, "the smallest has"),
+     ({"methods": "tas tas-depth", "budgets": "9%"}, tas.BudgetError, "^method tas-depth: no architecture in this"),
      ({"methods": "tas l1", "budgets": "5%"}, tas.BudgetError, "method l1 cuts channels and keeps every block"),
      ({"methods": "tas:keep=stm"}, tas.ConfigError, "no module of TinyNet is called 'stm'"),
-     ({"transfers": "hints", "job": CompressConfig(train=replace(short_train(), transfer="hints", layers="nowhere"))},
+     ({"transfers": "hints", "job": CompressConfig(train=replace(HINTS, layers="nowhere"))},
       tas.ConfigError, "nowhere"),
+     ({"methods": "l1:train.layers=nowhere", "transfers": "hints", "job": CompressConfig(train=HINTS)},
+      tas.ConfigError, "method l1:train.layers=nowhere: there is no layer 'nowhere'"),
      ({"methods": "sfp"}, tas.ConfigError, "method sfp searches for 20 epochs, but search and training of all methods "
       "have 2 together"),
      ({"methods": "tas:search.halving_steps=400"}, tas.ConfigError, "searches for .* let it search for fewer")],
@@ -329,6 +335,19 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, option
     with pytest.raises(error, match=message):
         tas.compare(fresh(), hard_source(), config=tiny_config(**options), output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_metric_that_is_no_number_costs_its_cell_alone(tmp_path, monkeypatch):
+    qualities = iter([50.0, 40.0, math.nan])  # of the full model and two cells
+    monkeypatch.setattr(work, "evaluate", lambda *args, **kwargs: next(qualities))
+    config = tiny_config(methods="l1 uniform", transfers="init", seeds=(0,))
+    found = tas.compare(fresh(), hard_source(), config=config, output=tmp_path / "run")
+    assert [row["method"] for row in found.rows] == ["l1"]
+    assert "the metric of the trained network is nan on the test set" in found.failed[0]["error"]
+    monkeypatch.undo()
+    found = tas.compare(fresh(), hard_source(), config=config, output=tmp_path / "run", resume=True)
+    assert found.failed == []
+    assert len(found.cells) == 2
 
 
 def test_other_tasks_bring_their_own_loss_and_metric(tmp_path):

@@ -14,7 +14,7 @@ from tas.pipeline.compress import CompressConfig
 from tas.pipeline.rivals import METHODS as RIVALS
 from tas.pipeline.rivals import READ_BY, RivalConfig
 from tas.pipeline.train import TrainConfig
-from tas.task import FEATURE_TRANSFERS
+from tas.task import FEATURE_TRANSFERS, TRANSFER_WEIGHTS
 from tas.task import Transfer as TransferName
 
 # Dong and Yang, 2019, sections 3 and 4.1; the step of the logits is not theirs, since 1e-3 is for 58,600 steps: a
@@ -34,6 +34,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "tas-depth": {"space.choose": "depth"},
     "tas-paper": {"space.choose": "both", "residuals": "free", **PAPER},
 }
+ONE_PROCESS = "every job of a comparison is done by one process, where it has no effect"
 ELSEWHERE = {
     "seed": "the seeds of the comparison are the option seeds",
     "teacher": "the teacher is the same for all methods; set it for the whole comparison",
@@ -42,8 +43,16 @@ ELSEWHERE = {
     "train.seed": "the seeds of the comparison are the option seeds",
     "search.seed": "the seeds of the comparison are the option seeds",
     "rivals.seed": "the seeds of the comparison are the option seeds",
+    "search.sync_batch_norm": ONE_PROCESS,
+    "train.sync_batch_norm": ONE_PROCESS,
     "latency": "a comparison measures no latency",
     "latency_batch": "a comparison measures no latency",
+}
+READ_BY_TRANSFER: dict[str, tuple[str, ...]] = {  # options of `TrainConfig`, and which transfers look at them
+    "train.teacher_weight": ("kd",),
+    "train.temperature": ("kd", "dkd", "dist"),
+    "train.transfer_weight": tuple(TRANSFER_WEIGHTS),
+    "train.layers": FEATURE_TRANSFERS,
 }
 Methods = str | Sequence[Any] | Mapping[str, Any]
 
@@ -96,6 +105,23 @@ class Method:
         own = {name.removeprefix("rivals."): v for name, v in self.options.items() if name.startswith("rivals.")}
         return with_options(replace(base, seed=seed), own, f"method {self.label}, rivals")
 
+    def require_read(self, transfers: Sequence[str]) -> None:
+        """Refuse options of the training that none of the comparison's transfers reads.
+
+        Raises:
+            ConfigError: names the option.
+        """
+        asked = [read_transfer(name) for name in transfers]
+        for name in self.options:
+            readers = READ_BY_TRANSFER.get(name, ())
+            if readers and not any(transfer in readers for _, transfer in asked):
+                why = f"no transfer is {' or '.join(readers)}"
+            elif name == "init" and not any(inherits for inherits, _ in asked):
+                why = "no transfer begins with init"
+            else:
+                continue
+            raise ConfigError(f"method {self.label}: {name} has no effect, for {why}; add one to the transfers")
+
     def _require_effects(self) -> None:
         """Refuse options that belong to the whole comparison, and those that this method never reads."""
         for name in self.options:
@@ -107,7 +133,7 @@ class Method:
                 has_effect, wanted = group != "rivals", f"those of search, such as {HINT}"
             else:
                 own = [f"rivals.{known}" for known, methods in READ_BY.items() if self.name in methods]
-                has_effect = group not in ("search", "execution", "init")
+                has_effect = group not in ("search", "execution")
                 has_effect = has_effect and not (group == "rivals" and self.name not in READ_BY.get(option, self.name))
                 wanted = " and ".join(own) or "none"
             if not has_effect:

@@ -69,6 +69,7 @@ class CompareConfig:
         for method in self.rows:
             method.job(self.job, 0)
             method.rival(self.rivals, 0)
+            method.require_read(self.transfers)  # type: ignore[arg-type]
 
     @property
     def rows(self) -> tuple[Method, ...]:
@@ -128,7 +129,9 @@ def _plain(value: Any) -> Any:
 def _seed(word: Any) -> int:
     try:
         seed = int(word)
-    except (TypeError, ValueError):
+        if isinstance(word, bool) or (isinstance(word, float) and word != seed):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"compare seeds has {word!r}; give whole numbers, such as 0 1 2") from None
     check_seed(seed)
     return seed

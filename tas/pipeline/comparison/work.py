@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from tas.architecture import Architecture
 from tas.budget import Budget
 from tas.data import Source, as_source
 from tas.distributed import join
-from tas.errors import RunError
+from tas.errors import RunError, TrainingError
 from tas.graph import Graph
 from tas.nn.modes import evaluating
 from tas.options import plain
@@ -146,8 +147,13 @@ def _full_model(bench: Bench, job: Job) -> dict[str, Any]:
 
 
 def _profile(bench: Bench, model: nn.Module) -> dict[str, Any]:
+    quality = evaluate(model, bench.source, metric=bench.metric)
+    if not math.isfinite(quality):  # it has no mean, and JSON has no word for it
+        raise TrainingError(
+            f"the metric of the trained network is {quality} on the test set; let it give a finite number, then resume"
+        )
     return {
-        "accuracy": evaluate(model, bench.source, metric=bench.metric),
+        "accuracy": quality,
         "macs": count_macs(model, bench.example),
         "params": sum(parameter.numel() for parameter in model.parameters()),
     }

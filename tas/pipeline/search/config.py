@@ -155,6 +155,13 @@ class SearchConfig:
         if self.architectures < 2:
             why = "search.architectures is below 2, so that none compete; set it beside"
             found |= dict.fromkeys(("halving_steps", "halving_images"), why)
+            if self.epochs == 0:
+                why = "search.epochs is 0 and search.architectures below 2, so that no weights move; set one beside"
+                found |= dict.fromkeys(("learning_rate", "momentum", "weight_decay"), why)
+        if self.teacher_weight == 0:
+            found["distillation_temperature"] = "search.teacher_weight is 0, so that no teacher is asked; set it beside"
+        if self.band == "code":
+            found.setdefault("tolerance", "search.band is code, which has a width of its own; set paper beside")
         if self.logits_start == "random":
             found["held_out_images"] = "search.logits_start is random; set saliency beside it"
         return found

@@ -99,6 +99,11 @@ def test_what_is_no_method_is_refused(text, message):
      ("l1:search.fragments=1", "search.fragments has no effect on l1; its own options are rivals.allocation$"),
      ("tas-paper:search.halving_steps=7", "search.halving_steps has no effect, for search.architectures is below 2"),
      ("tas-paper:search.held_out_images=7", "has no effect, for search.logits_start is random"),
+     ("tas-paper:search.distillation_temperature=1", "has no effect, for search.teacher_weight is 0"),
+     ("tas-paper:search.band=code,search.tolerance=0.2", "search.tolerance has no effect, for search.band is code"),
+     ("tas:search.architectures=0,search.momentum=0", "search.momentum has no effect, for search.epochs is 0 and"),
+     ("tas:search.sync_batch_norm=true", "every job of a comparison is done by one process"),
+     ("l1:train.sync_batch_norm=true", "every job of a comparison is done by one process"),
      ("l1:rivals.candidates=5", "rivals.candidates has no effect on l1; its own options are rivals.allocation$"),
      ("uniform:rivals.allocation=share", "has no effect on uniform; its own options are none"),
      ("random:rivals.population=5", "has no effect on random; .* rivals.candidates and rivals.calibration_batches")],
@@ -106,6 +111,22 @@ def test_what_is_no_method_is_refused(text, message):
 def test_options_that_cannot_be_are_refused_by_name(text, message):
     with pytest.raises(ConfigError, match=message):
         one(text).job(BASE, 0)
+
+
+def test_a_rival_may_interpolate_what_it_inherits():
+    assert one("l1:init=interpolate").job(BASE, 0).init == "interpolate"
+
+
+@pytest.mark.parametrize(
+    ("text", "transfers", "message"),
+    [("l1:train.temperature=1", ("none", "init+hints"), "temperature has no effect, for no transfer is kd or dkd or"),
+     ("tas:train.teacher_weight=0.5", ("dkd",), "train.teacher_weight has no effect, for no transfer is kd;"),
+     ("l1:init=interpolate", ("none", "kd"), "init has no effect, for no transfer begins with init")],
+)  # fmt: skip
+def test_options_that_no_transfer_reads_are_refused(text, transfers, message):
+    with pytest.raises(ConfigError, match=message):
+        one(text).require_read(transfers)
+    one(text).require_read((*transfers, "init+kd"))
 
 
 def test_a_rivals_option_is_checked_too():
