@@ -583,10 +583,26 @@ class Resampler(nn.Module):
         return self.head((queries + self.out(read)).mean(1))
 
 
+class Words(Tokens):
+    """Tokens, which the image names, read two tables: one makes a width alone, one a stream with others."""
+
+    def __init__(self):
+        super().__init__(Attention(12, 3))
+        self.words, self.parts, self.join = nn.Embedding(4, 12), nn.Embedding(4, 10), nn.Linear(10, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = (x[:, :2].flatten(2)[..., :5] > 0).long().unbind(1)
+        x = self.words(first + 2 * second) + self.position + self.join(self.parts(second + 2 * first))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x).mean(1))
+
+
 TOKEN_NETS = {
     "convnext": ConvNext,
     "attention": lambda: Tokens(Attention(12, 3), Attention(12, 2, fused=False), Attention(12, 4)),
     "embedded positions": EmbeddedPositions,
+    "words": Words,
     "attention as wide as its input": lambda: Tokens(Attention(12, 3, flat=True), Attention(12, 3, flat=True)),
     "separate attention": lambda: Tokens(SeparateAttention(12, 3, 5)),
     "einsum attention": lambda: Tokens(EinsumAttention(12)),

@@ -192,9 +192,7 @@ class OpenProjection(Opened):
 
     def _matrix(self, like: Tensor) -> Tensor | None:
         """What mixes the fragments now; None where one size is fixed, or another layer mixes."""
-        if self._mixed is None or getattr(self._mixed.width, "weights", None) is None:
-            return None
-        return self._mixed.width.mixture(None, None, like)[0]
+        return None if self._mixed is None else self._mixed.matrix(like)
 
     def _folded(self, tensors: dict[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
         assert self._mixed is not None
@@ -283,6 +281,10 @@ class MixedWidth:
         """None for a layer that mixes nothing, or leaves it to a norm."""
         whole = whole_width(layout_of(layer, parameter, dim))
         return cls(widths[whole.width], whole.repeat) if layer.mixed_by == layer.name and whole is not None else None
+
+    def matrix(self, like: Tensor) -> Tensor | None:
+        """What mixes the fragments now; None where one size is fixed."""
+        return None if getattr(self.width, "weights", None) is None else self.width.mixture(None, None, like)[0]
 
 
 def fold(values: Tensor, matrix: Tensor, repeat: int, dim: int = 0) -> Tensor:
