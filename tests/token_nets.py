@@ -198,6 +198,19 @@ class Mixer(nn.Module):
         return self.head((x + self.over_channels(x)).mean(1))
 
 
+class ConvolvedMixer(Mixer):
+    """The same with pointwise convolutions, for which tokens are the channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.over_tokens = nn.Sequential(nn.Conv1d(16, 6, 1), nn.GELU(), nn.Conv1d(6, 16, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + self.over_tokens(self.norm(x))
+        return self.head((x + self.over_channels(x)).mean(1))
+
+
 class GroupNorms(nn.Module):
     """Group norms with one, two and as many groups as channels, and an instance norm."""
 
@@ -611,6 +624,7 @@ TOKEN_NETS = {
     "attention across": Pooled,
     "attention weights": WithWeights,
     "mixer": Mixer,
+    "mixer of convolutions": ConvolvedMixer,
     "group norms": GroupNorms,
     "rms norm": RmsNormed,
     "gated": Gated,
