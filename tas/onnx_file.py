@@ -69,10 +69,17 @@ def capture_any_batch(model: nn.Module, images: Tensor) -> torch.export.Exported
         torch.backends.mha.set_fastpath_enabled(False)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # about its own workings
-            return torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    except Exception as error:  # the exporter raises whatever the user's code makes it meet
+            capture = partial(torch.export.export, model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            try:
+                return capture()
+            except Exception:  # the exporter raises whatever the user's code makes it meet
+                with _quiet("torch"):  # it logs what it raises
+                    return capture(strict=True)  # slower; knows that `len(images)` is the batch size
+    except Exception as error:
+        is_fixed = "Constraints violated" in str(error)
+        what = ", which its forward takes for a fixed number" if is_fixed else ""
         raise ModelError(
-            failure("torch.export cannot capture it with any batch size", type(model).__name__, error)
+            failure(f"torch.export cannot capture it with any batch size{what}", type(model).__name__, error)
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -254,5 +261,8 @@ def _run_session(session: Any, device: torch.device, inputs: Tensor) -> Any:
 
 def failure(what: str, name: str, error: Exception) -> str:
     """A message: whose model, what failed, and the first line of why."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{name}: {what} ({type(error).__name__}: {reason}); no file was written"
+    cause: BaseException = error
+    while cause.__cause__ is not None:  # exporters wrap what happened in advice
+        cause = cause.__cause__
+    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    return f"{name}: {what} ({type(cause).__name__}: {reason}); no file was written"

@@ -198,6 +198,19 @@ class Mixer(nn.Module):
         return self.head((x + self.over_channels(x)).mean(1))
 
 
+class ConvolvedMixer(Mixer):
+    """The same with pointwise convolutions, for which tokens are the channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.over_tokens = nn.Sequential(nn.Conv1d(16, 6, 1), nn.GELU(), nn.Conv1d(6, 16, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + self.over_tokens(self.norm(x))
+        return self.head((x + self.over_channels(x)).mean(1))
+
+
 class GroupNorms(nn.Module):
     """Group norms with one, two and as many groups as channels, and an instance norm."""
 
@@ -583,10 +596,26 @@ class Resampler(nn.Module):
         return self.head((queries + self.out(read)).mean(1))
 
 
+class Words(Tokens):
+    """Tokens, which the image names, read two tables: one makes a width alone, one a stream with others."""
+
+    def __init__(self):
+        super().__init__(Attention(12, 3))
+        self.words, self.parts, self.join = nn.Embedding(4, 12), nn.Embedding(4, 10), nn.Linear(10, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = (x[:, :2].flatten(2)[..., :5] > 0).long().unbind(1)
+        x = self.words(first + 2 * second) + self.position + self.join(self.parts(second + 2 * first))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x).mean(1))
+
+
 TOKEN_NETS = {
     "convnext": ConvNext,
     "attention": lambda: Tokens(Attention(12, 3), Attention(12, 2, fused=False), Attention(12, 4)),
     "embedded positions": EmbeddedPositions,
+    "words": Words,
     "attention as wide as its input": lambda: Tokens(Attention(12, 3, flat=True), Attention(12, 3, flat=True)),
     "separate attention": lambda: Tokens(SeparateAttention(12, 3, 5)),
     "einsum attention": lambda: Tokens(EinsumAttention(12)),
@@ -595,6 +624,7 @@ TOKEN_NETS = {
     "attention across": Pooled,
     "attention weights": WithWeights,
     "mixer": Mixer,
+    "mixer of convolutions": ConvolvedMixer,
     "group norms": GroupNorms,
     "rms norm": RmsNormed,
     "gated": Gated,

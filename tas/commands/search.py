@@ -9,11 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from tas.architecture import Architecture
 from tas.budget import Budget
 from tas.commands.inputs import build_model, classes_of, config_of, load_data, origin_of, to_yaml, without_seed
+from tas.data.source import example_of
 from tas.distributed import from_main
 from tas.errors import ConfigError
 from tas.nn.supernet import Supernet
@@ -118,7 +117,7 @@ def search(
         )
     source = load_data(origin, download)
     full = build_model(origin["model"], source.num_classes, weights, pretrained, seed)
-    example = torch.zeros(1, *source.input_shape, dtype=dtype_of(full))
+    example = example_of(source, dtype_of(full))
     graph = trace_model(full, example, keep=keep, residuals=residuals)
     require_fit_for_data(full, source)
     offered = SearchSpace.of(graph, space)

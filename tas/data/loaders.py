@@ -64,7 +64,9 @@ class LoaderSource:
         for labels in known:
             if labels is not None:
                 check_labels(name, labels, self.num_classes)
-        self.input_shape: tuple[int, ...] = _input_shape(train_loader)
+        sample = _sample(train_loader)
+        self.input_shape: tuple[int, ...] = tuple(sample.shape[1:])
+        self.input_dtype = sample.dtype if sample.dtype in (torch.int64, torch.int32) else None  # what embeddings read
         self._halves: tuple[Tensor, Tensor] | None = None
 
     def train_batches(
@@ -177,7 +179,7 @@ def _check_length(part: str, loader: DataLoader) -> None:
         )
 
 
-def _input_shape(loader: DataLoader) -> tuple[int, ...]:
+def _sample(loader: DataLoader) -> Tensor:
     with own_randomness([]):  # looking at a sample must not change what the user's run draws
         if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
             batch = next(iter(loader), None)
@@ -185,7 +187,7 @@ def _input_shape(loader: DataLoader) -> tuple[int, ...]:
             batch = loader.collate_fn([loader.dataset[0]])
     if batch is None:
         raise DataError("the training loader yields nothing; pass one with samples")
-    return tuple(as_batch(batch)[0].shape[1:])
+    return as_batch(batch)[0]
 
 
 def _length(dataset: Any) -> int:

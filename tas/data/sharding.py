@@ -72,6 +72,7 @@ class ShardedSource:
     def __init__(self, source: Source, share: Share):
         self.source, self.share = source, share
         self.name, self.num_classes, self.input_shape = source.name, source.num_classes, source.input_shape
+        self.input_dtype = getattr(source, "input_dtype", None)
 
     def train_batches(
         self, batch_size: int, *, seed: int = 0, epoch: int = 0, half: int | None = None, device: str = "cpu"

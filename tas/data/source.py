@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 Batch = tuple[Tensor, Tensor]
@@ -28,6 +29,8 @@ class Source(Protocol):
         name: for people; appears in records and reports.
         num_classes: number of labels; None when the targets are not class indices.
         input_shape: of one sample, (channels, height, width).
+
+    A source of whole numbers that an embedding reads also has an `input_dtype` of them, torch.int64 or torch.int32.
     """
 
     name: str
@@ -51,3 +54,13 @@ class Source(Protocol):
     def test_batches(self, batch_size: int, *, device: str = "cpu") -> Batches:
         """Test batches in fixed order, not augmented, all samples once."""
         ...
+
+
+def example_of(source: Source, dtype: torch.dtype) -> Tensor:
+    """A batch of one sample of zeros, of the kind that a source gives.
+
+    Args:
+        source: gives numbers of its `input_dtype` where it has one.
+        dtype: of all others.
+    """
+    return torch.zeros(1, *source.input_shape, dtype=getattr(source, "input_dtype", None) or dtype)

@@ -19,6 +19,7 @@ from tas.onnx_file import (
     Exported,
     calibration_batches,
     capture_any_batch,
+    failure,
     open_onnx,
     require_packages,
     write_int8,
@@ -191,9 +192,13 @@ def _write_and_check(
     accuracies: tuple[float, float] | None = None
     if format == "torch-export":
         content = BytesIO()  # given a path, torch asks for a certain ending
-        torch.export.save(program, content)
+        try:
+            torch.export.save(program, content)
+            reloaded = torch.export.load(BytesIO(content.getvalue())).module()
+        except Exception as error:  # as where a module is called `code`, which torch's own modules have
+            raise ModelError(failure("torch.export cannot write it", type(model).__name__, error)) from error
         path.write_bytes(content.getbuffer())
-        exported = Exported(partial(_run_program, torch.export.load(BytesIO(path.read_bytes())).module()))
+        exported = Exported(partial(_run_program, reloaded))
     elif format == "onnx":
         write_onnx(program, path, opset=config.opset, name=type(model).__name__)
         exported = open_onnx(path)

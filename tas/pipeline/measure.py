@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tas.data import as_source
+from tas.data.source import example_of
 from tas.errors import ConfigError, DataError
 from tas.nn.counting import count_macs
 from tas.nn.modes import require_module
@@ -86,7 +87,7 @@ def measure_side_by_side(
     if example is None:
         if source is None:
             raise DataError("measure needs data or an example input; give one of them")
-        example = torch.zeros(1, *source.input_shape, dtype=dtype_of(models[0]))
+        example = example_of(source, dtype_of(models[0]))
     with thread_count(threads):
         timed = [in_onnx_runtime(model, example) for model in models] if runtime == "onnxruntime" else models
         times = [measure_latency(timed, example, batch=batch, seconds=seconds) for batch in batches]

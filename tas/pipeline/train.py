@@ -15,9 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tas.data import Batch, as_source
+from tas.data import Batch, Source, as_source
 from tas.data.augment import epoch_seed, own_randomness, seed_everything
 from tas.data.sharding import sharded
+from tas.data.source import example_of
 from tas.distributed import average_gradients, copy_from_main, join, summed
 from tas.errors import ConfigError, TrainingError
 from tas.nn.memory_format import channels_last
@@ -164,7 +165,7 @@ def train(
     warn_of_slow_precision(config.precision, home.type)
     model.to(device)
     helper = teaching(teacher, device) if teacher is not None and config.uses_teacher else None
-    comparison, layers = _feature_comparison(model, helper, source.input_shape, config)
+    comparison, layers = _feature_comparison(model, helper, source, config)
     copy_from_main(model, helper, comparison)
     steps = len(source.train_batches(config.batch_size, seed=config.seed, device=device))
     devices = [home] if home.type == "cuda" else []
@@ -193,13 +194,13 @@ def train(
 
 
 def _feature_comparison(
-    model: nn.Module, helper: nn.Module | None, input_shape: tuple[int, ...], config: TrainConfig
+    model: nn.Module, helper: nn.Module | None, source: Source, config: TrainConfig
 ) -> tuple[Hints | Attention | None, list[str]]:
     """The term of a loss that compares features, and whose; none where the transfer is another."""
     if helper is None or config.transfer not in FEATURE_TRANSFERS:
         return None, []
     like = next(model.parameters())
-    example = torch.zeros(1, *input_shape, dtype=dtype_of(model), device=like.device)
+    example = example_of(source, dtype_of(model)).to(like.device)
     matches = match_layers(model, helper, example, config.layers)
     comparison = Hints(matches, config.seed) if config.transfer == "hints" else Attention()
     return comparison.to(like.device, dtype_of(model)), [match.layer for match in matches]

@@ -1,6 +1,8 @@
 import nets
 import pytest
+import torch
 from nets import graph_of, images
+from torch import nn
 
 from tas.graph import Graph, Layer, Run, channels_of
 from tas.pipeline.trace import trace
@@ -49,6 +51,7 @@ def test_padded_channels_are_nobody_s():
         ("concat", {"left.0": "left.1", "right": "right", "norm": None}),
         ("depthwise", {"expand.0": "expand.1", "filter": None, "norm": None, "project.0": "project.1"}),
         ("shared", {"twice.0": "twice.0", "twice.1": None}),  # called twice
+        ("words", {"words": "words", "parts": "parts", "join": "join"}),
     ],
 )
 def test_candidates_are_mixed_behind_the_norm_that_alone_reads_them_or_in_the_layer(name, mixers):
@@ -74,3 +77,18 @@ def test_a_width_names_all_its_layers():
 def test_a_weight_shared_by_two_layers_is_counted_once():
     model = nets.Tied()
     assert trace(model, images()).params() == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_table_that_also_makes_the_logits_stays_and_is_named_as_the_reason():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.hidden, self.head = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9, bias=False)
+            self.head.weight = self.words.weight
+
+        def forward(self, tokens):
+            x = self.words(tokens)
+            return self.head(x + self.hidden(x))
+
+    graph = trace(Tied().eval(), torch.zeros(1, 3, dtype=torch.long))
+    assert any("belongs to another module" in item.reason for item in graph.frozen if item.axis == "hidden.weight[0]")

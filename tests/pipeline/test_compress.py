@@ -2,11 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
 from token_nets import Attention, Tokens, TorchAttention
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from toys import TinyNet, tiny_source
 
 import tas
@@ -28,8 +31,6 @@ FILES = {
 
 
 def tiny_config(**options) -> CompressConfig:
-    from dataclasses import replace
-
     search = replace(short_search(), epochs=2, batch_size=16, architectures=8, halving_steps=10)
     train = replace(short_train(), epochs=3, batch_size=16)
     return CompressConfig(**{"search": search, "train": train, "teacher": train, **options})
@@ -336,3 +337,22 @@ def test_free_residuals_go_through_the_whole_job(tmp_path, execution, way):
     images = torch.randn(2, *example.shape[1:])
     assert torch.equal(tas.load(tmp_path / "run", TwoStages())(images), result.model(images))
     assert "second" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_data_of_whole_numbers_that_an_embedding_reads_needs_no_example():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.hidden, self.head = nn.Embedding(20, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+        def forward(self, tokens):
+            x = self.words(tokens)
+            return self.head((x + self.hidden(x.relu())).mean(1))
+
+    torch.manual_seed(0)
+    model, tokens, labels = Words(), torch.randint(20, (64, 6)), torch.arange(64) % 4
+    data = tuple(DataLoader(TensorDataset(tokens, labels), 16, shuffle=shuffle) for shuffle in (True, False))
+    train = replace(short_train(), epochs=1, transfer="hints")
+    result = tas.compress(model, data, budget="50%", config=tiny_config(train=train))
+    assert 0 < result.pruned.macs <= 0.5 * result.full.macs
+    assert result.architecture.widths["words"] < 16

@@ -194,8 +194,38 @@ def test_a_model_that_needs_one_batch_size_is_an_error(tmp_path):
         def forward(self, images):
             return images.flatten(1) if images.shape[0] == 2 else images
 
-    with pytest.raises(tas.ModelError, match="Fixed: torch.export cannot capture it with any batch size"):
+    wanted = "Fixed: torch.export cannot capture it with any batch size, which its forward takes for a fixed number"
+    with pytest.raises(tas.ModelError, match=wanted):
         export(Fixed(), tmp_path / "m.pt2", format="torch-export", example=torch.zeros(1, 3, 8, 8))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format", FLOATS)
+def test_a_forward_that_asks_for_the_length_of_its_input_keeps_the_batch_free(format, tmp_path):
+    class WithToken(TinyNet):
+        def __init__(self):
+            super().__init__()
+            self.token = torch.nn.Parameter(torch.ones(1, 4))
+
+        def forward(self, images):
+            return super().forward(images) + self.token.expand(len(images), -1)
+
+    found = export(WithToken(), tmp_path / FILES[format], format=format, data=tiny_source(), **QUICK)
+    assert _reloaded(found.path, torch.randn(5, 3, 8, 8)).shape == (5, 4)
+
+
+def test_what_an_exporter_raises_is_an_error_of_ours_with_its_cause(tmp_path):
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.code = torch.nn.Linear(8, 4)  # the name of a property of torch's own modules
+
+        def forward(self, images):
+            return self.code(images) @ self.code.weight
+
+    for format in FLOATS:
+        with pytest.raises(tas.ModelError, match=r"Tied: .*RuntimeError: Node code_weight.*; no file was written"):
+            export(Tied(), tmp_path / FILES[format], format=format, example=torch.zeros(1, 8))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,6 +7,7 @@ from tas.nn.rules import (
     attention,
     channel_norm,
     constants,
+    embedding,
     normalization,
     own_projection,
     parameter,
@@ -18,7 +19,7 @@ from tas.nn.rules import (
 )  # fmt: skip
 from tas.nn.rules.base import Call, Constant, Draft, Kind, LabelRule, positions_in
 
-_HOMES = (parameter, projection, attention, normalization, channel_norm, own_projection, recurrent)
+_HOMES = (parameter, projection, embedding, attention, normalization, channel_norm, own_projection, recurrent)
 LABELS: dict[str, LabelRule] = {op: rule for home in (shape, products, *_HOMES) for op, rule in home.LABELS.items()}
 KINDS: dict[str, Kind] = {name: kind for home in _HOMES for name, kind in home.KINDS.items()}
 WITH_WEIGHTS = {  # these give channels even where they read a constant

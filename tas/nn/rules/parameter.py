@@ -133,13 +133,6 @@ def prelu_numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str,
     return {"num_parameters": len(weight)}
 
 
-def embedding_numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Length of a row."""
-    weight = tensors.get("weight", module.weight)
-    assert isinstance(weight, Tensor)
-    return {"embedding_dim": weight.shape[1]}
-
-
 class DenseParameters(Opened):
     """A list or dictionary of parameters that a forward takes from it, whole."""
 
@@ -243,10 +236,6 @@ class MaskedProduct(_Zeroed):
         return tensor
 
 
-def _compact_embedding(module: nn.Module, layer: Layer, widths: dict[str, Any]) -> nn.Module:
-    return CompactLayer(module, layer, widths, embedding_numbers)
-
-
 def _compact_prelu(module: nn.Module, layer: Any, widths: dict[str, Any]) -> nn.Module:
     return CompactLayer(module, layer, widths, prelu_numbers)
 
@@ -256,7 +245,6 @@ LABELS = {"prelu": prelu, "_prelu_kernel": prelu}
 KINDS = {
     "other": Kind(no_numbers, CompactLayer, DenseLayer, makes={"weight": 0}),
     "prelu": Kind(prelu_numbers, _compact_prelu, DenseLayer),
-    "embedding": Kind(embedding_numbers, _compact_embedding, DenseLayer),
     "parameters": Kind(no_numbers, CompactParameters, DenseParameters),
     "product": Kind(no_numbers, CompactLayer, DenseProduct, masked=MaskedProduct),
 }

@@ -37,7 +37,11 @@ def convolution(call: Call) -> Any:
     positions = prod(inputs.shape if is_transposed else call.shape) * kernel // call.batch
     path, problem = call.owner(weight, CONVOLUTIONS[call.op])
     is_own = problem is not None and not is_transposed and _computes_its_weight(call, weight, CONVOLUTIONS[call.op])
-    problem = _odd_call(call, inputs, weight, is_transposed) or (None if is_own else problem)
+    problem = (None if is_own else problem) or _odd_call(call, inputs, weight, is_transposed)
+    if not problem and _is_pointwise(call, weight) and (along := varying_dims(inputs)) and 1 not in along:
+        return _passing_by(call, call.draft("convolution", path), inputs, positions * weight.shape[1], mixed=1)
+    if not problem and 1 not in (varying_dims(inputs) or [1]):
+        problem = f"{call.op} runs along channels, not over them"
     if problem:
         return _refused(call, problem, positions * weight.shape[1])
     reads = call.labels.channel_vector(inputs, 1)
@@ -68,12 +72,18 @@ def _computes_its_weight(call: Call, weight: Any, kind: type[nn.Module]) -> bool
 def _odd_call(call: Call, inputs: Tensor, weight: Constant, is_transposed: bool) -> str | None:
     if len(call.shape) != len(weight.shape):
         return f"{call.op} without a batch dimension is not supported"
-    groups, along = call.arguments["groups"], varying_dims(inputs)
+    groups = call.arguments["groups"]
     if is_transposed and groups > 1 and (groups != weight.shape[0] or weight.shape[1] != 1):
         return "grouped transposed convolutions are not supported"
-    if along and 1 not in along:
-        return f"{call.op} runs along channels, not over them"
     return None
+
+
+def _is_pointwise(call: Call, weight: Constant) -> bool:
+    """Whether a convolution does at every place what a linear layer does, so that places can be channels."""
+    values = call.arguments
+    is_plain = values["groups"] == 1 and weight.name is not None and "transpose" not in call.op
+    is_plain = is_plain and prod(weight.shape[2:]) == 1 and {*values["stride"]} == {1}
+    return is_plain and tuple(call.shape[2:]) == tuple(values["input"].shape[2:])  # not padded
 
 
 def linear(call: Call) -> Any:
@@ -96,17 +106,20 @@ def connect_linear(call: Call, draft: Draft, inputs: Tensor, positions: int, nam
     last, along = inputs.dim() - 1, varying_dims(inputs)
     out_features = call.shape[-1]
     if along and last not in along:
-        makes = call.labels.fresh(out_features)
-        call.labels.attach(call.arguments["weight"].name, 0, makes)
-        call.labels.freeze(makes, "mixes positions, not channels", call.module)
-        if len(along) > 1:
-            return call.refuse("linear runs over positions that hold different channels")
-        passing = call.labels.channel_vector(inputs, along[0])
-        others = positions // inputs.shape[along[0]] * inputs.shape[-1] * out_features
-        draft.products.append((others, (passing,)))
-        return inputs.narrow(last, 0, 1).expand(call.shape)
+        return _passing_by(call, draft, inputs, positions * inputs.shape[-1] * out_features, mixed=last)
     reads, makes = call.labels.channel_vector(inputs, last), call.labels.fresh(out_features)
     return _connected(call, draft, positions, (makes, reads), {name: (0, makes)}, {name: (1, reads)}, last)
+
+
+def _passing_by(call: Call, draft: Draft, inputs: Tensor, macs: int, *, mixed: int) -> Tensor:
+    """Channels along another dimension than the one that is mixed."""
+    along, makes = varying_dims(inputs), call.labels.fresh(call.shape[mixed])
+    call.labels.attach(call.arguments["weight"].name, 0, makes)
+    call.labels.freeze(makes, "mixes positions, not channels", call.module)
+    if len(along) > 1:
+        return call.refuse(f"{call.op} runs over positions that hold different channels")
+    draft.products.append((macs // inputs.shape[along[0]], (call.labels.channel_vector(inputs, along[0]),)))
+    return inputs.narrow(mixed, 0, 1).expand(call.shape)
 
 
 def _connected(
@@ -192,9 +205,7 @@ class OpenProjection(Opened):
 
     def _matrix(self, like: Tensor) -> Tensor | None:
         """What mixes the fragments now; None where one size is fixed, or another layer mixes."""
-        if self._mixed is None or getattr(self._mixed.width, "weights", None) is None:
-            return None
-        return self._mixed.width.mixture(None, None, like)[0]
+        return None if self._mixed is None else self._mixed.matrix(like)
 
     def _folded(self, tensors: dict[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
         assert self._mixed is not None
@@ -283,6 +294,10 @@ class MixedWidth:
         """None for a layer that mixes nothing, or leaves it to a norm."""
         whole = whole_width(layout_of(layer, parameter, dim))
         return cls(widths[whole.width], whole.repeat) if layer.mixed_by == layer.name and whole is not None else None
+
+    def matrix(self, like: Tensor) -> Tensor | None:
+        """What mixes the fragments now; None where one size is fixed."""
+        return None if getattr(self.width, "weights", None) is None else self.width.mixture(None, None, like)[0]
 
 
 def fold(values: Tensor, matrix: Tensor, repeat: int, dim: int = 0) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tas.architecture import Architecture
 from tas.budget import Budget
 from tas.data import Source, as_source
+from tas.data.source import example_of
 from tas.distributed import join
 from tas.errors import RunError, TrainingError
 from tas.graph import Graph
@@ -67,7 +68,7 @@ class Bench:
     @property
     def example(self) -> Tensor:
         """One input, batch first."""
-        return torch.zeros(1, *self.source.input_shape, dtype=dtype_of(self.model))
+        return example_of(self.source, dtype_of(self.model))
 
     def choices(self, job: CompressConfig) -> tuple[Graph, SearchSpace]:
         """Graph and space under the options of a method, traced once."""

@@ -10,12 +10,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, overload
 
-import torch
 from torch import Tensor, nn
 
 from tas.budget import Amount, Budget, Budgets, require_distinct
 from tas.data import Source, as_source
 from tas.data.sharding import sharded
+from tas.data.source import example_of
 from tas.distributed import from_main, join
 from tas.errors import DataError
 from tas.graph import Graph
@@ -155,7 +155,7 @@ def compress(
     join()  # from here on, processes know of each other
     source = as_source(data)
     if example is None:
-        example = torch.zeros(1, *source.input_shape, dtype=dtype_of(model))
+        example = example_of(source, dtype_of(model))
     graph, space = open_choices(model, example, config)
     if output is not None:
         require_storable(model)
