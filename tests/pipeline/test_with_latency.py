@@ -60,6 +60,15 @@ def test_the_signature_knows_sizes_and_the_input():
     assert len(found | {signature(nn.Conv2d(3, 3, 1), (1, 3, 5, 5))}) == 4
 
 
+def test_a_place_where_times_cannot_be_kept_is_no_end_of_a_run(tmp_path):
+    (tmp_path / "file").touch()
+    times = LayerTimes(tmp_path / "file" / "cache", {"threads": 1})
+    layer = torch.nn.Linear(4, 4, device="meta")
+    with pytest.warns(UserWarning, match="will time all layers again: cannot write .*latency.cache"):
+        times.measure({"a": (layer, (1, 4))}, device=torch.device("cpu"), seconds=0.001)
+    assert times.seconds["a"] > 0
+
+
 def test_the_clock_of_a_processor_needs_one_thread():
     with pytest.raises(ConfigError, match="latency clock cpu needs one thread, not 0"):
         LatencyConfig(clock="cpu")
