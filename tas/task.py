@@ -17,6 +17,7 @@ from tas.data.augment import own_randomness
 from tas.data.tensors import IGNORED
 from tas.errors import ConfigError, DataError, ModelError, first_line
 from tas.nn.modes import evaluating
+from tas.nn.outputs import tensors_of
 from tas.nn.transfer import decoupled_loss, distillation_loss, imitation_loss, relation_loss, require_layers, wide
 
 Loss = Callable[[Any, Any], Tensor]
@@ -55,6 +56,10 @@ def run_model(model: nn.Module, inputs: Tensor) -> Any:
     """
     try:
         return model(inputs)
+    except TypeError as error:
+        if f"{getattr(model.forward, '__qualname__', '')}() missing" not in str(error):
+            raise
+        raise ModelError(f"{error}; wrap the model in a module that takes one tensor and splits it") from error
     except (RuntimeError, ValueError) as error:
         if isinstance(error, torch.AcceleratorError) or any(word in str(error) for word in OF_THE_MACHINE):
             raise
@@ -151,14 +156,6 @@ def _imitation(outputs: Any, wanted: Any) -> Tensor:
             "the outputs of the network and of its teacher have no common shape to imitate; set teacher_weight to 0"
         )
     return torch.stack([imitation_loss(one, other) for one, other in pairs]).mean()
-
-
-def tensors_of(outputs: Any) -> list[Tensor]:
-    """All tensors of a nest of mappings, tuples and lists, in order."""
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    parts = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple | list) else ()
-    return [tensor for part in parts for tensor in tensors_of(part)]
 
 
 def logits_of(outputs: Any) -> Any:

@@ -31,7 +31,7 @@ def run(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Outputs; what a forward draws at random is the same each time."""
     with torch.random.fork_rng([tensor.device for tensor in inputs if tensor.is_cuda][:1]):
         torch.manual_seed(0)
-        return _tensors(model(*(tensor.clone() for tensor in inputs)))
+        return tensors_of(model(*(tensor.clone() for tensor in inputs)))
 
 
 def shows_something(outputs: Sequence[Tensor]) -> bool:
@@ -67,7 +67,7 @@ def _rows(tensor: Tensor) -> list[Tensor]:
     return [tensor.reshape(1, -1), *(found for found in rows if found.shape[1] >= _LONG)]
 
 
-def _tensors(outputs: Any) -> list[Tensor]:
+def tensors_of(outputs: Any) -> list[Tensor]:
     """Every tensor in what a model returns, in order."""
     if isinstance(outputs, Tensor):
         return [outputs]
@@ -77,4 +77,15 @@ def _tensors(outputs: Any) -> list[Tensor]:
         outputs = outputs.values()
     elif not isinstance(outputs, list | tuple):
         return []
-    return [tensor for item in outputs for tensor in _tensors(item)]
+    return [tensor for item in outputs for tensor in tensors_of(item)]
+
+
+def plain_outputs(outputs: Any) -> Any:
+    """The same in Python's own containers: those of a package can be read only where it is installed."""
+    if is_dataclass(outputs) and not isinstance(outputs, Mapping):
+        outputs = {field.name: getattr(outputs, field.name) for field in fields(outputs)}
+    if isinstance(outputs, Mapping):
+        return {name: plain_outputs(value) for name, value in outputs.items()}
+    if isinstance(outputs, list | tuple):
+        return (list if isinstance(outputs, list) else tuple)(map(plain_outputs, outputs))
+    return outputs

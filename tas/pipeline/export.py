@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tas.data import Source, as_source
 from tas.errors import ConfigError, DataError, ModelError
 from tas.nn.modes import evaluating
+from tas.nn.outputs import tensors_of
 from tas.onnx_file import (
     Exported,
     calibration_batches,
@@ -27,7 +28,7 @@ from tas.options import with_options
 from tas.pipeline.measure import evaluate, measure_latency
 from tas.profile import metric_name, quality_words
 from tas.storage import write_with
-from tas.task import Metric, dtype_of, tensors_of
+from tas.task import Metric, dtype_of
 
 Format = Literal["onnx", "torch-export", "onnx-int8"]
 FILES: dict[str, str] = {"onnx": "model.onnx", "torch-export": "model.pt2", "onnx-int8": "model-int8.onnx"}
@@ -194,7 +195,7 @@ def _write_and_check(
         exported = Exported(partial(_run_program, torch.export.load(BytesIO(path.read_bytes())).module()))
     elif format == "onnx":
         write_onnx(program, path, opset=config.opset, name=type(model).__name__)
-        exported = open_onnx(path)
+        exported = open_onnx(path, name=type(model).__name__)
     else:
         assert source is not None
         write_int8(
@@ -204,7 +205,7 @@ def _write_and_check(
             opset=config.opset,
             name=type(model).__name__,
         )
-        exported = open_onnx(path)
+        exported = open_onnx(path, name=type(model).__name__)
         accuracies = evaluate(exported, source, metric=metric), evaluate(model, source, metric=metric)
         _require_accuracy(*accuracies, config.accuracy_tolerance, metric_name(metric))
     difference = largest_difference(model, exported, images)
@@ -245,8 +246,11 @@ def largest_difference(model: nn.Module, exported: nn.Module, images: Tensor) ->
                 f"instead of {[tuple(one.shape) for one in wanted]}; no file was written"
             )
         for one, other in zip(wanted, found, strict=True):
-            scale = float(one.abs().max()) or 1.0
-            worst.append(float((one.double() - other.double()).abs().max()) / scale)
+            one, other = (
+                one.to(torch.cdouble),
+                other.to(torch.cdouble),
+            )  # which truth values and complex ones become, too
+            worst.append(float((one - other).abs().max()) / (float(one.abs().max()) or 1.0))
     return float(torch.tensor(worst, dtype=torch.double).max())  # unlike Python's max, it keeps a NaN
 
 

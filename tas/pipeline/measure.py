@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tas.data import as_source
 from tas.errors import ConfigError, DataError
 from tas.nn.counting import count_macs
+from tas.nn.modes import evaluating
 from tas.onnx_file import in_onnx_runtime
 from tas.profile import RUNTIMES, Profile, Runtime, Timing, metric_name
 from tas.task import Metric, dtype_of, right_classes, run_model
@@ -49,7 +50,7 @@ def measure(
     Raises:
         DataError: neither data nor an example is given, or the data does not fit the model and the metric.
         ConfigError: an option is out of range, or ONNX Runtime is missing or cannot use the device.
-        ModelError: the model cannot be written as ONNX.
+        ModelError: the model does not accept the example, or cannot be written as ONNX.
 
     Example:
         >>> tas.measure(model, data, runtime="onnxruntime", threads=1, latency_batch=[1, 8]).timings
@@ -84,6 +85,9 @@ def measure_side_by_side(
         if source is None:
             raise DataError("measure needs data or an example input; give one of them")
         example = torch.zeros(1, *source.input_shape, dtype=dtype_of(models[0]))
+    for model in models:
+        with torch.no_grad():
+            run_model(evaluating(model), example[:1].to(next(model.parameters()).device))
     with thread_count(threads):
         timed = [in_onnx_runtime(model, example) for model in models] if runtime == "onnxruntime" else models
         times = [measure_latency(timed, example, batch=batch, seconds=seconds) for batch in batches]
