@@ -16,7 +16,7 @@ from tas.nn.modes import evaluating
 from tas.onnx_file import in_onnx_runtime
 from tas.profile import RUNTIMES, Profile, Runtime, Timing, metric_name
 from tas.task import Metric, dtype_of, right_classes, run_model
-from tas.timing import device_name, measure_latency, thread_count
+from tas.timing import Clock, device_name, measure_latency, thread_count
 
 __all__ = ["count_macs", "evaluate", "measure", "measure_latency", "measure_side_by_side"]
 
@@ -72,8 +72,12 @@ def measure_side_by_side(
     seconds: float = 1.0,
     runtime: Runtime = "pytorch",
     threads: int = 0,
+    clock: Clock = "wall",
 ) -> list[Profile]:
-    """Measure several models that read the same, timed in turn (A B A B …); arguments as in `measure`."""
+    """Measure several models that read the same, timed in turn (A B A B …).
+
+    Arguments are those of `measure` and, of `measure_latency`, the clock.
+    """
     batches = [latency_batch] if isinstance(latency_batch, int) else list(latency_batch)
     _check(batches, seconds, runtime, threads)
     if len(places := {str(next(model.parameters()).device) for model in models}) > 1:
@@ -90,8 +94,8 @@ def measure_side_by_side(
             run_model(evaluating(model), example[:1].to(next(model.parameters()).device))
     with thread_count(threads):
         timed = [in_onnx_runtime(model, example) for model in models] if runtime == "onnxruntime" else models
-        times = [measure_latency(timed, example, batch=batch, seconds=seconds) for batch in batches]
-        setting = _setting(runtime, next(models[0].parameters()).device)
+        times = [measure_latency(timed, example, batch=batch, seconds=seconds, clock=clock) for batch in batches]
+        setting = {**_setting(runtime, next(models[0].parameters()).device), "clock": clock}
         qualities = [
             None if source is None else evaluate(model, source, metric=metric, batch_size=batch_size) for model in timed
         ]

@@ -100,6 +100,17 @@ def test_compress_holds_a_budget_of_latency_and_says_what_it_measured(tmp_path):
     assert "| latency |" in text
 
 
+def test_what_a_budget_counts_is_what_is_measured_afterwards(tmp_path):
+    config = tas.CompressConfig(
+        search=replace(short_search(), batch_size=16, architectures=0),
+        train=tas.TrainConfig(epochs=1, batch_size=16, warmup_epochs=0),
+        latency=replace(QUICK, threads=1, clock="cpu"),
+    )
+    found = tas.compress(TinyNet(), tiny_source(), budget={"latency": "100%"}, config=config, output=tmp_path / "run")
+    assert found.full.clock == found.pruned.clock == "cpu"
+    assert "time spent by the processor." in (tmp_path / "run" / "report.html").read_text()
+
+
 class Odd(nn.Module):
     """A norm without weights, and a layer called by keyword."""
 

@@ -62,7 +62,11 @@ def quantities(run: RunFiles) -> list[tuple[str, str, str, str]]:
         "accuracy": metric, "macs": "MACs per sample", "params": "parameters",
         "predicted_latency_ms": f"predicted latency{predicted}",
     }  # fmt: skip
-    rows = [(labels[name], *cells, change) for name, cells, change in compared(full, pruned) if name in labels]
+    rows = [
+        (labels[name], before, after, change)
+        for name, (before, after), change in compared(full, pruned)
+        if name in labels
+    ]
     for before, after in zip(*(profile.get("timings") or [profile] for profile in (full, pruned)), strict=True):
         batch = f", batch of {before.get('batch_size', 1)}"
         for name, label in {"latency_ms": "latency", "latency_spread_ms": "spread of latency"}.items():
