@@ -240,6 +240,14 @@ def require_distinct(budgets: Sequence[Budget]) -> None:
         raise BudgetError(f"the budget {twice[0]} is given twice; give each once")
 
 
+def amount_text(value: Amount, quantity: str) -> str:
+    """A bound for people: `50% of macs`, also of a share that was given as 0.5; `2500 params`."""
+    number, is_share = _amount(value, quantity)
+    if is_share:
+        return f"{100 * number:.6g}% of {quantity}"
+    return f"{value if isinstance(value, str) else f'{number:.0f}'} {quantity}"
+
+
 def cost_text(cost: float, quantity: str) -> str:
     """A cost for people: `1,234 macs`, `3.100 ms`."""
     return f"{cost / 1e6:,.3f} ms" if quantity == "latency" else f"{cost:,} {quantity}"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tas.data import Source
 from tas.errors import ConfigError, DataError, ModelError
 from tas.nn.modes import evaluating
+from tas.nn.outputs import plain_outputs
 from tas.task import run_model
 
 SIZE_LIMIT = 2**31 - 1  # bytes of one protobuf message
@@ -56,6 +57,8 @@ def require_packages(purpose: str) -> None:
 def capture_any_batch(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     """The model as a program of any batch size, with attention in plain operations, which ONNX can express.
 
+    Outputs in containers of the model's own (Hugging Face's) are in plain ones, which any program can load.
+
     Args:
         model: on the CPU, in evaluation mode.
         images: two of them.
@@ -64,6 +67,7 @@ def capture_any_batch(model: nn.Module, images: Tensor) -> torch.export.Exported
         ModelError: it cannot be captured, or does not accept the images.
     """
     run_model(model, images)
+    plain = model.register_forward_hook(lambda _module, _inputs, outputs: plain_outputs(outputs))
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
@@ -83,6 +87,7 @@ def capture_any_batch(model: nn.Module, images: Tensor) -> torch.export.Exported
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        plain.remove()
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, *, opset: int | None, name: str) -> None:
@@ -203,15 +208,16 @@ def in_onnx_runtime(model: nn.Module, example: Tensor) -> Exported:
         path = Path(folder) / "model.onnx"
         program = capture_any_batch(evaluating(copy.deepcopy(model).cpu()), images)
         write_onnx(program, path, opset=None, name=type(model).__name__)
-        return open_onnx(path, device)
+        return open_onnx(path, device, name=type(model).__name__)
 
 
-def open_onnx(path: Path, device: torch.device | None = None) -> Exported:
+def open_onnx(path: Path, device: torch.device | None = None, *, name: str) -> Exported:
     """A file as ONNX Runtime runs it: a tensor in, one or a list of them out, on the CPU.
 
     Args:
         path: of the file, which is not needed afterwards.
         device: that computes, and on which the inputs must lie; the CPU by default.
+        name: of the model, for messages.
 
     Raises:
         ConfigError: ONNX Runtime cannot use the device.
@@ -228,7 +234,7 @@ def open_onnx(path: Path, device: torch.device | None = None) -> Exported:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, settings)])
     except Exception as error:  # types and operations that it has no kernel for
-        raise ModelError(failure("ONNX Runtime cannot run it", path.name, error)) from error
+        raise ModelError(failure("ONNX Runtime cannot run it", name, error)) from error
     if provider not in session.get_providers():  # its libraries are not there: it would go on without, on the CPU
         raise ConfigError(f"ONNX Runtime cannot start {provider}; check that its CUDA and cuDNN are installed")
     return Exported(partial(_run_session, session, device), device)
@@ -259,10 +265,10 @@ def _run_session(session: Any, device: torch.device, inputs: Tensor) -> Any:
     return found[0] if len(found) == 1 else found
 
 
-def failure(what: str, name: str, error: Exception) -> str:
-    """A message: whose model, what failed, and the first line of why."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:  # exporters wrap what happened in advice
-        cause = cause.__cause__
-    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-    return f"{name}: {what} ({type(cause).__name__}: {reason}); no file was written"
+def failure(what: str, name: str, error: BaseException) -> str:
+    """A message: whose model, what failed, and why: the first line of the innermost cause, and what explains it."""
+    while error.__cause__ is not None:
+        error = error.__cause__  # torch's exporter wraps it in what to tell its developers
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = " ".join(lines[: 2 if lines[1:] and lines[1].startswith("- ") else 1])  # a list of what is violated
+    return f"{name}: {what} ({type(error).__name__}: {reason}); no file was written"

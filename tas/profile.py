@@ -39,6 +39,7 @@ class Profile:
         runtime: what ran the timed passes, PyTorch or ONNX Runtime.
         device: name of the processor or graphics card they ran on.
         threads: of a pass on a CPU; 0 on a graphics card.
+        clock: wall, or cpu: the time a CPU has spent, where a budget of latency counts it.
         timings: of every batch size, where several were timed; the first is the one above.
     """
 
@@ -53,6 +54,7 @@ class Profile:
     runtime: Runtime = "pytorch"
     device: str = ""
     threads: int = 0
+    clock: Literal["wall", "cpu"] = "wall"
     timings: tuple[Timing, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,12 +101,16 @@ def share(before: float, after: float) -> str:
 
 
 def latency_setting(profile: Mapping[str, Any]) -> str:
-    """Under what a latency was measured: `ONNX Runtime, 2 threads, name of the processor`; empty if not known."""
+    """Under what a latency was measured: `ONNX Runtime, 2 threads, name of the processor`; empty if not known.
+
+    Another clock than the wall's comes behind.
+    """
     if not profile.get("device"):
         return ""
     threads = profile.get("threads", 0)
     count = [f"{threads} thread{'s' if threads > 1 else ''}"] if threads else []
-    return ", ".join([RUNTIMES[profile["runtime"]], *count, profile["device"]])
+    clock = ["time spent by the processor"] if profile.get("clock") == "cpu" else []
+    return ", ".join([RUNTIMES[profile["runtime"]], *count, profile["device"], *clock])
 
 
 def latency_change(full: Mapping[str, Any], pruned: Mapping[str, Any]) -> str:

@@ -57,6 +57,10 @@ def run_model(model: nn.Module, inputs: Tensor) -> Any:
     """
     try:
         return model(inputs)
+    except TypeError as error:
+        if f"{getattr(model.forward, '__qualname__', '')}() missing" not in str(error):
+            raise
+        raise ModelError(f"{error}; wrap the model in a module that takes one tensor and splits it") from error
     except (RuntimeError, ValueError) as error:
         if isinstance(error, torch.AcceleratorError) or any(word in str(error) for word in OF_THE_MACHINE):
             raise

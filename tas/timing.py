@@ -8,6 +8,7 @@ import json
 import platform
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tas.errors import ConfigError
+from tas.errors import ConfigError, RunError
 from tas.nn.modes import evaluating
 from tas.storage import write_text
 
@@ -173,8 +174,18 @@ class LayerTimes:
                 advance()
         if missing:
             self.seconds = {**self._kept(), **self.seconds, **{name: min(times) for name, times in found.items()}}
-            if self.path is not None:
-                write_text(self.path, json.dumps({"setting": self.setting, "layers": self.seconds}, indent=1))
+            self._keep()
+
+    def _keep(self) -> None:
+        """Write what is known; where that cannot be, this run needs nothing of it."""
+        if self.path is None:
+            return
+        try:
+            write_text(self.path, json.dumps({"setting": self.setting, "layers": self.seconds}, indent=1))
+        except RunError as error:
+            warnings.warn(
+                f"the next run will time all layers again: {error}, or keep none (latency.cache '')", stacklevel=2
+            )
 
 
 def signature(layer: nn.Module, shape: tuple[int, ...]) -> str:

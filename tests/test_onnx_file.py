@@ -47,13 +47,13 @@ def test_a_device_that_onnx_runtime_cannot_use_is_an_error(tmp_path, monkeypatch
     if "CUDAExecutionProvider" in known:
         pytest.skip("this ONNX Runtime can use CUDA")
     with pytest.raises(ConfigError, match="cannot use cuda.*pip install onnxruntime-gpu"):
-        open_onnx(tmp_path / "m.onnx", torch.device("cuda"))
+        open_onnx(tmp_path / "m.onnx", torch.device("cuda"), name="M")
     with pytest.raises(ConfigError, match="cannot use meta.*use cpu or cuda"):
         in_onnx_runtime(TinyNet().to("meta"), torch.zeros(1, 3, 8, 8))
     tas.export(TinyNet(), tmp_path / "m.onnx", example=torch.zeros(1, 3, 8, 8), seconds=0.01)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *known])
     with pytest.warns(UserWarning, match="CUDA"), pytest.raises(ConfigError, match="cannot start CUDAExecutionProv"):
-        open_onnx(tmp_path / "m.onnx", torch.device("cuda"))
+        open_onnx(tmp_path / "m.onnx", torch.device("cuda"), name="M")
 
 
 def test_a_missing_onnx_runtime_is_an_error_that_names_the_extra(monkeypatch):

@@ -78,3 +78,14 @@ def tensors_of(outputs: Any) -> list[Tensor]:
     elif not isinstance(outputs, list | tuple):
         return []
     return [tensor for item in outputs for tensor in tensors_of(item)]
+
+
+def plain_outputs(outputs: Any) -> Any:
+    """The same in Python's own containers: those of a package can be read only where it is installed."""
+    if is_dataclass(outputs) and not isinstance(outputs, Mapping):
+        outputs = {field.name: getattr(outputs, field.name) for field in fields(outputs)}
+    if isinstance(outputs, Mapping):
+        return {name: plain_outputs(value) for name, value in outputs.items()}
+    if isinstance(outputs, list | tuple):
+        return (list if isinstance(outputs, list) else tuple)(map(plain_outputs, outputs))
+    return outputs

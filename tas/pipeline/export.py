@@ -201,7 +201,7 @@ def _write_and_check(
         exported = Exported(partial(_run_program, reloaded))
     elif format == "onnx":
         write_onnx(program, path, opset=config.opset, name=type(model).__name__)
-        exported = open_onnx(path)
+        exported = open_onnx(path, name=type(model).__name__)
     else:
         assert source is not None
         write_int8(
@@ -211,7 +211,7 @@ def _write_and_check(
             opset=config.opset,
             name=type(model).__name__,
         )
-        exported = open_onnx(path)
+        exported = open_onnx(path, name=type(model).__name__)
         accuracies = evaluate(exported, source, metric=metric), evaluate(model, source, metric=metric)
         _require_accuracy(*accuracies, config.accuracy_tolerance, metric_name(metric))
     difference = largest_difference(model, exported, images)
@@ -252,8 +252,8 @@ def largest_difference(model: nn.Module, exported: nn.Module, images: Tensor) ->
                 f"instead of {[tuple(one.shape) for one in wanted]}; no file was written"
             )
         for one, other in zip(wanted, found, strict=True):
-            scale = float(one.abs().max()) or 1.0
-            worst.append(float((one.double() - other.double()).abs().max()) / scale)
+            one, other = one.to(torch.cdouble), other.to(torch.cdouble)  # truth values and complex ones become it, too
+            worst.append(float((one - other).abs().max()) / (float(one.abs().max()) or 1.0))
     return float(torch.tensor(worst, dtype=torch.double).max())  # unlike Python's max, it keeps a NaN
 
 

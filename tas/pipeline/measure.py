@@ -13,11 +13,11 @@ from tas.data import as_source
 from tas.data.source import example_of
 from tas.errors import ConfigError, DataError
 from tas.nn.counting import count_macs
-from tas.nn.modes import require_module
+from tas.nn.modes import evaluating, require_module
 from tas.onnx_file import in_onnx_runtime
 from tas.profile import RUNTIMES, Profile, Runtime, Timing, metric_name
 from tas.task import Metric, dtype_of, right_classes, run_model
-from tas.timing import device_name, measure_latency, thread_count
+from tas.timing import Clock, device_name, measure_latency, thread_count
 
 __all__ = ["count_macs", "evaluate", "measure", "measure_latency", "measure_side_by_side"]
 
@@ -51,7 +51,7 @@ def measure(
     Raises:
         DataError: neither data nor an example is given, or the data does not fit the model and the metric.
         ConfigError: an option is out of range, or ONNX Runtime is missing or cannot use the device.
-        ModelError: the model cannot be written as ONNX.
+        ModelError: the model does not accept the example, or cannot be written as ONNX.
 
     Example:
         >>> tas.measure(model, data, runtime="onnxruntime", threads=1, latency_batch=[1, 8]).timings
@@ -73,8 +73,12 @@ def measure_side_by_side(
     seconds: float = 1.0,
     runtime: Runtime = "pytorch",
     threads: int = 0,
+    clock: Clock = "wall",
 ) -> list[Profile]:
-    """Measure several models that read the same, timed in turn (A B A B …); arguments as in `measure`."""
+    """Measure several models that read the same, timed in turn (A B A B …).
+
+    Arguments are those of `measure` and, of `measure_latency`, the clock.
+    """
     batches = [latency_batch] if isinstance(latency_batch, int) else list(latency_batch)
     _check(batches, seconds, runtime, threads)
     for model in models:
@@ -88,10 +92,13 @@ def measure_side_by_side(
         if source is None:
             raise DataError("measure needs data or an example input; give one of them")
         example = example_of(source, dtype_of(models[0]))
+    for model in models:
+        with torch.no_grad():
+            run_model(evaluating(model), example[:1].to(next(model.parameters()).device))
     with thread_count(threads):
         timed = [in_onnx_runtime(model, example) for model in models] if runtime == "onnxruntime" else models
-        times = [measure_latency(timed, example, batch=batch, seconds=seconds) for batch in batches]
-        setting = _setting(runtime, next(models[0].parameters()).device)
+        times = [measure_latency(timed, example, batch=batch, seconds=seconds, clock=clock) for batch in batches]
+        setting = {**_setting(runtime, next(models[0].parameters()).device), "clock": clock}
         qualities = [
             None if source is None else evaluate(model, source, metric=metric, batch_size=batch_size) for model in timed
         ]

@@ -3,6 +3,8 @@
 import builtins
 import copy
 import sys
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -154,9 +156,59 @@ def test_the_opset_is_the_one_asked_for(small, tmp_path, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+class Pair(NamedTuple):
+    one: torch.Tensor
+    other: torch.Tensor
+
+
+@dataclass
+class Pose:
+    one: torch.Tensor
+    other: torch.Tensor
+
+
+@pytest.mark.parametrize("container", [Pair, Pose])
+def test_a_program_needs_no_container_of_the_models_own(container, tmp_path):
+    class Named(TinyNet):
+        def forward(self, images):
+            found = super().forward(images)
+            return container(found, found > 0)
+
+    model = Named().eval()
+    images = torch.randn(5, 3, 8, 8)
+    for format in FLOATS:
+        path = tmp_path / FILES[format]
+        assert export(model, path, format=format, example=images, **QUICK).difference <= 1e-4
+    found = torch.export.load(tmp_path / "model.pt2").module()(images)
+    assert type(found) is (tuple if container is Pair else dict)
+    assert type(model(images)) is container
+    one = found[0] if container is Pair else found["one"]
+    assert torch.allclose(one, model(images).one)
+
+
+def test_what_an_error_says_of_an_export_is_its_cause(tmp_path):
+    class Bessel(TinyNet):
+        def forward(self, images):
+            return torch.special.bessel_j0(super().forward(images))
+
+    class Two(TinyNet):
+        def forward(self, left, right):
+            return super().forward(left + right)
+
+    example = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(
+        tas.ModelError, match=r"Bessel: it cannot be written as ONNX \(DispatchError: No ONNX function fou"
+    ):
+        export(Bessel(), tmp_path / "m.onnx", example=example, **QUICK)
+    with pytest.raises(
+        tas.ModelError, match=r"missing 1 required .*; wrap the model in a module that takes one tensor"
+    ):
+        export(Two(), tmp_path / "m.onnx", example=example, **QUICK)
+
+
 def test_a_type_that_onnx_runtime_has_no_kernel_for_is_our_error(small, tmp_path):
     example = torch.zeros(1, 3, 8, 8, dtype=torch.bfloat16)
-    with pytest.raises(tas.ModelError, match="ONNX Runtime cannot run it"):
+    with pytest.raises(tas.ModelError, match="^TinyNet: ONNX Runtime cannot run it"):
         export(copy.deepcopy(small).bfloat16(), tmp_path / "m.onnx", example=example, **QUICK)
     assert not (tmp_path / "m.onnx").exists()
 

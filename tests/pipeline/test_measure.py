@@ -110,6 +110,12 @@ def test_without_data_there_is_no_accuracy_and_without_both_there_is_an_error():
         tas.measure(TinyNet())
 
 
+@pytest.mark.parametrize("runtime", ["pytorch", "onnxruntime"])
+def test_an_example_that_does_not_fit_is_an_error(runtime):
+    with pytest.raises(tas.ModelError, match=r"does not accept inputs of shape \(1, 1, 8, 8\)"):
+        tas.measure(TinyNet(), example=torch.zeros(1, 1, 8, 8), runtime=runtime)
+
+
 def test_what_accuracy_cannot_judge_needs_a_metric():
     class Named(TinyNet):
         def forward(self, images):

@@ -1,7 +1,10 @@
 """The report says what the files of the run say."""
 
+import html
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch import nn
 from toys import TinyNet
 
 import tas
+from tas.latency import Latency
 from tas.pipeline.report import labels, result_table
 from tas.pipeline.report.rows import layer_rows
 from tas.pipeline.report.video import thinned
@@ -116,18 +120,50 @@ def test_an_architecture_of_another_model_in_the_record_is_an_error(tmp_path):
 
 
 def test_the_page_tells_the_result_the_sizes_the_reasons_and_the_origin(tmp_path):
-    page = tas.report(write_run(tmp_path / "r"))
-    assert page == tmp_path / "r" / "report.html"
+    run = write_run(tmp_path / "r")
+    page = tas.report(run)
+    assert page == run / "report.html"
     text = body(page)
     sentence = "mine.py:build on digits: 48.0 % of the multiply-adds and 40.0 % of the parameters, accuracy 89.25 %"
     assert f"<h1>{sentence} instead of 90.00 %</h1>" in text
     for words in ("Budget: 50% of macs, 2500 params; held.", "2.000 ms", "Dropped blocks: blocks.1, blocks.2",
                   "output of the model", "head.weight[0]", "Seed 3", "torch 2.11", "data: digits",
-                  "tas compress --config r/config.yaml"):  # fmt: skip
+                  f"tas compress --config {run}/config.yaml"):  # fmt: skip
         assert words in text, words
     titles = re.findall("<h3>(.*?)</h3>", text)
     assert len(titles) == len(set(titles)) == len(figures(page)) == 7
     assert not re.search(r'(src|href)="http', text)  # opens offline
+
+
+def test_the_command_that_repeats_a_run_can_be_pasted_where_the_run_was_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = html.unescape(body(tas.report(write_run(Path("my runs") / "r"))))
+    assert "tas compress --config 'my runs/r/config.yaml' --output runs/again" in text
+
+
+def test_latencies_are_told_of_every_batch_size_and_the_prediction_of_its_own(tmp_path):
+    run, graph = write_run(tmp_path / "run"), tas.trace(TinyNet(), torch.zeros(1, 3, 8, 8))
+    known = Latency((), 2_000_000, "a clock", 1, 4, 2.0, 0.0)
+    (run / "graph.json").write_text(replace(graph, latency=known).to_json())
+    summary = {**SUMMARY, "budget": {"latency": 0.6}}
+    for name, factor in (("full", 1.0), ("pruned", 0.5)):
+        one = {"batch_size": 1, "latency_ms": 2.0 * factor, "latency_spread_ms": 0.1}
+        many = {"batch_size": 8, "latency_ms": 8.0 * factor, "latency_spread_ms": 7.0}
+        summary[name] = {**SUMMARY[name], **one, "predicted_latency_ms": 3.0 * factor, "timings": [one, many]}
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = tas.report(run)
+    text = body(page)
+    assert "and 40.0 % of the parameters, 50.0 % of the latency, accuracy 89.25 %" in text
+    assert "Budget: 60% of latency" in text
+    told = [re.findall("<td.*?>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", text) if "latency" in row]
+    assert [[cell.replace("&nbsp;", " ") for cell in cells] for cells in told] == [
+        ["predicted latency, batch of 4", "3.000 ms", "1.500 ms", "50.0 %"],
+        ["latency, batch of 1", "2.000 ms", "1.000 ms", "50.0 %"],
+        ["spread of latency, batch of 1", "0.100 ms", "0.100 ms", ""],
+        ["latency, batch of 8", "8.000 ms", "4.000 ms", "no gain: 50.0 %, within the spread of 7.000 ms"],
+        ["spread of latency, batch of 8", "7.000 ms", "7.000 ms", ""],
+    ]
+    assert "no gain in latency" not in text
 
 
 def test_the_size_of_the_weights_file_is_told_and_that_of_the_full_model_is_what_saving_it_takes(tmp_path):

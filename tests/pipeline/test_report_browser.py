@@ -1,8 +1,14 @@
 """The page in a real browser: it draws, it moves, and it can be read on a wide and on a narrow screen."""
 
+import json
+from collections import OrderedDict
+
 import pytest
+import torch
 from browser import browser, draw_all, require_readable, set_screen, until
-from runs import write_run
+from runs import SUMMARY, write_run
+from torch import nn
+from toys import TinyNet
 
 import tas
 
@@ -62,3 +68,25 @@ def test_the_slider_and_the_buttons_move_the_bars_and_nothing_is_logged(window, 
 @pytest.mark.parametrize("width", [1280, 400])
 def test_the_page_can_be_read_on_wide_and_narrow_screens_in_light_and_dark(window, page, width):
     require_readable(window, page, width)
+
+
+def test_on_a_narrow_screen_words_about_latency_and_rounds_are_whole(window, tmp_path):
+    model = nn.Sequential(OrderedDict(a_part_with_a_long_name=TinyNet()))
+    run = write_run(tmp_path / "run", epochs=0, graph=tas.trace(model, torch.zeros(1, 3, 8, 8)))
+    summary = {**SUMMARY, "full": {**SUMMARY["full"], "latency_spread_ms": 1.5}}
+    summary |= {name: {**summary[name], "macs": 123456789, "latency_ms": 1234.5} for name in ("full", "pruned")}
+    (run / "summary.json").write_text(json.dumps(summary))
+    sizes = json.loads((run / "architecture.json").read_text())
+    architecture = {name: sizes[name] for name in ("widths", "depths")}
+    record = tas.Record(run / "record.jsonl")
+    for number in range(2):
+        row = {"round": number, "steps": 3 + number, "images": 4, "losses": [12.5, 13.0], "loss": 12.5, "macs": 1}
+        record.add("search", part="halving", **row, architecture=architecture)
+    set_screen(window, width=400)
+    window.get(tas.report(run).as_uri())
+    draw_all(window)
+    assert "no gain: " in window.find_element("css selector", "table").text
+    assert window.execute_script('const a = document.querySelector(".scroll"); return a.scrollWidth <= a.clientWidth')
+    label, frame = (window.find_element("css selector", one).rect for one in (".slider-label", ".figure"))
+    assert frame["x"] <= label["x"]
+    assert label["x"] + label["width"] <= frame["x"] + frame["width"]

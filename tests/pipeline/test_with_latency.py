@@ -60,6 +60,15 @@ def test_the_signature_knows_sizes_and_the_input():
     assert len(found | {signature(nn.Conv2d(3, 3, 1), (1, 3, 5, 5))}) == 4
 
 
+def test_a_place_where_times_cannot_be_kept_is_no_end_of_a_run(tmp_path):
+    (tmp_path / "file").touch()
+    times = LayerTimes(tmp_path / "file" / "cache", {"threads": 1})
+    layer = torch.nn.Linear(4, 4, device="meta")
+    with pytest.warns(UserWarning, match="will time all layers again: cannot write .*latency.cache"):
+        times.measure({"a": (layer, (1, 4))}, device=torch.device("cpu"), seconds=0.001)
+    assert times.seconds["a"] > 0
+
+
 def test_the_clock_of_a_processor_needs_one_thread():
     with pytest.raises(ConfigError, match="latency clock cpu needs one thread, not 0"):
         LatencyConfig(clock="cpu")
@@ -89,6 +98,17 @@ def test_compress_holds_a_budget_of_latency_and_says_what_it_measured(tmp_path):
     text = (tmp_path / "run" / "report.md").read_text()
     assert "| predicted latency |" in text
     assert "| latency |" in text
+
+
+def test_what_a_budget_counts_is_what_is_measured_afterwards(tmp_path):
+    config = tas.CompressConfig(
+        search=replace(short_search(), batch_size=16, architectures=0),
+        train=tas.TrainConfig(epochs=1, batch_size=16, warmup_epochs=0),
+        latency=replace(QUICK, threads=1, clock="cpu"),
+    )
+    found = tas.compress(TinyNet(), tiny_source(), budget={"latency": "100%"}, config=config, output=tmp_path / "run")
+    assert found.full.clock == found.pruned.clock == "cpu"
+    assert "time spent by the processor." in (tmp_path / "run" / "report.html").read_text()
 
 
 class Odd(nn.Module):

@@ -183,6 +183,7 @@ def _profiles(job: Job, small: nn.Module, architecture: Architecture) -> tuple[P
     costs = measure_side_by_side(
         [job.teacher.to(place), small.to(place)], example=job.example, metric=job.metric,
         latency_batch=job.config.latency_batch, threads=graph.latency.threads if graph.latency else 0,
+        clock=job.config.latency.clock if graph.latency else "wall",
     )  # fmt: skip
     small.to(home)
     full, pruned = (replace(cost, accuracy=accuracy) for cost, accuracy in zip(costs, accuracies, strict=True))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tas.architecture import Architecture
+from tas.budget import amount_text
 from tas.graph import Graph
 from tas.page import plain, table
 from tas.pipeline.report.files import RunFiles
 from tas.pipeline.report.rows import layer_rows
-from tas.profile import compared, latency_setting, quality_words, share
+from tas.profile import compared, latency_change, latency_setting, quality_words, share
+from tas.run import CONFIG
 
 OPEN_ROWS = 40  # a longer table is folded
 
@@ -21,9 +24,11 @@ def result_sentence(run: RunFiles) -> str:
     if run.summary is None:
         return f"{what or run.label}: not finished"
     full, pruned = run.summary["full"], run.summary["pruned"]
-    shares = f"{100 * pruned['macs'] / full['macs']:.1f} % of the multiply-adds"
-    shares += f" and {100 * pruned['params'] / full['params']:.1f} % of the parameters"
-    sentence = f"{what or run.label}: {shares}"
+    sentence = f"{what or run.label}: {100 * pruned['macs'] / full['macs']:.1f} % of the multiply-adds"
+    sentence += f" and {100 * pruned['params'] / full['params']:.1f} % of the parameters"
+    if "latency" in run.budget and "latency_ms" in full.keys() & pruned.keys():
+        change, *_ = latency_change(full, pruned).partition(":")
+        sentence += f", {change} in latency" if change == "no gain" else f", {change} of the latency"
     if full["accuracy"] is not None and pruned["accuracy"] is not None:
         name, pattern, _ = quality_words(full.get("metric", ""))
         sentence += f", {name} {pattern.format(pruned['accuracy'])} instead of {pattern.format(full['accuracy'])}"
@@ -32,7 +37,7 @@ def result_sentence(run: RunFiles) -> str:
 
 def budget_words(budget: Mapping[str, Any]) -> str:
     """The bounds in words: `50% of macs, 25 params`."""
-    return ", ".join(f"{value} of {name}" if "%" in str(value) else f"{value} {name}" for name, value in budget.items())
+    return ", ".join(amount_text(value, name) for name, value in budget.items())
 
 
 def head(run: RunFiles) -> str:
@@ -51,12 +56,23 @@ def quantities(run: RunFiles) -> list[tuple[str, str, str, str]]:
     if run.summary is None:
         return []
     full, pruned = run.summary["full"], run.summary["pruned"]
-    batch, (metric, *_) = full.get("batch_size", 1), quality_words(full.get("metric", ""))
+    metric, *_ = quality_words(full.get("metric", ""))
+    predicted = f", batch of {run.graph.latency.batch}" if run.graph and run.graph.latency else ""
     labels = {
         "accuracy": metric, "macs": "MACs per sample", "params": "parameters",
-        "predicted_latency_ms": f"predicted latency, batch of {batch}", "latency_ms": f"latency, batch of {batch}",
+        "predicted_latency_ms": f"predicted latency{predicted}",
     }  # fmt: skip
-    rows = [(labels[name], before, after, change) for name, (before, after), change in compared(full, pruned)]
+    rows = [
+        (labels[name], before, after, change)
+        for name, (before, after), change in compared(full, pruned)
+        if name in labels
+    ]
+    for before, after in zip(*(profile.get("timings") or [profile] for profile in (full, pruned)), strict=True):
+        batch = f", batch of {before.get('batch_size', 1)}"
+        for name, label in {"latency_ms": "latency", "latency_spread_ms": "spread of latency"}.items():
+            if name in before.keys() & after.keys():
+                change = latency_change(before, after) if name == "latency_ms" else ""
+                rows.append((label + batch, f"{before[name]:.3f} ms", f"{after[name]:.3f} ms", change))
     if run.weights_bytes:
         before, after = run.weights_bytes
         rows.append(("file of the weights", f"{before / 1e6:,.2f} MB", f"{after / 1e6:,.2f} MB", share(before, after)))
@@ -67,7 +83,8 @@ def result_of(run: RunFiles) -> str:
     """Full and pruned model side by side."""
     rows = quantities(run)
     setting = latency_setting(run.summary["full"]) if run.summary else ""
-    note = f'<p class="quiet">Latency: median of one pass; {plain(setting)}.</p>' if setting else ""
+    text = plain(f"Latency: median of one pass, spread: the distance between its quartiles; {setting}.")
+    note = f'<p class="quiet">{text}</p>' if setting else ""
     return table(("", "full", "pruned", "pruned / full"), rows) + note if rows else ""
 
 
@@ -79,7 +96,7 @@ def results_of(runs: Sequence[RunFiles]) -> str:
              ("state", *("finished" if run.summary else f"not finished: {run.progress}" for run in runs))]  # fmt: skip
     for name in names:
         cells = ("{} → {} ({})".format(*rows[name]) if name in rows else "-" for rows in found)
-        lines.append((name, *cells))
+        lines.append((name, *(cell.removesuffix(" ()") for cell in cells)))
     settings = [latency_setting(run.summary["full"]) if run.summary else "" for run in runs]
     if any(settings):
         lines.append(("latency measured with", *(setting or "-" for setting in settings)))
@@ -158,7 +175,7 @@ def origin_of(run: RunFiles) -> str:
     """Where a run comes from: command, options, seed, versions, times."""
     lines = []
     if "teacher" in run.settings and run.settings.get("model"):
-        command = f"tas compress --config {run.folder.name}/config.yaml --output runs/again"
+        command = f"tas compress --config {shlex.quote(str(run.folder / CONFIG))} --output runs/again"
         lines.append(f"<p>The same again: <code>{plain(command)}</code></p>")
     facts = [] if run.start.get("seed") is None else [f"Seed {run.start['seed']}"]
     seconds = run.summary["seconds"] if run.summary else {}

@@ -158,7 +158,7 @@ def _set_in_motion(
         sliders=[{
             "steps": steps, "active": len(steps) - 1, "x": 0, "len": 1, "y": 1, "yanchor": "bottom", "font": hidden,
             "pad": {"b": 4, "t": 0}, "ticklen": 0, "minorticklen": 0,
-            "currentvalue": {"font": {"size": 13}, "xanchor": "left"},
+            "currentvalue": {"font": {"size": 13}, "xanchor": "right"},  # room to the left, above the names of layers
         }],
         updatemenus=[{
             "type": "buttons", "direction": "right", "buttons": buttons, "showactive": False, "x": 0, "y": 1,
