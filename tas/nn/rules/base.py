@@ -82,6 +82,7 @@ class Call:
         batch: samples in the example.
         maker: path of the layer that made the first argument, if nothing else reads it.
         entry: gives the label tensor that the innermost module reads, if there is one.
+        example: gives values for all arguments, noise in the place of labels.
     """
 
     op: str
@@ -94,6 +95,7 @@ class Call:
     batch: int
     maker: str | None = None
     entry: Callable[[], Tensor | None] = lambda: None
+    example: Callable[[], dict[str, Any]] = dict
 
     @property
     def shape(self) -> tuple[int, ...]:
