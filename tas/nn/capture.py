@@ -282,7 +282,9 @@ class _LabelRun:
 
     def _note_numbers(self, node: fx.Node, call: Call, result: Any) -> None:
         """Dimensions around a call that takes numbers: the module may keep such a number as `num_heads`."""
-        if call.op not in _WITH_SIZES:
+        draft = self.drafts.get(call.module)
+        has_groups = call.op.startswith("conv") and draft is not None and draft.kind == "other"  # of no layer
+        if call.op not in _WITH_SIZES and not has_groups:
             return
         sources = [(tensor, None) for tensor in call.label_tensors()]
         is_split = call.op == "split_with_sizes"

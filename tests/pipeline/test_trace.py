@@ -759,3 +759,35 @@ def test_channels_pass_norms_without_a_class_shuffles_maxima_and_shapes_of_other
     net = nn.Sequential(nets.conv_bn(3, 8), piece, nn.Conv2d(8, 6, 1), nets.head(6))
     graph = trace(perturbed(net), images())
     assert graph.full.widths == widths
+
+
+class Blur(nn.Module):
+    """Convolves every channel with one kernel that is not learned, as timm's `BlurPool2d`."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("filt", torch.rand(channels, 1, 3, 3), persistent=False)
+
+    def forward(self, x):
+        return F.conv2d(x, self.filt, stride=2, groups=self.channels)
+
+
+def test_a_kernel_that_is_no_layers_is_cut_with_the_channels_it_blurs():
+    model = perturbed(nn.Sequential(nets.conv_bn(3, 8), Blur(8), nn.Conv2d(8, 6, 1), nets.head(6)))
+    graph = trace(model, images())
+    assert graph.full.widths == {"0.0": 8, "2": 6}
+    small = derive(model, graph, SearchSpace.of(graph).smallest)
+    assert small[1].channels == len(small[1].filt) == small[0][0].out_channels < 8
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        small(images(batch=1))
+    assert graph.macs(SearchSpace.of(graph).smallest) == counter.get_total_flops() / 2
+
+
+def test_a_layer_with_two_names_is_not_said_to_have_the_weight_of_another_module():
+    twice = nn.Conv2d(8, 8, 1)
+    graph = trace(nn.Sequential(nn.Conv2d(3, 8, 3), twice, nn.ReLU(), twice, nets.head(8)), images())
+    assert {item.reason for item in graph.frozen if item.module == "1"} == {
+        "is read by 1: it is also called as 3; a layer that has one name only can be cut",
+        "it is also called as 3; a layer that has one name only can be cut",
+    }

@@ -154,6 +154,12 @@ class Call:
             )
         path, _, short = name.rpartition(".")
         if short != "weight" or not (path == self.module or path.startswith(f"{self.module}.") or not self.module):
+            owner = self.model.get_submodule(path)
+            if owner is self.model.get_submodule(self.module):
+                return self.module, (
+                    f"its weight {name} is no weight of a layer" if path == self.module
+                    else f"it is also called as {path}; a layer that has one name only can be cut"
+                )  # fmt: skip
             return self.module, f"its weight {name} belongs to another module"
         owner = self.model.get_submodule(path)
         if not isinstance(owner, kind):

@@ -162,7 +162,7 @@ def movement(call: Call) -> Any:
         if len(varying_dims(result)) > 1:
             call.labels.expect_grid(result)
     like = call.arguments.get("other")
-    if call.op in _LIKE_ANOTHER and isinstance(like, Tensor) and varying_dims(like) == varying_dims(results[0]):
+    if call.op in _LIKE_ANOTHER and isinstance(like, Tensor) and varying_dims(results[0]) in ([], varying_dims(like)):
         call.labels.union(results[0], like, call.module)  # it has to have as many channels
     return results if is_list else results[0]
 
