@@ -252,8 +252,22 @@ class _LabelRun:
         op = "cat" if op in ("concat", "concatenate") else op
         return Call(
             op, _arguments(node, self.values), shapes, module_path(node), self.labels, self.drafts, self._model,
-            self._batch, maker, lambda: self._entry(node),
+            self._batch, maker, lambda: self._entry(node), lambda: self._example(node),
         )  # fmt: skip
+
+    def _example(self, node: fx.Node) -> dict[str, Any]:
+        """Values for the arguments of a node: those of constants, and noise; numbers small enough for any index."""
+        draw, values = torch.Generator().manual_seed(0), {}
+        for source in node.all_input_nodes:
+            known, value = self.values[source], source.meta.get("val")
+            if isinstance(known, Constant):
+                value = self._value(source)
+            elif isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+                value = torch.randn(value.shape, generator=draw, dtype=value.dtype)
+            elif isinstance(value, Tensor):
+                value = torch.randint(2, value.shape, generator=draw).to(value.dtype)
+            values[source] = value
+        return _arguments(node, values)
 
     def _entry(self, node: fx.Node) -> Tensor | None:
         """Labels that the module around this node reads."""
@@ -268,7 +282,9 @@ class _LabelRun:
 
     def _note_numbers(self, node: fx.Node, call: Call, result: Any) -> None:
         """Dimensions around a call that takes numbers: the module may keep such a number as `num_heads`."""
-        if call.op not in _WITH_SIZES:
+        draft = self.drafts.get(call.module)
+        has_groups = call.op.startswith("conv") and draft is not None and draft.kind == "other"  # of no layer
+        if call.op not in _WITH_SIZES and not has_groups:
             return
         sources = [(tensor, None) for tensor in call.label_tensors()]
         is_split = call.op == "split_with_sizes"

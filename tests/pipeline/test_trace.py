@@ -6,6 +6,7 @@ from functools import partial
 import nets
 import pytest
 import torch
+import torch.nn.functional as F
 from named import traced
 from nets import images, perturbed
 from torch import nn
@@ -710,3 +711,85 @@ def test_weights_that_change_with_the_mode_are_not_changed(training):
     derive(model, graph, SearchSpace.of(graph).smallest)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training == training
+
+
+class OwnNorm(nn.Module):
+    """Calls torch's layer norm with weights of its own, as ConvNeXt's and many others do."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gain, self.shift = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x):
+        return F.layer_norm(x.movedim(1, -1), x.shape[1:2], self.gain, self.shift).movedim(-1, 1)
+
+
+class Larger(nn.Module):
+    """The larger half (LightCNN), a learned threshold (FRN)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.threshold = nn.Conv2d(8, 12, 1), nn.Parameter(torch.zeros(6, 1, 1))
+
+    def forward(self, x):
+        return torch.max(torch.max(*self.conv(x).chunk(2, 1)), self.threshold)
+
+
+class Rows(nn.Module):
+    """A convolution over all pixels in a row, which are given the shape they had: it makes what it reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x.flatten(2)).view_as(x)
+
+
+@pytest.mark.parametrize(
+    ("piece", "widths"),
+    [
+        (OwnNorm(8), {"0.0": 8, "2": 6}),
+        (nn.GroupNorm(2, 8, affine=False), {"0.0": 4, "2": 6}),
+        (nn.Sequential(nn.ChannelShuffle(2), nn.Conv2d(8, 8, 1, groups=2)), {"0.0": 2, "1.1": 4, "2": 6}),
+        (nn.Sequential(Larger(), nn.Conv2d(6, 8, 1)), {"0.0": 8, "1.0.conv": 6, "1.1": 8, "2": 6}),
+        (Rows(), {"0.0": 8, "2": 6}),
+    ],
+    ids=["own norm", "norm without weights", "shuffle", "larger", "rows"],
+)
+def test_channels_pass_norms_without_a_class_shuffles_maxima_and_shapes_of_others(piece, widths):
+    net = nn.Sequential(nets.conv_bn(3, 8), piece, nn.Conv2d(8, 6, 1), nets.head(6))
+    graph = trace(perturbed(net), images())
+    assert graph.full.widths == widths
+
+
+class Blur(nn.Module):
+    """Convolves every channel with one kernel that is not learned, as timm's `BlurPool2d`."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("filt", torch.rand(channels, 1, 3, 3), persistent=False)
+
+    def forward(self, x):
+        return F.conv2d(x, self.filt, stride=2, groups=self.channels)
+
+
+def test_a_kernel_that_is_no_layers_is_cut_with_the_channels_it_blurs():
+    model = perturbed(nn.Sequential(nets.conv_bn(3, 8), Blur(8), nn.Conv2d(8, 6, 1), nets.head(6)))
+    graph = trace(model, images())
+    assert graph.full.widths == {"0.0": 8, "2": 6}
+    small = derive(model, graph, SearchSpace.of(graph).smallest)
+    assert small[1].channels == len(small[1].filt) == small[0][0].out_channels < 8
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        small(images(batch=1))
+    assert graph.macs(SearchSpace.of(graph).smallest) == counter.get_total_flops() / 2
+
+
+def test_a_layer_with_two_names_is_not_said_to_have_the_weight_of_another_module():
+    twice = nn.Conv2d(8, 8, 1)
+    graph = trace(nn.Sequential(nn.Conv2d(3, 8, 3), twice, nn.ReLU(), twice, nets.head(8)), images())
+    assert {item.reason for item in graph.frozen if item.module == "1"} == {
+        "is read by 1: it is also called as 3; a layer that has one name only can be cut",
+        "it is also called as 3; a layer that has one name only can be cut",
+    }

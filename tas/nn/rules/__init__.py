@@ -16,6 +16,7 @@ from tas.nn.rules import (
     recurrent,
     shape,
     shortcut,
+    tried,
 )  # fmt: skip
 from tas.nn.rules.base import Call, Constant, Draft, Kind, LabelRule, positions_in
 
@@ -42,10 +43,10 @@ def refuse_what_is_no_norm(labels: Labels, drafts: Mapping[str, Draft]) -> None:
 
 
 def label_rule(call: Call) -> LabelRule:
-    """How labels pass this operation; unknown ones freeze what they touch."""
+    """How labels pass this operation; unknown ones are tried."""
     if call.op == "clone" and isinstance(call.model.get_submodule(call.module), shortcut.Marker):
         return shortcut.marked
-    return LABELS.get(call.op, shape.unknown)
+    return LABELS.get(call.op, tried.unknown)
 
 
 __all__ = [

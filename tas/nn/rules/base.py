@@ -82,6 +82,7 @@ class Call:
         batch: samples in the example.
         maker: path of the layer that made the first argument, if nothing else reads it.
         entry: gives the label tensor that the innermost module reads, if there is one.
+        example: gives values for all arguments, noise in the place of labels.
     """
 
     op: str
@@ -94,6 +95,7 @@ class Call:
     batch: int
     maker: str | None = None
     entry: Callable[[], Tensor | None] = lambda: None
+    example: Callable[[], dict[str, Any]] = dict
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -152,6 +154,12 @@ class Call:
             )
         path, _, short = name.rpartition(".")
         if short != "weight" or not (path == self.module or path.startswith(f"{self.module}.") or not self.module):
+            owner = self.model.get_submodule(path)
+            if owner is self.model.get_submodule(self.module):
+                return self.module, (
+                    f"its weight {name} is no weight of a layer" if path == self.module
+                    else f"it is also called as {path}; a layer that has one name only can be cut"
+                )  # fmt: skip
             return self.module, f"its weight {name} belongs to another module"
         owner = self.model.get_submodule(path)
         if not isinstance(owner, kind):

@@ -16,7 +16,7 @@ from tas.nn.labels import Labels, varying_dims
 from tas.nn.mixing import DenseAxis, DenseWidth
 from tas.nn.rules.base import Call, Constant, Draft, Kind, layout_of
 from tas.nn.rules.opened import CompactLayer, Opened, call_with, no_numbers
-from tas.nn.rules.parameter import learned
+from tas.nn.rules.parameter import bind, learned
 
 
 def layer_norm(call: Call) -> Any:
@@ -30,24 +30,35 @@ def layer_norm(call: Call) -> Any:
     if set(along) - set(over):
         call.labels.merge_along(inputs, set(over) & set(along), call.module)
         return inputs
-    if weight is None and len(over) == 1 and in_own_norm(call, inputs):
-        return inputs
     problem = _problem(call, weight) or ("is normalised over several dimensions" if len(over) > 1 else None)
     if problem:
-        return call.refuse(problem)
+        return inputs if len(over) == 1 and _is_own_norm(call, inputs) else call.refuse(problem)
     return _cut_with(call, inputs, call.labels.channel_vector(inputs, inputs.dim() - 1), call.op)
 
 
 def group_norm(call: Call) -> Any:
     """Every group keeps equally many channels."""
     inputs, weight, groups = call.arguments["input"], call.arguments["weight"], call.arguments["num_groups"]
-    problem = _problem(call, weight)
-    if problem or not isinstance(inputs, Tensor):
-        return call.refuse(problem or "is normalised together with a constant")
-    channels = call.labels.channel_vector(inputs, 1)
+    if not isinstance(inputs, Tensor):
+        return call.refuse("is normalised together with a constant")
+    problem, channels = _problem(call, weight), call.labels.channel_vector(inputs, 1)
     if groups < len(channels):
         call.labels.union(channels.view(groups, -1), channels.view(groups, -1)[:1], call.module)
+    if problem:
+        is_own = groups < len(channels) and _is_own_norm(call, inputs.movedim(1, -1))
+        return inputs if is_own else call.refuse(problem)
     return _cut_with(call, inputs, channels, "group_norm")
+
+
+def _is_own_norm(call: Call, inputs: Tensor) -> bool:
+    """Whether a module that is no norm of torch's normalises what it reads, with weights of its own or without.
+
+    Args:
+        call: one of torch's norms.
+        inputs: channels last.
+    """
+    weights = [item for name in ("weight", "bias") if isinstance(item := call.arguments.get(name), Constant)]
+    return in_own_norm(call, inputs) and not any(bind(call, weight, inputs) for weight in weights)
 
 
 def in_own_norm(call: Call, labels: Tensor) -> bool:

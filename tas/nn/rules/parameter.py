@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from typing import Any
 
 import torch
@@ -29,9 +29,18 @@ def bind(call: Call, constant: Constant, labels: Tensor) -> str | None:
         return None
     for name, elements in constant.elements():
         problem = _bind_one(call, name, elements.view(sizes), labels, along)
+        if problem and not name and not _differs(constant.value(), [dim - labels.dim() for dim in along]):
+            continue  # such as zeros that a state begins with
         if problem:
             return problem
     return None
+
+
+def _differs(value: Tensor, dims: Sequence[int]) -> bool:
+    first = value
+    for dim in dims:
+        first = first.narrow(dim, 0, 1) if -dim <= value.dim() else first
+    return not torch.equal(first.expand_as(value), value)
 
 
 def learned(call: Call, constant: Constant, dim: int) -> Tensor:

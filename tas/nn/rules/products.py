@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
+from string import ascii_letters
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from tas.nn.labels import Heads, along, condense, fixed, spread, varying_dims
 from tas.nn.rules.base import Call, Constant
 from tas.nn.rules.parameter import read_by_parameter
 from tas.nn.rules.shape import elementwise
+from tas.nn.rules.tried import unknown
 
 
 def contraction(call: Call, left: Any, right: Any, letters: tuple[str, str, str]) -> Any:
@@ -123,11 +125,23 @@ def matrix_product(call: Call) -> Any:
 def einsum(call: Call) -> Any:
     """Products of two activations in any order of dimensions."""
     tensors, equation = call.arguments["tensors"], call.arguments["equation"].replace(" ", "")
-    words, _, result = equation.partition("->")
+    words, _, result = _spelled_out(equation, tensors).partition("->")
     words = words.split(",")
-    if len(words) != 2 or "." in equation or any(len(set(word)) < len(word) for word in words):
-        return call.refuse(f"einsum {equation!r} has no rule")
+    if len(words) != 2 or any(len(set(word)) < len(word) for word in words):
+        return unknown(call)
     return contraction(call, tensors[0], tensors[1], (words[0], words[1], result))
+
+
+def _spelled_out(equation: str, operands: Sequence[Any]) -> str:
+    """The equation with letters for the dimensions in front that it leaves out."""
+    words, arrow, result = equation.partition("->")
+    front = [len(operand.shape) - len(word) + 3 for word, operand in zip(words.split(","), operands, strict=True)]
+    others = [letter for letter in ascii_letters if letter not in equation][: max(front)]
+    filled = [
+        word.replace("...", "".join(others[len(others) - count :]))
+        for word, count in zip(words.split(","), front, strict=True)
+    ]
+    return f"{','.join(filled)}{arrow}{result.replace('...', ''.join(others))}"
 
 
 def sum_call(call: Call, operands: list[Any]) -> Call:

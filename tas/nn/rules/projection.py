@@ -16,7 +16,7 @@ from tas.nn.labels import fixed, spread, varying_dims
 from tas.nn.mixing import CompactWidth, DenseAxis, DenseWidth
 from tas.nn.rules.base import Call, Constant, Draft, Kind, layout_of
 from tas.nn.rules.opened import ActiveTensors, Opened, call_with
-from tas.nn.rules.parameter import learned
+from tas.nn.rules.parameter import bind, learned
 
 CONVOLUTIONS = {
     "conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d, "conv_transpose1d": nn.ConvTranspose1d,
@@ -38,13 +38,16 @@ def convolution(call: Call) -> Any:
     path, problem = call.owner(weight, CONVOLUTIONS[call.op])
     is_own = problem is not None and not is_transposed and _computes_its_weight(call, weight, CONVOLUTIONS[call.op])
     problem = (None if is_own else problem) or _odd_call(call, inputs, weight, is_transposed)
-    if not problem and _is_pointwise(call, weight) and (along := varying_dims(inputs)) and 1 not in along:
-        return _passing_by(call, call.draft("convolution", path), inputs, positions * weight.shape[1], mixed=1)
     if not problem and 1 not in (varying_dims(inputs) or [1]):
+        if _is_pointwise(call, weight):
+            return _passing_by(call, call.draft("convolution", path), inputs, positions * weight.shape[1], mixed=1)
         problem = f"{call.op} runs along channels, not over them"
+    reads = call.labels.channel_vector(inputs, 1)
+    if problem and not is_transposed and groups == call.shape[1] == len(reads) > 1 and _passes(call, weight, reads):
+        call.draft("other").products.append((positions // groups, (reads,)))
+        return spread(reads, 1, call.shape)
     if problem:
         return _refused(call, problem, positions * weight.shape[1])
-    reads = call.labels.channel_vector(inputs, 1)
     out_channels = call.shape[1]
     positions //= inputs.shape[1] if is_transposed else out_channels
     if groups == len(reads) > 1:
@@ -59,6 +62,15 @@ def convolution(call: Call) -> Any:
         return _connected(call, draft, positions, (makes, reads), {"weight": (1, makes)}, {"weight": (0, reads)})
     draft, reads = call.draft("own_convolution" if is_own else "convolution", path), reads[:per_group]
     return _connected(call, draft, positions, (makes, reads), {"weight": (0, makes)}, {"weight": (1, reads)})
+
+
+def _passes(call: Call, weight: Any, reads: Tensor) -> bool:
+    """Whether a kernel that is no layer's is one for every channel, and can be cut with them, as one that blurs."""
+    found = [item for item in (weight, call.arguments.get("bias")) if isinstance(item, Constant)]
+    is_plain = (
+        isinstance(weight, Constant) and not call.is_parametrised() and 1 in varying_dims(call.arguments["input"])
+    )
+    return is_plain and not any(bind(call, item, spread(reads, 0, item.shape)) for item in found)
 
 
 def _computes_its_weight(call: Call, weight: Any, kind: type[nn.Module]) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tas.nn.labels import FIXED, expanded, fixed, spread, varying_dims
-from tas.nn.rules.base import Call, Constant
+from tas.nn.rules.base import Call, Constant, positions_in
 from tas.nn.rules.channel_norm import in_own_norm
 from tas.nn.rules.parameter import bind
 
@@ -81,6 +81,28 @@ def along(call: Call) -> Any:
     return results[0] if len(results) == 1 else results
 
 
+def larger(call: Call) -> Any:
+    """The largest of a row, or the larger of two, position by position."""
+    return elementwise(call) if "other" in call.arguments else reduction(call)
+
+
+def folded(call: Call) -> Any:
+    """The positions of a window, in a row, become one channel again."""
+    inputs = call.label_tensors()[0]
+    if any(dim != 1 for dim in varying_dims(inputs)):
+        return call.refuse(f"{call.op} runs over positions that hold different channels")
+    rows = call.labels.channel_vector(inputs, 1).view(call.shape[1], -1)
+    call.labels.union(rows, rows[:, :1], call.module)
+    return spread(rows[:, 0], 1, call.shape)
+
+
+def shuffled(call: Call) -> Any:
+    """One channel of every group after the other: the groups are cut alike."""
+    grid = call.labels.channel_vector(call.label_tensors()[0], 1).view(call.arguments["groups"], -1)
+    call.labels.union(grid, grid[:1], call.module)
+    return spread(grid.t().flatten(), 1, call.shape)
+
+
 def gated(call: Call) -> Any:
     """One half times the sigmoid of the other: both are cut alike."""
     inputs = call.label_tensors()[0]
@@ -109,10 +131,16 @@ def sampled(call: Call) -> Any:
 
 
 def made_anew(call: Call) -> Any:
-    """What only has its size from the input holds no channels."""
-    return fixed(call.shape)
+    """What only has its size from the input holds no channels: a constant."""
+    return Constant(
+        None,
+        call.shape,
+        lambda: [("", positions_in(call.shape))],
+        lambda: getattr(torch.ops.aten, call.op)(**call.example()),
+    )
 
 
+_LIKE_ANOTHER = ("view_as", "reshape_as")
 _SPLITS = ("split", "split_with_sizes", "chunk", "slice", "select", "narrow", "unbind", "tensor_split", "index")
 
 
@@ -133,6 +161,9 @@ def movement(call: Call) -> Any:
     for result in results:
         if len(varying_dims(result)) > 1:
             call.labels.expect_grid(result)
+    like = call.arguments.get("other")
+    if call.op in _LIKE_ANOTHER and isinstance(like, Tensor) and varying_dims(results[0]) in ([], varying_dims(like)):
+        call.labels.union(results[0], like, call.module)  # it has to have as many channels
     return results if is_list else results[0]
 
 
@@ -213,7 +244,7 @@ def move(call: Call) -> Any:
         return _pad(values["self"], list(values["pad"]))
     operation = getattr(torch.ops.aten, call.op)
     arguments = {name: _as_labels(value) if not isinstance(value, list) else value for name, value in values.items()}
-    if call.op in ("reshape_as", "view_as"):
+    if call.op in _LIKE_ANOTHER:
         return values["self"].reshape(call.shape)
     if call.op in ("view", "_unsafe_view"):  # labels are expanded where values are not: a view may need a copy
         return values["self"].reshape(values["size"])
@@ -249,11 +280,6 @@ def _concatenate(tensors: list[Tensor], dim: int) -> Tensor:
     return torch.cat(tensors, dim).expand(shape)
 
 
-def unknown(call: Call) -> Any:
-    """Freeze what nobody has a rule for."""
-    return call.refuse(f"passes the operation {call.op}, which has no rule")
-
-
 _ELEMENTWISE = """
     add sub mul div relu relu6 hardtanh silu sigmoid gelu hardswish hardsigmoid leaky_relu elu celu selu tanh mish
     softplus log_sigmoid softsign exp log abs neg sqrt rsqrt pow clamp clamp_min clamp_max dropout feature_dropout
@@ -262,6 +288,7 @@ _ELEMENTWISE = """
     sign logical_not eq ne gt lt ge le threshold rrelu masked_fill rsub addcdiv cos tan asin acos atan sinh cosh exp2
     expm1 log1p log2 log10 logit softshrink hardshrink round ceil trunc frac nan_to_num randn_like empty_like isnan
     isinf isfinite logical_and logical_or logical_xor erfc atan2 hypot fmod remainder float_power true_divide
+    multiply subtract divide negative absolute clip fmax fmin
 """
 _POOLING = """
     avg_pool2d max_pool2d max_pool2d_with_indices adaptive_avg_pool2d adaptive_max_pool2d avg_pool1d max_pool1d
@@ -273,10 +300,10 @@ _MOVEMENT = """
     view reshape flatten unflatten permute transpose t squeeze unsqueeze slice select narrow split split_with_sizes
     chunk tensor_split unbind expand expand_as repeat cat stack roll flip pad constant_pad_nd _unsafe_view movedim
     swapaxes numpy_T pixel_shuffle pixel_unshuffle index repeat_interleave
-    reshape_as view_as
+    reshape_as view_as broadcast_to tile moveaxis swapdims ravel unfold
 """
 _REDUCTIONS = """
-    mean sum amax amin norm linalg_vector_norm std var std_mean var_mean max min median logsumexp prod
+    mean sum amax amin norm linalg_vector_norm std var std_mean var_mean median logsumexp prod
 """
 _ALONG = "softmax log_softmax _softmax _log_softmax cumsum logcumsumexp sort topk"
 LABELS = (
@@ -285,6 +312,7 @@ LABELS = (
     | dict.fromkeys(_MOVEMENT.split(), movement)
     | dict.fromkeys(_REDUCTIONS.split(), reduction)
     | dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), made_anew)
-    | {"glu": gated, "im2col": windows, "grid_sampler": sampled}
+    | dict.fromkeys(("max", "min"), larger)
+    | {"glu": gated, "im2col": windows, "col2im": folded, "channel_shuffle": shuffled, "grid_sampler": sampled}
     | dict.fromkeys(_ALONG.split(), along)
 )
