@@ -708,3 +708,18 @@ def test_weights_that_change_with_the_mode_are_not_changed(training):
     derive(model, graph, SearchSpace.of(graph).smallest)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training == training
+
+
+def test_the_larger_of_two_tensors_is_no_average():
+    class Maxout(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.tau = nn.Conv2d(3, 12, 3), nn.Parameter(torch.randn(1, 6, 1, 1))
+            self.last = nn.Conv2d(6, 4, 3)
+
+        def forward(self, images):
+            return self.last(torch.max(torch.max(*self.first(images).chunk(2, 1)), self.tau))
+
+    graph = trace(Maxout(), torch.zeros(1, 3, 8, 8))
+    assert {width.name: width.size for width in graph.widths} == {"first": 6}
+    assert graph.open_share == 1

@@ -50,6 +50,8 @@ def pooling(call: Call) -> Any:
 
 def reduction(call: Call) -> Any:
     """Mean, sum, maximum over some dimensions: over channels in a norm alone, or where each has several positions."""
+    if "other" in call.arguments:  # the larger of two tensors
+        return elementwise(call)
     inputs = call.label_tensors()[0]
     dims = call.arguments.get("dim")
     dims = list(range(inputs.dim())) if dims in (None, []) else [dims] if isinstance(dims, int) else list(dims)
