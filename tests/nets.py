@@ -530,14 +530,15 @@ class Rolled(nn.Module):
 
 
 class PixelShuffled(nn.Module):
-    """Four channels become one with four times the pixels."""
+    """Four channels become one with four times the pixels, over which a module averages at once."""
 
     def __init__(self):
         super().__init__()
         self.stem, self.last, self.head = conv_bn(3, 16), conv_bn(4, 10), head(10)
+        self.norm = ChannelsFirst(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.last(F.pixel_shuffle(self.stem(x), 2)))
+        return self.head(self.last(self.norm(F.pixel_shuffle(self.stem(x), 2))))
 
 
 class Transposed(nn.Module):

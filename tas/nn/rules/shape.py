@@ -140,6 +140,14 @@ def made_anew(call: Call) -> Any:
     )
 
 
+def pixel_shuffled(call: Call) -> Any:
+    """Channels become pixels of fewer channels; those of one are cut alike, also where nothing else merges them."""
+    moved, dim = expanded(move(call)), len(call.shape) - 3
+    if varying_dims(call.label_tensors()[0]) != [dim]:
+        return movement(call)
+    return spread(call.labels.channel_vector(moved, dim), dim, call.shape)
+
+
 _LIKE_ANOTHER = ("view_as", "reshape_as")
 _SPLITS = ("split", "split_with_sizes", "chunk", "slice", "select", "narrow", "unbind", "tensor_split", "index")
 
@@ -299,7 +307,7 @@ _POOLING = """
 _MOVEMENT = """
     view reshape flatten unflatten permute transpose t squeeze unsqueeze slice select narrow split split_with_sizes
     chunk tensor_split unbind expand expand_as repeat cat stack roll flip pad constant_pad_nd _unsafe_view movedim
-    swapaxes numpy_T pixel_shuffle pixel_unshuffle index repeat_interleave
+    swapaxes numpy_T pixel_unshuffle index repeat_interleave
     reshape_as view_as broadcast_to tile moveaxis swapdims ravel unfold
 """
 _REDUCTIONS = """
@@ -313,6 +321,7 @@ LABELS = (
     | dict.fromkeys(_REDUCTIONS.split(), reduction)
     | dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), made_anew)
     | dict.fromkeys(("max", "min"), larger)
-    | {"glu": gated, "im2col": windows, "col2im": folded, "channel_shuffle": shuffled, "grid_sampler": sampled}
+    | {"glu": gated, "im2col": windows, "col2im": folded, "channel_shuffle": shuffled, "pixel_shuffle": pixel_shuffled}
+    | {"grid_sampler": sampled}
     | dict.fromkeys(_ALONG.split(), along)
 )
