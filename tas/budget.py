@@ -237,6 +237,11 @@ def require_distinct(budgets: Sequence[Budget]) -> None:
         raise BudgetError(f"the budget {twice[0]} is given twice; give each once")
 
 
+def share_used(graph: Graph, architecture: Architecture, limits: Mapping[str, int]) -> float:
+    """The largest share of a bound that an architecture uses; at most 1 fits."""
+    return max(graph.cost(name).exact(architecture) / limit for name, limit in limits.items())
+
+
 def cost_text(cost: float, quantity: str) -> str:
     """A cost for people: `1,234 macs`, `3.100 ms`."""
     return f"{cost / 1e6:,.3f} ms" if quantity == "latency" else f"{cost:,} {quantity}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json as json_module
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -197,7 +196,7 @@ def _tell(scores: Scores, found: Architecture, output: str, *, json: bool, has_w
             name: {"full": graph.cost(name).exact(graph.full), "pruned": graph.cost(name).exact(found)}
             for name in ("macs", "params", *(["latency"] if graph.latency else []))
         }
-        say_json({"architecture": json_module.loads(found.to_json()), **cost})
+        say_json({"architecture": found.to_dict(), **cost})
         return
     print_graph(graph, scores.space, found)
     after = (

@@ -182,7 +182,7 @@ def _start_logits(steps: Steps, source: Source, record: Record, device: str, *, 
     if config.logits_start == "random":
         random_logits(supernet, config.seed)
         return
-    choices = {**supernet.space.widths, **supernet.space.depths}
+    choices = supernet.space.choices
     known = [row["losses"] for row in record.rows if resumes and row.get("part") == "saliency"]
     if known and {name: len(row) for name, row in known[-1].items()} == {name: len(v) for name, v in choices.items()}:
         saliency = {name: known[-1][name] for name in choices}
@@ -245,7 +245,7 @@ def _halved(
             record.add(
                 "search", part="halving", round=number, steps=found.steps, images=found.images,
                 seconds=_since(started), loss=found.losses[best], losses=list(found.losses.values()),
-                macs=graph.macs(best), architecture={"widths": dict(best.widths), "depths": dict(best.depths)},
+                macs=graph.macs(best), architecture=best.to_dict(),
             )  # fmt: skip
             _save(checkpoint, config.epochs + number + 1, steps)
             started = time.perf_counter()

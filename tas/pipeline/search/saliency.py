@@ -55,7 +55,7 @@ def measured_saliency(supernet: Supernet, batches: Sequence[Judged], objective: 
     Raises:
         TrainingError: a loss is not finite.
     """
-    choices = {**supernet.space.widths, **supernet.space.depths}
+    choices = supernet.space.choices
     found = {name: [0.0] * len(sizes) for name, sizes in choices.items()}
     with batch_statistics(supernet):
 

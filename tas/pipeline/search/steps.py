@@ -190,7 +190,7 @@ class Steps:
             "entropy": round(float(-(probabilities * probabilities.clamp_min(1e-12).log()).sum(1).mean()), 4),
             "most_probable": {name: graph.cost(name).exact(likely) for name in self.limits},
             "expected": expected,
-            "architecture": {"widths": dict(likely.widths), "depths": dict(likely.depths)},
+            "architecture": likely.to_dict(),
         }
 
     def parts(self) -> dict[str, Any]:
