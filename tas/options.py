@@ -147,8 +147,7 @@ def _converted(value: Any, kind: Any, name: str) -> Any:
             return _as(value, one)
         except (TypeError, ValueError, yaml.YAMLError):
             continue
-    words = " or ".join(map(str, get_args(kind))) if get_origin(kind) is Literal else _words(kind)
-    raise ConfigError(f"{name} is {value!r}; it must be {words}")
+    raise ConfigError(f"{name} is {value!r}; it must be {_words(kind)}")
 
 
 def _as(value: Any, kind: Any) -> Any:

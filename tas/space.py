@@ -17,18 +17,10 @@ from tas.options import check_options, near_misses
 if TYPE_CHECKING:
     import torch
 
+# Dong and Yang, 2019, and the released code: the whole part of each, so that 16 channels give 4 6 8 9 11 12 14 16
 PAPER_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 Size = int | float | str  # 48 is a size; 0.5 and "50%" are shares
-
-
-def width_candidates(size: int, ratios: Sequence[float] = PAPER_RATIOS) -> tuple[int, ...]:
-    """Sizes offered to a width: the whole part of ratio x size, at least 1, the full size always among them.
-
-    Source:
-        Dong and Yang, 2019; the released code. 16 channels give 4 6 8 9 11 12 14 16.
-    """
-    return tuple(sorted({_part(ratio, size) for ratio in ratios} | {size}))
 
 
 def _part(ratio: float, size: int) -> int:

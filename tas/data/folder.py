@@ -34,7 +34,6 @@ def load_folder(
     statistics: Statistics | None = None,
     memory_limit_mb: int = 2048,
     workers: int | None = None,
-    name: str | None = None,
 ) -> Source:
     """Load a folder of images, into memory when it fits.
 
@@ -49,13 +48,11 @@ def load_folder(
             streaming.
         memory_limit_mb: for the decoded images, in MiB; 0 always streams.
         workers: threads that decode, or processes that stream; None is one per usable core, at most 8.
-        name: for records and reports; None is `folder:PATH`.
 
     Raises:
         DataError: a folder is missing or empty, the class folders differ, or an image cannot be read.
     """
-    root = Path(path)
-    name = name or f"folder:{path}"
+    root, name = Path(path), f"folder:{path}"
     workers = min(8, _usable_cores()) if workers is None else workers
     train, test = _list_part(root, ("train",)), _list_part(root, TEST_FOLDERS)
     _check_classes(root, train.classes, test.classes)

@@ -187,11 +187,10 @@ class DepthState:
     """
 
     exit: FreeExit | None = None
-    how: Interpolation
+    how: Interpolation = "average"
 
-    def __init__(self, candidates: Sequence[int], num_blocks: int, how: Interpolation = "average"):
-        self.candidates = tuple(candidates)
-        self.num_blocks, self.how = num_blocks, how
+    def __init__(self, candidates: Sequence[int], num_blocks: int):
+        self.candidates, self.num_blocks = tuple(candidates), num_blocks
         self.vector: Tensor | None = None
         self.pick(len(candidates) - 1)
         self._sum: Tensor | None = None

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from tas.graph import Layer, whole_width
 from tas.nn.labels import fixed, spread, varying_dims
 from tas.nn.mixing import CompactWidth, DenseAxis, DenseWidth
-from tas.nn.rules.base import Call, Constant, Draft, Kind, layout_of
+from tas.nn.rules.base import Call, Constant, Draft, Kind, LabelRule, layout_of
 from tas.nn.rules.opened import ActiveTensors, Opened, call_with
 from tas.nn.rules.parameter import learned
 
@@ -171,10 +171,6 @@ def linear_numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str
     return {"in_features": weight.shape[1], "out_features": weight.shape[0]}
 
 
-def _numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    return (convolution_numbers if isinstance(module, _ConvNd) else linear_numbers)(module, tensors)
-
-
 class OpenProjection(Opened):
     """What both executions share: a layer whose weight depends on the sizes drawn now.
 
@@ -303,7 +299,7 @@ def fold(values: Tensor, matrix: Tensor, repeat: int, dim: int = 0) -> Tensor:
 
 
 _WEIGHT_0, _WEIGHT_1 = {"weight": 0}, {"weight": 1}
-LABELS = {**dict.fromkeys(CONVOLUTIONS, convolution), "linear": linear}
+LABELS: dict[str, LabelRule] = dict.fromkeys(CONVOLUTIONS, convolution)  # `attention` sees linear layers first
 KINDS = {
     "convolution": Kind(convolution_numbers, CompactProjection, DenseProjection, makes=_WEIGHT_0, reads=_WEIGHT_1),
     "transposed": Kind(convolution_numbers, CompactProjection, DenseProjection, makes=_WEIGHT_1, reads=_WEIGHT_0),

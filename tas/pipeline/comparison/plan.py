@@ -208,9 +208,8 @@ def plan(config: CompareConfig, *, train_teacher: bool) -> list[Job]:
             for method in config.rows:
                 job = method.job(config.job, seed)
                 searched = job.search.epochs if method.is_searched else 0
-                name = "-".join(
-                    (file_name(method.label), file_name("-".join(f"{v}{k}" for k, v in budget.amounts.items())))
-                )
+                bounds = file_name("-".join(f"{amount}{name}" for name, amount in budget.amounts.items()))
+                name = f"{file_name(method.label)}-{bounds}"
                 length = _hundredths(searched + 0.3 * method.is_searched)
                 search = Job("search", f"{name}-seed{seed}", seed, method, budget, needs=(teacher.file,), work=length)
                 jobs.append(search)
