@@ -237,6 +237,13 @@ def require_distinct(budgets: Sequence[Budget]) -> None:
         raise BudgetError(f"the budget {twice[0]} is given twice; give each once")
 
 
+def bounds_text(amounts: Mapping[str, Amount]) -> str:
+    """Bounds by quantity in words: `50% of macs, 25 params`."""
+    return ", ".join(
+        f"{value} of {name}" if "%" in str(value) else f"{value} {name}" for name, value in amounts.items()
+    )
+
+
 def share_used(graph: Graph, architecture: Architecture, limits: Mapping[str, int]) -> float:
     """The largest share of a bound that an architecture uses; at most 1 fits."""
     return max(graph.cost(name).exact(architecture) / limit for name, limit in limits.items())

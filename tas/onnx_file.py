@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tas.data import Source
-from tas.errors import ConfigError, DataError, ModelError
+from tas.errors import ConfigError, DataError, ModelError, first_line
 from tas.nn.modes import evaluating
 from tas.task import run_model
 
@@ -254,5 +254,4 @@ def _run_session(session: Any, device: torch.device, inputs: Tensor) -> Any:
 
 def failure(what: str, name: str, error: Exception) -> str:
     """A message: whose model, what failed, and the first line of why."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{name}: {what} ({type(error).__name__}: {reason}); no file was written"
+    return f"{name}: {what} ({type(error).__name__}: {first_line(error)}); no file was written"

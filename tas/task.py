@@ -75,10 +75,9 @@ def run_model(model: nn.Module, inputs: Tensor) -> Any:
                 f"the data gives {inputs.dtype} images, the model's weights are {wanted}; convert one of them (images: "
                 f"v2.ToDtype(torch.float32, scale=True) among the transforms, model: model.float())"
             ) from error
-        reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"the model does not accept inputs of shape {tuple(inputs.shape)}: {reason}. Give images of the size and "
-            f"channels it was built for (grey images can be repeated to three channels)"
+            f"the model does not accept inputs of shape {tuple(inputs.shape)}: {first_line(error)}. Give images of the "
+            f"size and channels it was built for (grey images can be repeated to three channels)"
         ) from error
 
 

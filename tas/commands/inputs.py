@@ -155,10 +155,3 @@ def classes_of(graph: Graph) -> int | None:
 def without_seed(config: SearchConfig | TrainConfig) -> dict[str, Any]:
     """A config for YAML, without its seed: one seed rules all stages."""
     return {name: value for name, value in plain(config).items() if name != "seed"}
-
-
-def to_yaml(settings: dict[str, Any]) -> str:
-    """Settings as the text of config.yaml."""
-    import yaml
-
-    return yaml.safe_dump(settings, sort_keys=False)

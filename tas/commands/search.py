@@ -12,11 +12,11 @@ import torch
 
 from tas.architecture import Architecture
 from tas.budget import Budget
-from tas.commands.inputs import build_model, classes_of, config_of, load_data, origin_of, to_yaml, without_seed
+from tas.commands.inputs import build_model, classes_of, config_of, load_data, origin_of, without_seed
 from tas.distributed import from_main
 from tas.errors import ConfigError
 from tas.nn.supernet import Supernet
-from tas.options import plain, split_patterns
+from tas.options import plain, split_patterns, to_yaml
 from tas.pipeline.compress import short_search
 from tas.pipeline.derive import derive
 from tas.pipeline.latency import LatencyConfig, latency_of_run

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tas.commands.inputs import build_model, found_in, load_data, origin_of, to_yaml, without_seed
+from tas.commands.inputs import build_model, found_in, load_data, origin_of, without_seed
 from tas.distributed import from_main, is_main_process
-from tas.options import plain
+from tas.options import plain, to_yaml
 from tas.pipeline.compress import short_teacher, short_train
 from tas.pipeline.measure import measure as measure_model
 from tas.pipeline.store import load, save, save_full

@@ -1,7 +1,5 @@
 """Image folders: PATH/train and PATH/test (or PATH/val), one folder per class."""
 
-import os
-import sys
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +14,7 @@ from tas.data.normalization import NAMED, Statistics
 from tas.data.source import Source
 from tas.data.streaming import StreamingSource
 from tas.data.tensors import TensorSource
+from tas.distributed import usable_cores
 from tas.errors import DataError, first_line
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def load_folder(
         DataError: a folder is missing or empty, the class folders differ, or an image cannot be read.
     """
     root, name = Path(path), f"folder:{path}"
-    workers = min(8, _usable_cores()) if workers is None else workers
+    workers = min(8, usable_cores()) if workers is None else workers
     train, test = _list_part(root, ("train",)), _list_part(root, TEST_FOLDERS)
     _check_classes(root, train.classes, test.classes)
     held = _held_images(train.samples, test.samples, image_size, memory_limit_mb, workers)
@@ -179,8 +178,3 @@ def _decode(samples: Samples, size: tuple[int, int], image_size: int | None, wor
         finally:
             pool.shutdown(cancel_futures=True)  # after a misfit or an error the rest need not be read
     return torch.from_numpy(pixels) if complete else None
-
-
-def _usable_cores() -> int:
-    # A container may own fewer cores than the machine has; only Linux tells.
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
