@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tas.data import Source
 from tas.errors import ConfigError, DataError, ModelError, first_line
 from tas.nn.modes import evaluating
+from tas.nn.outputs import no_fast_path
 from tas.task import run_model
 
 SIZE_LIMIT = 2**31 - 1  # bytes of one protobuf message
@@ -64,18 +65,14 @@ def capture_any_batch(model: nn.Module, images: Tensor) -> torch.export.Exported
         ModelError: it cannot be captured, or does not accept the images.
     """
     run_model(model, images)
-    fused = torch.backends.mha.get_fastpath_enabled()
     try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), warnings.catch_warnings():
+        with no_fast_path(), torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # about its own workings
             return torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # the exporter raises whatever the user's code makes it meet
         raise ModelError(
             failure("torch.export cannot capture it with any batch size", type(model).__name__, error)
         ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, *, opset: int | None, name: str) -> None:

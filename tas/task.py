@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,11 +40,6 @@ def warn_of_slow_precision(precision: str, device_type: str) -> None:
             f"as long as in float32. Set precision to no",
             stacklevel=3,
         )
-
-
-def compiled(model: nn.Module, wanted: bool) -> nn.Module:
-    """What runs the model: itself, or `torch.compile` of it, which shares its weights."""
-    return cast(nn.Module, torch.compile(model)) if wanted else model
 
 
 def run_model(model: nn.Module, inputs: Tensor) -> Any:
@@ -283,7 +278,7 @@ def require_fit_for_data(
     _require_learnable(outputs, targets, source, loss, transfer)
     _require_number((metric or accuracy)(outputs, targets))
     if trains and len(inputs) > 1:  # while it trains, a model may answer in another form
-        with own_randomness([]):
+        with own_randomness():
             outputs = _in_training(model, inputs)
         _require_learnable(outputs, targets, source, loss, transfer)
 
@@ -311,7 +306,7 @@ def require_fit_for_test(model: nn.Module, source: Source, metric: Metric | None
         DataError: there is none, or the labels are not those of its classes.
         ConfigError: the metric is not a number.
     """
-    with own_randomness([]):
+    with own_randomness():
         device = str(next(model.parameters()).device)
         inputs, targets = next(iter(source.test_batches(2, device=device)), (None, None))
     if inputs is None:

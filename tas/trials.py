@@ -56,7 +56,7 @@ class Judge:
         """The larger the better."""
         if architecture not in self.scores:
             device = next(self.model.parameters()).device
-            with own_randomness([device] if device.type == "cuda" else []):
+            with own_randomness(device):
                 seed_everything(self.seed)  # data sets of the user may draw from the global generators
                 self.scores[architecture] = self._measure(architecture)
         return self.scores[architecture]

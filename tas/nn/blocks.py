@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -54,16 +55,13 @@ def with_returns(model: nn.Module, depths: Sequence[Depth], inputs: Sequence[Ten
     def look(path: str, module: nn.Module, arguments: Any, outputs: Any) -> None:
         seen[path] = len(outputs) if isinstance(outputs, tuple) else 0
 
-    paths = [depth.blocks[1] for depth in depths]  # the first block always stays
-    hooks = [model.get_submodule(path).register_forward_hook(partial(look, path)) for path in paths]
-    try:
-        with torch.no_grad():
+    with ExitStack() as hooks, torch.no_grad():
+        for path in [depth.blocks[1] for depth in depths]:  # the first block always stays
+            hooks.enter_context(model.get_submodule(path).register_forward_hook(partial(look, path)))
+        try:
             model(*inputs)
-    except Exception:  # the user's own forward may fail in any way; the self check tells of it
-        return tuple(depths)
-    finally:
-        for hook in hooks:
-            hook.remove()
+        except Exception:  # the user's own forward may fail in any way; the self check tells of it
+            return tuple(depths)
     # where the blocks of a depth do not agree, the self check finds what that does
     return tuple(replace(depth, returns=seen.get(depth.blocks[1], 0)) for depth in depths)
 

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from tas.architecture import Architecture
 from tas.errors import ModelError
 from tas.graph import Attribute, Graph, Layer, Parameter, Shortcut, channels_of, positions_of
+from tas.nn.modes import modes_kept
 from tas.nn.rules import KINDS
 from tas.nn.rules.base import layout_of
 from tas.nn.rules.shortcut import MaskedShortcut, projection
@@ -231,10 +232,8 @@ def forget(model: nn.Module) -> None:
 
     Some do so in evaluation mode (attention biases of LeViT) and forget it when they are told to train.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.train()
-    for module, mode in modes.items():
-        module.training = mode
+    with modes_kept(model):
+        model.train()
 
 
 def reorder(model: nn.Module, graph: Graph, orders: Mapping[str, np.ndarray]) -> nn.Module:

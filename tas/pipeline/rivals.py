@@ -203,7 +203,7 @@ class _Job:
         if self.method == "taylor":
             work, source = self._prepared()
             batches = self._batches(source, 0, self.config.calibration_batches, work)
-            with own_randomness([]):
+            with own_randomness():
                 seed_everything(self.config.seed)  # data sets of the user may draw from the global generators
                 return taylor_importance(work, graph, batches(), self._task_loss), {"batches": len(list(batches()))}
         details = {}

@@ -20,6 +20,7 @@ from tas.data.augment import epoch_seed, own_randomness, seed_everything
 from tas.data.sharding import sharded
 from tas.distributed import average_gradients, copy_from_main, join, summed
 from tas.errors import ConfigError, TrainingError
+from tas.nn.compiled import compiled
 from tas.nn.memory_format import channels_last
 from tas.nn.modes import evaluating, teaching
 from tas.nn.statistics import average_statistics
@@ -34,7 +35,6 @@ from tas.task import (
     TRANSFER_WEIGHTS,
     Loss,
     Transfer,
-    compiled,
     dtype_of,
     require_trainable,
     run_model,
@@ -168,10 +168,9 @@ def train(
     comparison, layers = _feature_comparison(model, helper, source.input_shape, config)
     copy_from_main(model, helper, comparison)
     steps = len(source.train_batches(config.batch_size, seed=config.seed, device=device))
-    devices = [home] if home.type == "cuda" else []
     models = [model, helper] if helper is not None else [model]
     with (
-        own_randomness(devices),
+        own_randomness(home),
         recorded(models, layers) as take,
         channels_last(model, helper, precision=config.precision),
         synchronized_batch_norm(config.sync_batch_norm),

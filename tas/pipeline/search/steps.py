@@ -16,9 +16,10 @@ from tas.data import Batches, Source
 from tas.data.augment import epoch_seed, seed_everything
 from tas.distributed import average_gradients, num_processes, summed
 from tas.errors import DataError, TrainingError
+from tas.nn.compiled import compiled
 from tas.nn.supernet import Supernet
 from tas.pipeline.search.config import LOGITS_TRAVEL, SearchConfig
-from tas.task import Loss, compiled, run_model, task_loss
+from tas.task import Loss, run_model, task_loss
 
 
 def random_logits(supernet: Supernet, seed: int) -> None:
