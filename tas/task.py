@@ -17,6 +17,7 @@ from tas.data.augment import own_randomness
 from tas.data.tensors import IGNORED
 from tas.errors import ConfigError, DataError, ModelError, first_line
 from tas.nn.modes import evaluating
+from tas.nn.outputs import tensors_of
 from tas.nn.transfer import decoupled_loss, distillation_loss, imitation_loss, relation_loss, require_layers, wide
 
 Loss = Callable[[Any, Any], Tensor]
@@ -147,14 +148,6 @@ def _imitation(outputs: Any, wanted: Any) -> Tensor:
     return torch.stack([imitation_loss(one, other) for one, other in pairs]).mean()
 
 
-def tensors_of(outputs: Any) -> list[Tensor]:
-    """All tensors of a nest of mappings, tuples and lists, in order."""
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    parts = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple | list) else ()
-    return [tensor for part in parts for tensor in tensors_of(part)]
-
-
 def logits_of(outputs: Any) -> Any:
     """What a classification is judged by: the outputs, or the `logits` among them.
 
@@ -192,8 +185,14 @@ def right_classes(outputs: Any, targets: Any) -> tuple[int, int]:
         raise DataError("accuracy needs one score per class and one label per sample or pixel; give your own metric=")
     if outputs.dim() == 2:
         _require_classes(targets, outputs.shape[1])
-    counts = (targets >= 0) & (targets < outputs.shape[1])
-    return int(((outputs.argmax(1) == targets) & counts).sum()), int(counts.sum())
+    right, counted = right_and_counted(outputs, targets)
+    return int(right), int(counted)
+
+
+def right_and_counted(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers of `right_classes` where they were computed, without a wait for the device."""
+    counts = (targets >= 0) & (targets < outputs.shape[1])  # the others are to be ignored
+    return ((outputs.argmax(1) == targets) & counts).sum(), counts.sum()
 
 
 def require_logits(outputs: Any, targets: Any) -> None:

@@ -31,7 +31,7 @@ def run(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Outputs; what a forward draws at random is the same each time."""
     with torch.random.fork_rng([tensor.device for tensor in inputs if tensor.is_cuda][:1]):
         torch.manual_seed(0)
-        return _tensors(model(*(tensor.clone() for tensor in inputs)))
+        return tensors_of(model(*(tensor.clone() for tensor in inputs)))
 
 
 def shows_something(outputs: Sequence[Tensor]) -> bool:
@@ -67,8 +67,8 @@ def _rows(tensor: Tensor) -> list[Tensor]:
     return [tensor.reshape(1, -1), *(found for found in rows if found.shape[1] >= _LONG)]
 
 
-def _tensors(outputs: Any) -> list[Tensor]:
-    """Every tensor in what a model returns, in order."""
+def tensors_of(outputs: Any) -> list[Tensor]:
+    """Every tensor in what a model returns, a nest of mappings, tuples, lists and dataclasses, in order."""
     if isinstance(outputs, Tensor):
         return [outputs]
     if is_dataclass(outputs) and not isinstance(outputs, Mapping):
@@ -77,4 +77,4 @@ def _tensors(outputs: Any) -> list[Tensor]:
         outputs = outputs.values()
     elif not isinstance(outputs, list | tuple):
         return []
-    return [tensor for item in outputs for tensor in _tensors(item)]
+    return [tensor for item in outputs for tensor in tensors_of(item)]

@@ -80,7 +80,7 @@ def cut(model: nn.Module, graph: Graph, architecture: Architecture, *, share_the
     """
     open_layers = [layer for layer in graph.layers if layer.is_open]
     cut_away = [
-        _tensor(model.get_submodule(layer.name), item)
+        getattr(model.get_submodule(layer.name), item.short)
         for layer in open_layers
         for item in layer.parameters
         if any(item.layouts)
@@ -115,7 +115,7 @@ def narrow(module: nn.Module, layer: Layer, sizes: Mapping[str, int]) -> None:
     tensors = {}
     for item in layer.parameters:
         if any(item.layouts):
-            tensors[item.name.rpartition(".")[2]] = _select(_tensor(module, item), item, sizes)
+            tensors[item.short] = _select(getattr(module, item.short), item, sizes)
     kind = KINDS[layer.kind]
     for name, value in kind.numbers(module, tensors).items():
         setattr(module, name, value)
@@ -250,13 +250,13 @@ def reorder(model: nn.Module, graph: Graph, orders: Mapping[str, np.ndarray]) ->
             if not any(parameter.layouts):
                 continue
             module = ranked.get_submodule(layer.name)
-            tensor = _tensor(module, parameter)
+            tensor = getattr(module, parameter.short)
             for dim, layout in enumerate(parameter.layouts):
                 index = np.arange(tensor.shape[dim])
                 for width in {run.width for run in layout or () if run.width is not None}:
                     index = index[_permutation(channels_of(layout or (), width), orders[width])]
                 tensor = tensor.index_select(dim, torch.as_tensor(index, device=tensor.device))
-            _replace(module, parameter.name.rpartition(".")[2], tensor)
+            _replace(module, parameter.short, tensor)
     return ranked
 
 
@@ -282,10 +282,6 @@ def _skip(model: nn.Module, graph: Graph, architecture: Architecture) -> None:
 
 def _is_skipped(path: str, graph: Graph, architecture: Architecture) -> bool:
     return any(path == block or path.startswith(block + ".") for block in graph.skipped(architecture))
-
-
-def _tensor(module: nn.Module, parameter: Parameter) -> Tensor:
-    return getattr(module, parameter.name.rpartition(".")[2])
 
 
 def _select(tensor: Tensor, parameter: Parameter, sizes: Mapping[str, int]) -> Tensor:
@@ -337,11 +333,5 @@ def _with_others(held: Any, others: Mapping[nn.Module, nn.Module]) -> Any:
 
 def _replace(module: nn.Module, name: str, value: Tensor) -> None:
     old = getattr(module, name)
-    if isinstance(old, nn.Parameter):
-        setattr(
-            module,
-            name,
-            nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format), requires_grad=old.requires_grad),
-        )
-    else:
-        setattr(module, name, value.detach().clone(memory_format=torch.contiguous_format))
+    new = value.detach().clone(memory_format=torch.contiguous_format)
+    setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)

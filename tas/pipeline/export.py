@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tas.data import Source, as_source
 from tas.errors import ConfigError, DataError, ModelError
 from tas.nn.modes import evaluating
+from tas.nn.outputs import tensors_of
 from tas.onnx_file import (
     Exported,
     calibration_batches,
@@ -28,7 +29,7 @@ from tas.options import with_options
 from tas.pipeline.measure import evaluate, measure_latency
 from tas.profile import metric_name, quality_words
 from tas.storage import write_with
-from tas.task import Metric, dtype_of, tensors_of
+from tas.task import Metric, dtype_of
 
 Format = Literal["onnx", "torch-export", "onnx-int8"]
 FILES: dict[str, str] = {"onnx": "model.onnx", "torch-export": "model.pt2", "onnx-int8": "model-int8.onnx"}

@@ -37,6 +37,7 @@ from tas.task import (
     Transfer,
     dtype_of,
     require_trainable,
+    right_and_counted,
     run_model,
     task_loss,
     warn_of_slow_precision,
@@ -298,9 +299,8 @@ class _Meter:
         self.is_classes = isinstance(outputs, Tensor) and outputs.dim() == 2 and targets.dim() == 1
         self.is_classes = self.is_classes and not targets.is_floating_point()
         if self.is_classes:
-            counts = (targets >= 0) & (targets < outputs.shape[1])  # the others are to be ignored
-            self.right = self.right.to(loss.device) + ((outputs.argmax(1) == targets) & counts).sum()
-            self.labels = self.labels.to(loss.device) + counts.sum()
+            right, counted = right_and_counted(outputs, targets)
+            self.right, self.labels = self.right.to(loss.device) + right, self.labels.to(loss.device) + counted
 
     def means(self) -> dict[str, float]:
         """Loss, and for a classification the percentage of right classes; all processes must ask.

@@ -193,6 +193,6 @@ LabelRule = Callable[[Call], Any]
 def layout_of(layer: Layer, parameter: str, dim: int) -> Layout | None:
     """Layout of one axis of one of the layer's own parameters; None where it is never cut or there is none."""
     for item in layer.parameters:
-        if item.name.rpartition(".")[2] == parameter:
+        if item.short == parameter:
             return item.layouts[dim]
     return None
