@@ -26,7 +26,7 @@ from tas.pipeline.search import search as search_model
 from tas.pipeline.store import save
 from tas.pipeline.trace import trace as trace_model
 from tas.record import Record
-from tas.run import ARCHITECTURE, GRAPH, RECORD, SCORES, RunFolder
+from tas.run import ARCHITECTURE, GRAPH, RECORD, SCORES, WEIGHTS, RunFolder
 from tas.scores import Scores
 from tas.show import print_graph, say, say_json
 from tas.space import SearchSpace, SpaceConfig
@@ -201,7 +201,7 @@ def _tell(scores: Scores, found: Architecture, output: str, *, json: bool, has_w
     print_graph(graph, scores.space, found)
     after = (
         f"network: {output}; train it with tas train --run {output}"
-        if (Path(output) / "model.safetensors").is_file()
+        if (Path(output) / WEIGHTS).is_file()
         else f"architecture: {output}/{ARCHITECTURE}; make the network with tas derive --run {output}"
         + ("" if has_weights else " and --weights, or with --init fresh")
     )

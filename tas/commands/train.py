@@ -15,7 +15,7 @@ from tas.pipeline.measure import measure as measure_model
 from tas.pipeline.store import load, save, save_full
 from tas.pipeline.train import TrainConfig
 from tas.pipeline.train import train as train_model
-from tas.run import RunFolder
+from tas.run import WEIGHTS, RunFolder
 from tas.show import say, say_json
 from tas.task import require_fit_for_data, require_fit_for_test
 from tas.trackers import require_tracker, tracked
@@ -96,10 +96,10 @@ def train(
         folder.drop_results()
         save(run, small, *found)
         folder.drop_checkpoints()
-        place, trained = Path(run) / "model.safetensors", small
+        place, trained = Path(run) / WEIGHTS, small
     else:
-        folder = RunFolder.open(output, to_yaml(settings), resume=resume, results=["model.safetensors"])
-        place = Path(output) / "model.safetensors"
+        folder = RunFolder.open(output, to_yaml(settings), resume=resume, results=[WEIGHTS])
+        place = Path(output) / WEIGHTS
         record = folder.record()
         with tracked(record, tracker, folder=output, settings=settings):
             trained = train_model(full, source, config=config, record=record, checkpoint=folder.checkpoint("train"))

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from tas.graph import Depth, Graph
 from tas.nn.capture import Captured
 from tas.nn.mixing import FixedSize, Interpolation, Size, as_tensor, interpolation_matrix
+from tas.nn.paths import joined, lies_in
 from tas.nn.program import module_paths
 from tas.nn.rules.opened import Opened
 
@@ -38,7 +39,7 @@ def find_depths(model: nn.Module, captured: Captured) -> tuple[Depth, ...]:
     depths: list[Depth] = []
     containers = [path for path, module in model.named_modules() if isinstance(module, nn.Sequential | nn.ModuleList)]
     for path in sorted(containers, key=lambda path: -len(path.split(".")) if path else 0):
-        children = [f"{path}.{name}" if path else name for name, _ in model.get_submodule(path).named_children()]
+        children = [joined(path, name) for name, _ in model.get_submodule(path).named_children()]
         taken = [block for depth in depths for block in depth.blocks]
         runs = [run for run in _runs(children, inside, captured, roots) if not _holds_any(run, taken)]
         for run in runs:
@@ -67,7 +68,7 @@ def with_returns(model: nn.Module, depths: Sequence[Depth], inputs: Sequence[Ten
 
 
 def _holds_any(blocks: list[str], others: list[str]) -> bool:
-    return any(other == block or other.startswith(block + ".") for block in blocks for other in others)
+    return any(lies_in(other, block) for block in blocks for other in others)
 
 
 def _runs(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tas.nn.capture import Captured
 from tas.nn.modes import evaluating
 from tas.nn.outputs import no_fast_path
+from tas.nn.paths import lies_in
 from tas.nn.surgery import shared_copy
 
 
@@ -75,7 +76,7 @@ def uncounted_macs(
 
 def _known(captured: Captured, path: str) -> int:
     """Multiply-adds of one sample that the layers in a module have."""
-    drafts = [draft for name, draft in captured.drafts.items() if not path or f"{name}.".startswith(f"{path}.")]
+    drafts = [draft for name, draft in captured.drafts.items() if lies_in(name, path)]
     products = [product for draft in drafts for product in draft.products]
     return sum(coefficient * prod(len(labels) for labels in sizes) for coefficient, sizes in products)
 

@@ -15,6 +15,7 @@ from tas.architecture import Architecture
 from tas.errors import ModelError
 from tas.graph import Attribute, Graph, Layer, Parameter, Shortcut, channels_of, positions_of
 from tas.nn.modes import modes_kept
+from tas.nn.paths import joined, lies_in
 from tas.nn.rules import KINDS
 from tas.nn.rules.base import layout_of
 from tas.nn.rules.shortcut import MaskedShortcut, projection
@@ -211,7 +212,7 @@ def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
     """Parameters, buffers and tables of a model, under every path they have."""
     found = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     for path, module in model.named_modules(remove_duplicate=False):
-        found |= {f"{path}.{name}".lstrip("."): table for name, table in tables(module).items()}
+        found |= {joined(path, name): table for name, table in tables(module).items()}
     return found
 
 
@@ -281,7 +282,7 @@ def _skip(model: nn.Module, graph: Graph, architecture: Architecture) -> None:
 
 
 def _is_skipped(path: str, graph: Graph, architecture: Architecture) -> bool:
-    return any(path == block or path.startswith(block + ".") for block in graph.skipped(architecture))
+    return any(lies_in(path, block) for block in graph.skipped(architecture))
 
 
 def _select(tensor: Tensor, parameter: Parameter, sizes: Mapping[str, int]) -> Tensor:

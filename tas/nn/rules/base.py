@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tas.graph import Layer, Layout
 from tas.nn.labels import Labels, fixed
+from tas.nn.paths import lies_in
 
 PARAMETRISED = "its weight is parametrised; torch.nn.utils.parametrize.remove_parametrizations opens it"
 
@@ -151,7 +152,7 @@ class Call:
                 PARAMETRISED if self.is_parametrised() else "its weight is computed in forward, not stored",
             )
         path, _, short = name.rpartition(".")
-        if short != "weight" or not (path == self.module or path.startswith(f"{self.module}.") or not self.module):
+        if short != "weight" or not lies_in(path, self.module):
             return self.module, f"its weight {name} belongs to another module"
         owner = self.model.get_submodule(path)
         if not isinstance(owner, kind):

@@ -61,7 +61,7 @@ class OpenBatchNorm(Opened):
         self._copies = whole.copies if whole else 1
         self.width_name = whole.width if whole and layer.mixed_by == layer.name else None
         self.width = widths[self.width_name] if self.width_name is not None else None
-        # per candidate: the released code gives every candidate a norm of its own (paper.md, section 2)
+        # per candidate: the released code gives every candidate a norm of its own
         self.scales = self.shifts = None
         if self.width is not None and module.affine:
             count = len(self.width.candidates)

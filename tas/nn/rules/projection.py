@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from tas.graph import Layer, whole_width
 from tas.nn.labels import fixed, spread, varying_dims
 from tas.nn.mixing import CompactWidth, DenseAxis, DenseWidth
+from tas.nn.paths import joined
 from tas.nn.rules.base import Call, Constant, Draft, Kind, LabelRule, layout_of
 from tas.nn.rules.opened import ActiveTensors, Opened, call_with
 from tas.nn.rules.parameter import learned
@@ -122,7 +123,7 @@ def _connected(
     draft.products.append((positions, factors))
     weight, bias = call.arguments["weight"], call.arguments.get("bias")
     for dim, labels in (*makes.values(), *(reads or {}).values()):
-        call.labels.attach(weight.name or f"{call.module}.weight", dim, labels)
+        call.labels.attach(weight.name or joined(call.module, "weight"), dim, labels)
     ((_, made),) = makes.values()
     if weight.name is None:  # the module computes it, perhaps with a gain for every channel
         _attach_vectors(call, made)
@@ -138,7 +139,7 @@ def _connected(
 def _attach_vectors(call: Call, made: Tensor) -> None:
     for name, parameter in call.model.get_submodule(call.module).named_parameters(recurse=False):
         if name not in ("weight", "bias") and parameter.numel() == len(made) == max(parameter.shape):
-            call.labels.attach(f"{call.module}.{name}", list(parameter.shape).index(len(made)), made)
+            call.labels.attach(joined(call.module, name), list(parameter.shape).index(len(made)), made)
 
 
 def _refused(call: Call, reason: str, cost: int) -> Any:
@@ -146,7 +147,7 @@ def _refused(call: Call, reason: str, cost: int) -> Any:
     call.draft("other").products.append((cost, ()))
     weight, dim = call.arguments["weight"], 1 if call.op.startswith("conv_transpose") else 0
     makes, name = call.labels.fresh(weight.shape[dim]), weight.name if isinstance(weight, Constant) else None
-    call.labels.attach(name or f"{call.module}.weight".lstrip("."), dim, makes)
+    call.labels.attach(name or joined(call.module, "weight"), dim, makes)
     call.labels.freeze(makes, reason, call.module)
     return call.refuse(f"is read by {call.module or 'the model'}: {reason}")
 

@@ -166,7 +166,7 @@ class Steps:
         """± log of the expected cost outside the tolerance band of the budget, 0 inside; summed over the bounds.
 
         Source:
-            Dong and Yang, 2019, equation 7; the band of the released code is paper.md's section 3.
+            Dong and Yang, 2019, equation 7; the other band is that of their released code.
         """
         probabilities = self.supernet.log_probabilities().exp()
         likely, config = self.supernet.most_probable(), self.config
