@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 import torch
 
@@ -225,3 +227,11 @@ def test_options_take_the_place_of_those_of_the_config():
     config = SpaceConfig(round_to=8, choose="width")
     assert SearchSpace.of(GRAPH, config) == SearchSpace.of(GRAPH, round_to=8, choose="width")
     assert SearchSpace.of(GRAPH, config, choose="both") == SearchSpace.of(GRAPH, round_to=8)
+
+
+def test_indices_of_candidates_become_every_architecture_once():
+    space = SearchSpace.of(GRAPH)
+    assert list(space.choices) == ["a", "b", "d"]
+    found = {space.architecture(picks) for picks in product(*(range(len(row)) for row in space.choices.values()))}
+    assert len(found) == space.num_architectures
+    assert all(architecture in space for architecture in found)
