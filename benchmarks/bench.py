@@ -116,8 +116,8 @@ def sides(
     from torch.nn.functional import cross_entropy
 
     import tas
+    from tas.nn.compiled import compiled
     from tas.pipeline.search.steps import Steps
-    from tas.task import compiled
 
     torch.manual_seed(0)
     model = tas.models.load(name)

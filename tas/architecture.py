@@ -36,9 +36,13 @@ class Architecture:
     def __hash__(self):
         return hash((tuple(self.widths.items()), tuple(self.depths.items())))
 
+    def to_dict(self) -> dict[str, dict[str, int]]:
+        """The sizes in plain mappings, names sorted."""
+        return {"widths": dict(self.widths), "depths": dict(self.depths)}
+
     def to_json(self) -> str:
         """The architecture as JSON text, names sorted."""
-        return json.dumps({"widths": dict(self.widths), "depths": dict(self.depths)}, indent=1)
+        return json.dumps(self.to_dict(), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Architecture":

@@ -248,6 +248,16 @@ def amount_text(value: Amount, quantity: str) -> str:
     return f"{value if isinstance(value, str) else f'{number:.0f}'} {quantity}"
 
 
+def bounds_text(amounts: Mapping[str, Amount]) -> str:
+    """Bounds by quantity in words: `50% of macs, 25 params`."""
+    return ", ".join(amount_text(value, name) for name, value in amounts.items())
+
+
+def share_used(graph: Graph, architecture: Architecture, limits: Mapping[str, int]) -> float:
+    """The largest share of a bound that an architecture uses; at most 1 fits."""
+    return max(graph.cost(name).exact(architecture) / limit for name, limit in limits.items())
+
+
 def cost_text(cost: float, quantity: str) -> str:
     """A cost for people: `1,234 macs`, `3.100 ms`."""
     return f"{cost / 1e6:,.3f} ms" if quantity == "latency" else f"{cost:,} {quantity}"

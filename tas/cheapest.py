@@ -20,14 +20,11 @@ STARTS = 8  # random ones, where cost need not grow with size
 
 def cheapest(graph: Graph, space: SearchSpace, quantity: str) -> Architecture:
     """The architecture with the fewest `macs` or `params`, or the least `latency`."""
-    rows = [*space.widths.values(), *space.depths.values()]
+    rows = space.choices.values()
     columns = np.arange(max(map(len, rows), default=1))
     is_open = columns < np.array([len(sizes) for sizes in rows], dtype=int)[:, None]
-    choice = cheapest_choice(Moves(graph, space, Loads(graph, space, {quantity: 1}), is_open))
-    sizes = [row[index] for row, index in zip(rows, choice.tolist(), strict=True)]
-    count = len(space.widths)
-    return Architecture(
-        dict(zip(space.widths, sizes[:count], strict=True)), dict(zip(space.depths, sizes[count:], strict=True))
+    return space.architecture(
+        cheapest_choice(Moves(graph, space, Loads(graph, space, {quantity: 1}), is_open)).tolist()
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tas.architecture import Architecture
-from tas.budget import Budget
+from tas.budget import Budget, share_used
 from tas.cheapest import cheapest_choice
 from tas.errors import BudgetError, ConfigError
 from tas.graph import Graph
@@ -36,7 +36,7 @@ def decode(scores: Mapping[str, Sequence[float]], graph: Graph, space: SearchSpa
         BudgetError: no architecture of the space fits.
         ConfigError: the scores do not fit the space.
     """
-    for name, sizes in (*space.widths.items(), *space.depths.items()):
+    for name, sizes in space.choices.items():
         if len(scores.get(name, ())) != len(sizes):
             raise ConfigError(f"scores of {name!r} must be one number for each of its {len(sizes)} candidates")
     budget.require_reachable(graph, space)
@@ -55,9 +55,8 @@ class Decoder:
 
     def __init__(self, scores: Mapping[str, Sequence[float]], graph: Graph, space: SearchSpace, budget: Budget):
         self.graph, self.space, self.limits = graph, space, budget.limits(graph)
-        self._rows = {**space.widths, **space.depths}
-        self._scores = np.full((len(self._rows), max(map(len, self._rows.values()), default=1)), -np.inf)
-        for row, (name, sizes) in enumerate(self._rows.items()):
+        self._scores = np.full((len(space.choices), max(map(len, space.choices.values()), default=1)), -np.inf)
+        for row, (name, sizes) in enumerate(space.choices.items()):
             self._scores[row, : len(sizes)] = scores[name]
         self._loads = Loads(graph, space, self.limits)
 
@@ -70,22 +69,18 @@ class Decoder:
         Raises:
             BudgetError: none of them fits.
         """
-        if not self._rows:
+        if not self.space.choices:
             return self.space.largest
-        within = within or self.space
+        offered = (within or self.space).choices
         is_open = np.zeros(self._scores.shape, dtype=bool)
-        for row, (name, sizes) in enumerate(self._rows.items()):
-            is_open[row, : len(sizes)] = np.isin(sizes, within.widths.get(name) or within.depths[name])
+        for row, (name, sizes) in enumerate(self.space.choices.items()):
+            is_open[row, : len(sizes)] = np.isin(sizes, offered[name])
         moves = Moves(self.graph, self.space, self._loads, is_open)
-        choice = _Problem(np.where(is_open, self._scores, -np.inf), moves).solve().tolist()
-        picked = {name: sizes[index] for (name, sizes), index in zip(self._rows.items(), choice, strict=True)}
-        return Architecture(
-            {name: picked[name] for name in self.space.widths}, {name: picked[name] for name in self.space.depths}
-        )
+        return self.space.architecture(_Problem(np.where(is_open, self._scores, -np.inf), moves).solve().tolist())
 
     def share(self, architecture: Architecture) -> float:
-        """The largest share of a bound that an architecture uses; at most 1 fits."""
-        return max(self.graph.cost(name).exact(architecture) / limit for name, limit in self.limits.items())
+        """See `share_used`."""
+        return share_used(self.graph, architecture, self.limits)
 
 
 class _Problem:

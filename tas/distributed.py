@@ -74,6 +74,11 @@ def is_main_process() -> bool:
     return process_index() == 0
 
 
+def usable_cores() -> int:
+    """Cores that this process may use: a container may own fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def from_main(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """The same function, run by the main process alone; every process gets its result, or its error of ours.
 

@@ -11,7 +11,7 @@ from functools import cache, cached_property
 import numpy as np
 
 from tas.architecture import Architecture
-from tas.budget import Budget
+from tas.budget import Budget, share_used
 from tas.cheapest import cheapest
 from tas.errors import BudgetError
 from tas.graph import Graph
@@ -143,24 +143,15 @@ class Fitter:
     budget: Budget
 
     @cached_property
-    def sizes(self) -> dict[str, tuple[int, ...]]:
-        """Candidates by name, widths before depths."""
-        return {**self.space.widths, **self.space.depths}
-
-    @cached_property
     def limits(self) -> dict[str, int]:
         """The bounds in absolute numbers, by quantity."""
         return self.budget.limits(self.graph)
-
-    def load(self, architecture: Architecture) -> float:
-        """Largest share of a bound that an architecture costs; at most 1 fits."""
-        return max(self.graph.cost(name).exact(architecture) / limit for name, limit in self.limits.items())
 
     def fitted(self, picks: Sequence[int], seed: int) -> Architecture:
         """Move random single sizes by one candidate: down until the budget holds, then up as long as it does.
 
         Args:
-            picks: index of a candidate, for every width and depth in the order of `sizes`.
+            picks: index of a candidate, for every width and depth in the order of `space.choices`.
             seed: of which sizes move; the same picks and seed give the same architecture.
 
         Returns:
@@ -175,17 +166,10 @@ class Fitter:
             if larger is None:
                 break
             best = max(best, self._filled(self._shrunk(larger, draw), draw), key=self._load)
-        return self.architecture(best)
-
-    def architecture(self, picks: Sequence[int]) -> Architecture:
-        """The architecture that candidate indices stand for."""
-        picked = {name: sizes[pick] for (name, sizes), pick in zip(self.sizes.items(), picks, strict=True)}
-        return Architecture(
-            {name: picked[name] for name in self.space.widths}, {name: picked[name] for name in self.space.depths}
-        )
+        return self.space.architecture(best)
 
     def _load(self, picks: Sequence[int]) -> float:
-        return self.load(self.architecture(picks))
+        return share_used(self.graph, self.space.architecture(picks), self.limits)
 
     def _shrunk(self, picks: Sequence[int], draw: random.Random) -> list[int]:
         """Random sizes made smaller by one candidate until the budget holds."""
@@ -195,7 +179,7 @@ class Fitter:
             if not places:  # projections between the smallest sizes may be dearer than none between larger ones
                 least = cheapest(self.graph, self.space, next(iter(self.limits)))
                 chosen = {**least.widths, **least.depths}
-                return [sizes.index(chosen[name]) for name, sizes in self.sizes.items()]
+                return [sizes.index(chosen[name]) for name, sizes in self.space.choices.items()]
             held[draw.choice(places)] -= 1
         return held
 
@@ -208,7 +192,7 @@ class Fitter:
 
     def _grown(self, picks: Sequence[int], draw: random.Random) -> Iterator[list[int]]:
         """Every growth of one size by one candidate, in random order."""
-        counts = [len(sizes) for sizes in self.sizes.values()]
+        counts = [len(sizes) for sizes in self.space.choices.values()]
         places = [place for place, pick in enumerate(picks) if pick + 1 < counts[place]]
         for place in draw.sample(places, len(places)):
             yield [pick + (other == place) for other, pick in enumerate(picks)]

@@ -40,6 +40,11 @@ class Parameter:
     is_buffer: bool = False
 
     @property
+    def short(self) -> str:
+        """Its name within its layer."""
+        return self.name.rpartition(".")[2]
+
+    @property
     def counts(self) -> tuple[Count, ...]:
         """Size of every dimension as a function of the widths."""
         return tuple(
@@ -227,11 +232,9 @@ class Graph:
 
         That is, in layers that a width narrows or that lie in a block a depth can drop.
         """
-        is_open = {
-            layer.name: layer.gate is not None or any(count.widths for _, counts in layer.products for count in counts)
-            for layer in self.layers
-        }
-        return sum(macs for name, macs in self.layer_macs.items() if is_open[name]) / max(1, self.macs())
+        gated = {layer.name for layer in self.layers if layer.gate}
+        narrowed = {x.name for x in self.layers for _, counts in x.products if any(count.widths for count in counts)}
+        return sum(self.layer_macs[name] for name in gated | narrowed) / max(1, self.macs())
 
     def cost(self, quantity: str) -> Cost:
         """The polynomial of `macs` or `params`, or of `latency` in nanoseconds.
@@ -314,10 +317,7 @@ class Graph:
                 tuple(_layer(v) for v in value["layers"]),
                 tuple(Frozen(**v) for v in value["frozen"]),
                 tuple(tuple(shape) for shape in value["input_shapes"]),
-                tuple(
-                    Attribute(v["module"], v["name"], _count(v["count"]), v["place"])
-                    for v in value.get("attributes", ())
-                ),
+                tuple(Attribute(**{**v, "count": _count(v["count"])}) for v in value.get("attributes", ())),
                 tuple(Shortcut(**{**v, "gate": _gate(v["gate"])}) for v in value.get("shortcuts", ())),
                 tuple(Exit(**{**v, "widths": tuple(v["widths"])}) for v in value.get("exits", ())),
                 Latency.from_dict(value["latency"]) if value.get("latency") else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, product
 
@@ -70,13 +71,10 @@ def _read_shapes(model: nn.Module, graph: Graph, inputs: Tensor) -> dict[str, li
 
         return hook
 
-    hooks = [model.get_submodule(x.name).register_forward_pre_hook(note(x.name), with_kwargs=True)
-             for x in graph.layers if x.kind in _TIMED]  # fmt: skip
-    try:
+    with ExitStack() as hooks:
+        for name in [layer.name for layer in graph.layers if layer.kind in _TIMED]:
+            hooks.enter_context(model.get_submodule(name).register_forward_pre_hook(note(name), with_kwargs=True))
         model(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tas.data import Source
 from tas.errors import ConfigError, DataError, ModelError
 from tas.nn.modes import evaluating
-from tas.nn.outputs import plain_outputs
+from tas.nn.outputs import no_fast_path, plain_outputs
 from tas.task import run_model
 
 SIZE_LIMIT = 2**31 - 1  # bytes of one protobuf message
@@ -68,10 +68,8 @@ def capture_any_batch(model: nn.Module, images: Tensor) -> torch.export.Exported
     """
     run_model(model, images)
     plain = model.register_forward_hook(lambda _module, _inputs, outputs: plain_outputs(outputs))
-    fused = torch.backends.mha.get_fastpath_enabled()
     try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), warnings.catch_warnings():
+        with plain, no_fast_path(), torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # about its own workings
             capture = partial(torch.export.export, model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
             try:
@@ -85,9 +83,6 @@ def capture_any_batch(model: nn.Module, images: Tensor) -> torch.export.Exported
         raise ModelError(
             failure(f"torch.export cannot capture it with any batch size{what}", type(model).__name__, error)
         ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        plain.remove()
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, *, opset: int | None, name: str) -> None:

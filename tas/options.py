@@ -75,13 +75,21 @@ def check_seed(seed: int) -> None:
 
 def plain(config: Any) -> dict[str, Any]:
     """A config dataclass in mappings and lists, for YAML."""
-    return {name: _plain_value(value) for name, value in asdict(config).items()}
+    return plain_value(asdict(config))
 
 
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain_value(item) for key, item in value.items()}
-    return [_plain_value(item) for item in value] if isinstance(value, list | tuple) else value
+def plain_value(value: Any) -> Any:
+    """A nest of mappings and sequences as one of dictionaries and lists."""
+    if isinstance(value, Mapping):
+        return {key: plain_value(item) for key, item in value.items()}
+    return [plain_value(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def to_yaml(settings: Mapping[str, Any]) -> str:
+    """Settings as the text of config.yaml."""
+    import yaml
+
+    return yaml.safe_dump(dict(settings), sort_keys=False)
 
 
 def split_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
@@ -162,8 +170,7 @@ def _converted(value: Any, kind: Any, name: str) -> Any:
             return _as(value, one)
         except (TypeError, ValueError, yaml.YAMLError):
             continue
-    words = " or ".join(map(str, get_args(kind))) if get_origin(kind) is Literal else _words(kind)
-    raise ConfigError(f"{name} is {value!r}; it must be {words}")
+    raise ConfigError(f"{name} is {value!r}; it must be {_words(kind)}")
 
 
 def _as(value: Any, kind: Any) -> Any:

@@ -100,6 +100,14 @@ def share(before: float, after: float) -> str:
     return f"{100 * after / before:.1f} %" if before else "-"
 
 
+def plus_minus(value: Mapping[str, float | None], digits: int) -> str:
+    """Mean ± standard deviation; the mean alone where there is no other, a dash without a mean."""
+    mean, deviation = value["mean"], value["deviation"]
+    if mean is None:
+        return "-"
+    return f"{mean:,.{digits}f}" + (f" ± {deviation:,.{digits}f}" if deviation is not None else "")
+
+
 def latency_setting(profile: Mapping[str, Any]) -> str:
     """Under what a latency was measured: `ONNX Runtime, 2 threads, name of the processor`; empty if not known.
 

@@ -154,8 +154,8 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _drop_halves(folder: Path) -> None:
-    """Remove what a kill in the middle of a write has left in a run's folder."""
-    for file in filter(is_temporary, _entries(folder)):
+    """Remove what a kill in the middle of a write has left in a run's folder and in those inside."""
+    for file in filter(is_temporary, folder.rglob(".*.tmp")):
         file.unlink(missing_ok=True)
 
 

@@ -84,7 +84,7 @@ class Scores:
     def _require_whole(self) -> None:
         """Raise `ValueError` where candidates, scores and graph do not belong together."""
         full = {**self.graph.full.widths, **self.graph.full.depths}
-        choices = {**self.space.widths, **self.space.depths}
+        choices = self.space.choices
         if not full.keys() == choices.keys() == self.log_probabilities.keys():
             raise ValueError("its names are not those of the graph")
         for name, sizes in choices.items():

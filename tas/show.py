@@ -18,7 +18,7 @@ from rich.text import Text
 from tas.architecture import Architecture
 from tas.budget import QUANTITIES, cost_text
 from tas.graph import Graph, Width
-from tas.profile import compared, latency_change, latency_setting, quality_words
+from tas.profile import compared, latency_change, latency_setting, plus_minus, quality_words, share
 from tas.space import SearchSpace, outputs_per_channel
 
 _shown: list[TextIO] = []  # stdout, while it is kept for results
@@ -128,16 +128,10 @@ def print_comparison(found: Mapping[str, Any]) -> None:
     if full is not None:
         table.add_row(*[""] * (len(names) - 2), "full model", "", f"{full['accuracy']:.2f}", f"{full['macs']:,}", "")
     for row in found["rows"]:
-        cells = [_spread(row[name], digits) for name, digits in (("accuracy", 2), ("macs", 0), ("search_seconds", 1))]
+        shown = (("accuracy", 2), ("macs", 0), ("search_seconds", 1))
+        cells = [plus_minus(row[name], digits) for name, digits in shown]
         table.add_row(*[Text(row[name]) for name in names], *cells)
     Console(highlight=False).print(table)
-
-
-def _spread(value: Mapping[str, float | None], digits: int) -> str:
-    mean, deviation = value["mean"], value["deviation"]
-    if mean is None:
-        return "-"
-    return f"{mean:,.{digits}f}" + (f" ± {deviation:,.{digits}f}" if deviation is not None else "")
 
 
 @results()
@@ -154,16 +148,16 @@ def print_graph(graph: Graph, space: SearchSpace, chosen: Architecture | None = 
         table = _table("width", "size", "candidates", *kept, "layers", "macs")
         for width in graph.widths:
             size = [str(chosen.widths[width.name])] if chosen else []
-            share = _share(graph, width.layers)
             sizes = _size(graph, width), _few(space.widths[width.name])
-            table.add_row(Text(width.name), *sizes, *size, str(len(width.layers)), share)
+            macs = _share(graph, width.layers)
+            table.add_row(Text(width.name), *sizes, *size, str(len(width.layers)), macs)
         console.print(table)
     if graph.depths:
         table = _table("depth", "blocks", "candidates", *kept, "macs")
         for depth in graph.depths:
             size = [str(chosen.depths[depth.name])] if chosen else []
-            share = _share(graph, [layer.name for layer in graph.layers if layer.gate and layer.gate[0] == depth.name])
-            table.add_row(Text(depth.name), str(len(depth.blocks)), _few(space.depths[depth.name]), *size, share)
+            macs = _share(graph, [layer.name for layer in graph.layers if layer.gate and layer.gate[0] == depth.name])
+            table.add_row(Text(depth.name), str(len(depth.blocks)), _few(space.depths[depth.name]), *size, macs)
         console.print(table)
     _print_frozen(graph, console.width)
     print(f"\nfull model: {graph.macs():,} macs, {graph.params():,} params")
@@ -227,17 +221,13 @@ def _few(sizes: Sequence[int]) -> str:
 
 
 def _share(graph: Graph, layers: Iterable[str]) -> str:
-    return _percent(sum(graph.layer_macs[name] for name in layers), graph.macs())
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "-"
+    return share(graph.macs(), sum(graph.layer_macs[name] for name in layers))
 
 
 def _costs(graph: Graph, architecture: Architecture) -> str:
     names = [name for name in QUANTITIES if name != "latency" or graph.latency is not None]
     costs = {name: (graph.cost(name).exact(architecture), graph.cost(name).exact(graph.full)) for name in names}
-    return ", ".join(f"{cost_text(cost, name)} ({_percent(cost, full)})" for name, (cost, full) in costs.items())
+    return ", ".join(f"{cost_text(cost, name)} ({share(full, cost)})" for name, (cost, full) in costs.items())
 
 
 def _print_frozen(graph: Graph, columns: int) -> None:

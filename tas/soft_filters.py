@@ -60,7 +60,7 @@ def train_softly(
     steps = len(source.train_batches(batch_size, seed=seed, device=str(device)))
     with (
         progress_bar("sfp", epochs * steps) as bar,
-        own_randomness([device] if device.type == "cuda" else []),
+        own_randomness(device),
     ):
         for epoch in range(epochs):
             seed_everything(epoch_seed(seed, epoch, None))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -17,18 +17,10 @@ from tas.options import check_options, near_misses
 if TYPE_CHECKING:
     import torch
 
+# Dong and Yang, 2019, and the released code: the whole part of each, so that 16 channels give 4 6 8 9 11 12 14 16
 PAPER_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 Size = int | float | str  # 48 is a size; 0.5 and "50%" are shares
-
-
-def width_candidates(size: int, ratios: Sequence[float] = PAPER_RATIOS) -> tuple[int, ...]:
-    """Sizes offered to a width: the whole part of ratio x size, at least 1, the full size always among them.
-
-    Source:
-        Dong and Yang, 2019; the released code. 16 channels give 4 6 8 9 11 12 14 16.
-    """
-    return tuple(sorted({_part(ratio, size) for ratio in ratios} | {size}))
 
 
 def _part(ratio: float, size: int) -> int:
@@ -96,7 +88,7 @@ class SearchSpace:
     depths: Mapping[str, tuple[int, ...]]
 
     def __post_init__(self):
-        for name, sizes in (*self.widths.items(), *self.depths.items()):
+        for name, sizes in self.choices.items():
             if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
                 raise ConfigError(
                     f"candidates of {name!r} are {tuple(sizes)}; give ascending whole numbers of at least 1"
@@ -138,20 +130,24 @@ class SearchSpace:
         return cls(widths, depths)
 
     @cached_property
+    def choices(self) -> dict[str, tuple[int, ...]]:
+        """All candidates by name, of the widths before those of the depths."""
+        return {**self.widths, **self.depths}
+
+    def architecture(self, picks: Iterable[int]) -> Architecture:
+        """The architecture of these candidate indices, one for each of the `choices` in their order."""
+        sizes = {name: sizes[pick] for (name, sizes), pick in zip(self.choices.items(), picks, strict=True)}
+        return Architecture({name: sizes[name] for name in self.widths}, {name: sizes[name] for name in self.depths})
+
+    @cached_property
     def largest(self) -> Architecture:
         """The largest candidate of everything."""
-        return self._pick(-1)
+        return self.architecture([-1] * len(self.choices))
 
     @cached_property
     def smallest(self) -> Architecture:
         """The smallest candidate of everything: nothing costs less, unless a projection shortcut does (`cheapest`)."""
-        return self._pick(0)
-
-    def _pick(self, index: int) -> Architecture:
-        return Architecture(
-            {name: sizes[index] for name, sizes in self.widths.items()},
-            {name: sizes[index] for name, sizes in self.depths.items()},
-        )
+        return self.architecture([0] * len(self.choices))
 
     @property
     def is_open(self) -> bool:
@@ -161,18 +157,15 @@ class SearchSpace:
     @property
     def num_architectures(self) -> int:
         """How many architectures there are."""
-        return prod(len(sizes) for sizes in (*self.widths.values(), *self.depths.values()))
+        return prod(map(len, self.choices.values()))
 
     def sample(self, generator: torch.Generator | None = None) -> Architecture:
         """Draw every size uniformly and independently; torch's own generator where none is given."""
         import torch
 
-        def draw(choices: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-            return {
-                name: sizes[int(torch.randint(len(sizes), (), generator=generator))] for name, sizes in choices.items()
-            }
-
-        return Architecture(draw(self.widths), draw(self.depths))
+        return self.architecture(
+            int(torch.randint(len(sizes), (), generator=generator)) for sizes in self.choices.values()
+        )
 
     def __contains__(self, architecture: Architecture) -> bool:
         return (

@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,11 +42,6 @@ def warn_of_slow_precision(precision: str, device_type: str) -> None:
             f"as long as in float32. Set precision to no",
             stacklevel=3,
         )
-
-
-def compiled(model: nn.Module, wanted: bool) -> nn.Module:
-    """What runs the model: itself, or `torch.compile` of it, which shares its weights."""
-    return cast(nn.Module, torch.compile(model)) if wanted else model
 
 
 def run_model(model: nn.Module, inputs: Tensor) -> Any:
@@ -202,8 +197,14 @@ def right_classes(outputs: Any, targets: Any) -> tuple[int, int]:
         raise DataError("accuracy needs one score per class and one label per sample or pixel; give your own metric=")
     if outputs.dim() == 2:
         _require_classes(targets, outputs.shape[1])
-    counts = (targets >= 0) & (targets < outputs.shape[1])
-    return int(((outputs.argmax(1) == targets) & counts).sum()), int(counts.sum())
+    right, counted = right_and_counted(outputs, targets)
+    return int(right), int(counted)
+
+
+def right_and_counted(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers of `right_classes` where they were computed, without a wait for the device."""
+    counts = (targets >= 0) & (targets < outputs.shape[1])  # the others are to be ignored
+    return ((outputs.argmax(1) == targets) & counts).sum(), counts.sum()
 
 
 def require_logits(outputs: Any, targets: Any) -> None:
@@ -279,7 +280,7 @@ def require_fit_for_data(
     _require_learnable(outputs, targets, source, loss, transfer)
     _require_number((metric or accuracy)(outputs, targets))
     if trains and len(inputs) > 1:  # while it trains, a model may answer in another form
-        with own_randomness([]):
+        with own_randomness():
             outputs = _in_training(model, inputs)
         _require_learnable(outputs, targets, source, loss, transfer)
 
@@ -307,7 +308,7 @@ def require_fit_for_test(model: nn.Module, source: Source, metric: Metric | None
         DataError: there is none, or the labels are not those of its classes.
         ConfigError: the metric is not a number.
     """
-    with own_randomness([]):
+    with own_randomness():
         device = str(next(model.parameters()).device)
         inputs, targets = next(iter(source.test_batches(2, device=device)), (None, None))
     if inputs is None:

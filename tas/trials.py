@@ -56,7 +56,7 @@ class Judge:
         """The larger the better."""
         if architecture not in self.scores:
             device = next(self.model.parameters()).device
-            with own_randomness([device] if device.type == "cuda" else []):
+            with own_randomness(device):
                 seed_everything(self.seed)  # data sets of the user may draw from the global generators
                 self.scores[architecture] = self._measure(architecture)
         return self.scores[architecture]
@@ -99,7 +99,7 @@ def random_search(fitter: Fitter, judge: Judge, *, candidates: int, seed: int, b
     """
     draw = random.Random(seed)
     for _ in range(candidates):
-        picks = [draw.randrange(len(sizes)) for sizes in fitter.sizes.values()]
+        picks = [draw.randrange(len(sizes)) for sizes in fitter.space.choices.values()]
         judge.score(fitter.fitted(picks, draw.getrandbits(63)))
         bar.advance(f"best {judge.scores[judge.best]:.3f}")
     return judge.best
@@ -136,7 +136,8 @@ def evolve(fitter: Fitter, judge: Judge, *, candidates: int, population: int, se
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for _ in range(candidates):
             child = study.ask()
-            picks = [child.suggest_int(name, 0, len(sizes) - 1) for name, sizes in fitter.sizes.items()]
+            choices = fitter.space.choices.items()
+            picks = [child.suggest_int(name, 0, len(sizes) - 1) for name, sizes in choices]
             study.tell(child, judge.score(fitter.fitted(picks, seed)))
             bar.advance(f"best {judge.scores[judge.best]:.3f}")
     finally:

@@ -35,7 +35,7 @@ def write_run(folder: Path, *, epochs: int = 5, graph: tas.Graph | None = None, 
         record.add(
             "search", epoch=epoch, seconds=1.0, loss=2.0 - epoch / epochs, held_out_loss=2.5, temperature=5.0,
             entropy=1.5, expected={"macs": graph.macs(found)}, most_probable={"macs": graph.macs(found)},
-            architecture={"widths": dict(found.widths), "depths": dict(found.depths)},
+            architecture=found.to_dict(),
         )  # fmt: skip
     if finished:
         for epoch in range(3):

@@ -6,6 +6,7 @@ import torch
 from toys import TinyNet
 
 import tas
+from tas.budget import share_used
 from tas.errors import BudgetError
 from tas.fit import USED, Fitter, above_threshold, uniform, widths_alone
 from tas.graph import Graph
@@ -120,21 +121,21 @@ def test_a_model_without_widths_has_one_architecture():
 def test_any_choice_is_moved_to_the_budget_and_uses_it(resnet, budget):
     bound, space = tas.Budget.of(budget), tas.SearchSpace.of(resnet)
     fitter, generator = Fitter(resnet, space, bound), torch.Generator().manual_seed(0)
-    counts = [len(sizes) for sizes in fitter.sizes.values()]
+    counts = [len(sizes) for sizes in fitter.space.choices.values()]
     starts = [[0] * len(counts), [count - 1 for count in counts]]
     starts += [[int(torch.randint(count, (), generator=generator)) for count in counts] for _ in range(20)]
     for seed, picks in enumerate(starts):
         found = fitter.fitted(picks, seed)
         assert found in space
         assert bound.holds(resnet, found)
-        assert fitter.load(found) >= USED
+        assert share_used(resnet, found, fitter.limits) >= USED
         assert not any(bound.holds(resnet, other) for other in grown(found, space))
         assert found == fitter.fitted(picks, seed)
 
 
 def test_a_choice_that_fits_and_uses_the_budget_stays_as_it_is(tiny):
     fitter = Fitter(tiny, tas.SearchSpace.of(tiny), tas.Budget(macs=1.0))
-    assert fitter.fitted([len(sizes) - 1 for sizes in fitter.sizes.values()], 0) == tiny.full
+    assert fitter.fitted([len(sizes) - 1 for sizes in fitter.space.choices.values()], 0) == tiny.full
 
 
 def test_what_cannot_reach_the_budget_is_still_given_back(tiny):

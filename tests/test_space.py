@@ -1,10 +1,12 @@
+from itertools import product
+
 import pytest
 import torch
 
 from tas.architecture import Architecture
 from tas.errors import ConfigError
 from tas.graph import Depth, Graph, Layer, Parameter, Run, Width
-from tas.space import SearchSpace, SpaceConfig, depth_candidates, width_candidates
+from tas.space import PAPER_RATIOS, SearchSpace, SpaceConfig, depth_candidates
 
 GRAPH = Graph((Width("a", 16, ()), Width("b", 3, ())), (Depth("d", ("0", "1", "2", "3", "4")),), ())
 
@@ -20,7 +22,11 @@ GRAPH = Graph((Width("a", 16, ()), Width("b", 3, ())), (Depth("d", ("0", "1", "2
     ],
 )
 def test_widths_get_the_candidates_of_the_paper(size, wanted):
-    assert width_candidates(size) == wanted
+    assert SearchSpace.of(Graph((Width("a", size, ()),), (), ())).widths == {"a": wanted}
+
+
+def whole_parts(size):
+    return tuple(sorted({max(1, int(ratio * size + 1e-9)) for ratio in PAPER_RATIOS}))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +47,7 @@ def test_depths_get_the_candidates_of_the_paper(blocks, wanted):
 
 def test_a_space_offers_every_width_and_depth_its_candidates():
     space = SearchSpace.of(GRAPH)
-    assert space.widths == {"a": width_candidates(16), "b": (1, 2, 3)}
+    assert space.widths == {"a": whole_parts(16), "b": (1, 2, 3)}
     assert space.depths == {"d": (1, 3, 5)}
     assert space.num_architectures == 8 * 3 * 3
     assert space.largest == Architecture({"a": 16, "b": 3}, {"d": 5}) == GRAPH.full
@@ -119,10 +125,10 @@ def test_candidates_are_the_nearest_multiples_and_the_full_size(size, round_to):
     found = of_size(size, round_to=round_to)
     assert found[-1] == size
     assert all(candidate % round_to == 0 for candidate in found[:-1])
-    for wanted in width_candidates(size):
+    for wanted in whole_parts(size):
         nearest = min(found, key=lambda candidate: abs(candidate - wanted))
         assert abs(nearest - wanted) <= max(round_to / 2, min(round_to, size) - wanted)
-    assert round_to > 1 or found == width_candidates(size)
+    assert round_to > 1 or found == whole_parts(size)
 
 
 def test_the_candidates_of_64_channels_in_steps_of_8():
@@ -152,10 +158,10 @@ def test_a_head_or_a_channel_per_group_counts_as_the_outputs_it_fills(repeat, co
     rounded = SearchSpace.of(heads(repeat, copies), round_to=8).widths["a"]
     assert all(size * filled % 8 == 0 for size in rounded[:-1])
     if filled % 8 == 0:
-        assert rounded == width_candidates(12)
+        assert rounded == whole_parts(12)
     least = SearchSpace.of(heads(repeat, copies), minimum=24).widths["a"][0]
     assert least * filled >= min(24, 12 * filled)
-    assert least == max(width_candidates(12)[0], min(12, -(-24 // filled)))
+    assert least == max(whole_parts(12)[0], min(12, -(-24 // filled)))
 
 
 def test_listed_sizes_are_whole_numbers_and_shares_and_the_full_size():
@@ -221,3 +227,11 @@ def test_options_take_the_place_of_those_of_the_config():
     config = SpaceConfig(round_to=8, choose="width")
     assert SearchSpace.of(GRAPH, config) == SearchSpace.of(GRAPH, round_to=8, choose="width")
     assert SearchSpace.of(GRAPH, config, choose="both") == SearchSpace.of(GRAPH, round_to=8)
+
+
+def test_indices_of_candidates_become_every_architecture_once():
+    space = SearchSpace.of(GRAPH)
+    assert list(space.choices) == ["a", "b", "d"]
+    found = {space.architecture(picks) for picks in product(*(range(len(row)) for row in space.choices.values()))}
+    assert len(found) == space.num_architectures
+    assert all(architecture in space for architecture in found)

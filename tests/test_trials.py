@@ -115,7 +115,7 @@ def test_as_many_are_tried_as_asked_for_all_fit_and_the_best_is_taken(prepared, 
 def test_evolution_climbs_where_random_draws_do_not():
     graph = tas.trace(tas.models.load("cifar_resnet:20", num_classes=10), torch.zeros(1, 3, 16, 16))
     fitter = Fitter(graph, tas.SearchSpace.of(graph), tas.Budget(macs="50%"))
-    target = fitter.fitted([min(4, len(sizes) - 1) for sizes in fitter.sizes.values()], 7)
+    target = fitter.fitted([min(4, len(sizes) - 1) for sizes in fitter.space.choices.values()], 7)
 
     def closeness(architecture) -> float:
         return -sum(abs(size - target.widths[name]) / target.widths[name] for name, size in architecture.widths.items())

@@ -12,13 +12,12 @@ from torch import nn
 
 from tas.commands.inputs import build_model, load_data
 from tas.data import Source
-from tas.distributed import num_processes
+from tas.distributed import num_processes, usable_cores
 from tas.errors import ConfigError, RunError
 from tas.options import split_patterns
 from tas.pipeline.compare import CompareConfig
 from tas.pipeline.compare import compare as compare_methods
 from tas.pipeline.comparison.plan import DEFAULT_METHODS, DEFAULT_TRANSFERS
-from tas.pipeline.comparison.results import usable_cores
 from tas.pipeline.comparison.table import failures
 from tas.pipeline.compress import CompressConfig, short_search, short_teacher, short_train
 from tas.pipeline.rivals import RivalConfig

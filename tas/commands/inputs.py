@@ -18,7 +18,7 @@ from tas.graph import Graph
 from tas.options import check_seed, plain
 from tas.pipeline.search import SearchConfig
 from tas.pipeline.train import TrainConfig
-from tas.run import CONFIG, FULL_WEIGHTS, GRAPH, SCORES, read_as, read_text, runs_inside
+from tas.run import ARCHITECTURE, CONFIG, FULL_WEIGHTS, GRAPH, SCORES, read_as, read_text, runs_inside
 
 USUAL = {"model": "cifar_resnet:20", "data": "digits"}
 PLACE = ("data_dir", "image_size", "normalization")  # of the data, and how its images are read
@@ -129,13 +129,13 @@ def config_of(run: str | Path) -> dict[str, Any]:
 def found_in(folder: str) -> tuple[Graph, Architecture]:
     """Graph and architecture that a search has left in a folder."""
     path = Path(folder)
-    for name in (GRAPH, "architecture.json"):
+    for name in (GRAPH, ARCHITECTURE):
         if not (path / name).is_file():
             raise RunError(
                 f"{path} has no {name}; give the output folder of tas search or tas compress{runs_inside(path)}"
             )
     graph = read_as(path / GRAPH, Graph.from_json)
-    return graph, graph.check(read_as(path / "architecture.json", Architecture.from_json))
+    return graph, graph.check(read_as(path / ARCHITECTURE, Architecture.from_json))
 
 
 def trained_weights_in(run: str) -> str | None:
@@ -155,10 +155,3 @@ def classes_of(graph: Graph) -> int | None:
 def without_seed(config: SearchConfig | TrainConfig) -> dict[str, Any]:
     """A config for YAML, without its seed: one seed rules all stages."""
     return {name: value for name, value in plain(config).items() if name != "seed"}
-
-
-def to_yaml(settings: dict[str, Any]) -> str:
-    """Settings as the text of config.yaml."""
-    import yaml
-
-    return yaml.safe_dump(settings, sort_keys=False)

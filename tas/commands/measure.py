@@ -124,4 +124,5 @@ def _write_summary(run: Path, profiles: dict[str, Any]) -> None:
 
 def _with_prediction(measured: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """A budget was held by what was predicted, whatever is measured later."""
-    return {**measured, **{name: before[name] for name in ("predicted_latency_ms",) if name in before}}
+    predicted = before.get("predicted_latency_ms")
+    return measured if predicted is None else {**measured, "predicted_latency_ms": predicted}

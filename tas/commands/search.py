@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json as json_module
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any, Literal
 
 from tas.architecture import Architecture
 from tas.budget import Budget
-from tas.commands.inputs import build_model, classes_of, config_of, load_data, origin_of, to_yaml, without_seed
+from tas.commands.inputs import build_model, classes_of, config_of, load_data, origin_of, without_seed
 from tas.data.source import example_of
 from tas.distributed import from_main
 from tas.errors import ConfigError
 from tas.nn.supernet import Supernet
-from tas.options import plain, split_patterns
+from tas.options import plain, split_patterns, to_yaml
 from tas.pipeline.compress import short_search
 from tas.pipeline.derive import derive
 from tas.pipeline.latency import LatencyConfig, latency_of_run
@@ -26,7 +25,7 @@ from tas.pipeline.search import search as search_model
 from tas.pipeline.store import save
 from tas.pipeline.trace import trace as trace_model
 from tas.record import Record
-from tas.run import ARCHITECTURE, GRAPH, RECORD, SCORES, RunFolder
+from tas.run import ARCHITECTURE, GRAPH, RECORD, SCORES, WEIGHTS, RunFolder
 from tas.scores import Scores
 from tas.show import print_graph, say, say_json
 from tas.space import SearchSpace, SpaceConfig
@@ -196,12 +195,12 @@ def _tell(scores: Scores, found: Architecture, output: str, *, json: bool, has_w
             name: {"full": graph.cost(name).exact(graph.full), "pruned": graph.cost(name).exact(found)}
             for name in ("macs", "params", *(["latency"] if graph.latency else []))
         }
-        say_json({"architecture": json_module.loads(found.to_json()), **cost})
+        say_json({"architecture": found.to_dict(), **cost})
         return
     print_graph(graph, scores.space, found)
     after = (
         f"network: {output}; train it with tas train --run {output}"
-        if (Path(output) / "model.safetensors").is_file()
+        if (Path(output) / WEIGHTS).is_file()
         else f"architecture: {output}/{ARCHITECTURE}; make the network with tas derive --run {output}"
         + ("" if has_weights else " and --weights, or with --init fresh")
     )

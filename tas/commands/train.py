@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tas.commands.inputs import build_model, found_in, load_data, origin_of, to_yaml, without_seed
+from tas.commands.inputs import build_model, found_in, load_data, origin_of, without_seed
 from tas.distributed import from_main, is_main_process
-from tas.options import plain
+from tas.options import plain, to_yaml
 from tas.pipeline.compress import short_teacher, short_train
 from tas.pipeline.measure import measure as measure_model
 from tas.pipeline.store import load, save, save_full
 from tas.pipeline.train import TrainConfig
 from tas.pipeline.train import train as train_model
-from tas.run import RunFolder
+from tas.run import WEIGHTS, RunFolder
 from tas.show import say, say_json
 from tas.task import require_fit_for_data, require_fit_for_test
 from tas.trackers import require_tracker, tracked
@@ -96,10 +96,10 @@ def train(
         folder.drop_results()
         save(run, small, *found)
         folder.drop_checkpoints()
-        place, trained = Path(run) / "model.safetensors", small
+        place, trained = Path(run) / WEIGHTS, small
     else:
-        folder = RunFolder.open(output, to_yaml(settings), resume=resume, results=["model.safetensors"])
-        place = Path(output) / "model.safetensors"
+        folder = RunFolder.open(output, to_yaml(settings), resume=resume, results=[WEIGHTS])
+        place = Path(output) / WEIGHTS
         record = folder.record()
         with tracked(record, tracker, folder=output, settings=settings):
             trained = train_model(full, source, config=config, record=record, checkpoint=folder.checkpoint("train"))

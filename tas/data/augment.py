@@ -1,7 +1,7 @@
 """Random crops and flips of whole batches, drawn for a whole epoch at once."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,11 +17,11 @@ def epoch_seed(seed: int, epoch: int, half: int | None) -> int:
 
 
 @contextmanager
-def own_randomness(devices: Sequence[torch.device]) -> Iterator[None]:
-    """Give the global generators of torch, Python and numpy back as they were before the block."""
+def own_randomness(*devices: torch.device) -> Iterator[None]:
+    """Give the global generators of Python, numpy and torch, on the CPU and these devices, back as before the block."""
     states = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"]):
             yield
     finally:
         random.setstate(states[0])

@@ -13,9 +13,7 @@ TRAIN_SHARE = 0.8
 DEFAULT_SIZE = 16  # three stages halve it twice: the images' own 8 would leave 2x2 pixels
 
 
-def load_digits(
-    *, image_size: int | None = None, statistics: Statistics | None = None, name: str = "digits"
-) -> TensorSource:
+def load_digits(*, image_size: int | None = None, statistics: Statistics | None = None) -> TensorSource:
     """Load the 1,797 digits, 80 % of every class for training.
 
     Crops move a digit by up to one pixel; there are no flips, since a mirrored digit is another sign.
@@ -23,7 +21,6 @@ def load_digits(
     Args:
         image_size: sides after bilinear resizing of the 8x8 originals; None is 16.
         statistics: that images are normalised by; None is those of the training images.
-        name: for records and reports.
 
     Raises:
         DataError: scikit-learn is not installed.
@@ -44,6 +41,6 @@ def load_digits(
     train, test = stratified_split(labels, share=TRAIN_SHARE, seed=SPLIT_SEED)
     mean, std = statistics or (None, None)
     return TensorSource(
-        images[train], labels[train], images[test], labels[test], name=name, num_classes=10, padding=1, mean=mean,
-        std=std,
+        images[train], labels[train], images[test], labels[test], name="digits", num_classes=10, padding=1,
+        mean=mean, std=std,
     )  # fmt: skip

@@ -1,7 +1,6 @@
 """Image folders: PATH/train and PATH/test (or PATH/val), one folder per class."""
 
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from tas.data.normalization import NAMED, Statistics
 from tas.data.source import Source
 from tas.data.streaming import StreamingSource
 from tas.data.tensors import TensorSource
+from tas.distributed import usable_cores
 from tas.errors import DataError, first_line
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ def load_folder(
     statistics: Statistics | None = None,
     memory_limit_mb: int = 2048,
     workers: int | None = None,
-    name: str | None = None,
 ) -> Source:
     """Load a folder of images, into memory when it fits.
 
@@ -49,14 +48,12 @@ def load_folder(
             streaming.
         memory_limit_mb: for the decoded images, in MiB; 0 always streams.
         workers: threads that decode, or processes that stream; None is one per usable core, at most 8.
-        name: for records and reports; None is `folder:PATH`.
 
     Raises:
         DataError: a folder is missing or empty, the class folders differ, or an image cannot be read.
     """
-    root = Path(path)
-    name = name or f"folder:{path}"
-    workers = min(8, _usable_cores()) if workers is None else workers
+    root, name = Path(path), f"folder:{path}"
+    workers = min(8, usable_cores()) if workers is None else workers
     train, test = _list_part(root, ("train",)), _list_part(root, TEST_FOLDERS)
     _check_classes(root, train.classes, test.classes)
     held = _held_images(train.samples, test.samples, image_size, memory_limit_mb, workers)
@@ -191,8 +188,3 @@ def _decode(samples: Samples, size: tuple[int, int], image_size: int | None, wor
         finally:
             pool.shutdown(cancel_futures=True)  # after a misfit or an error the rest need not be read
     return torch.from_numpy(pixels) if complete else None
-
-
-def _usable_cores() -> int:
-    # A container may own fewer cores than the machine has; only Linux tells.
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

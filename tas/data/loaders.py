@@ -180,7 +180,7 @@ def _check_length(part: str, loader: DataLoader) -> None:
 
 
 def _sample(loader: DataLoader) -> Tensor:
-    with own_randomness([]):  # looking at a sample must not change what the user's run draws
+    with own_randomness():  # looking at a sample must not change what the user's run draws
         if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
             batch = next(iter(loader), None)
         else:

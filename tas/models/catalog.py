@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from tas.errors import ModelError
+from tas.errors import ModelError, first_line
 from tas.models.cifar_resnet import BASIC_DEPTHS, BOTTLENECK_DEPTHS, CifarResNet, cifar_resnet
 from tas.models.user_code import call_user_function
 from tas.models.weights import load_weights
@@ -171,9 +171,8 @@ def _unknown(package: str, name: str, known: Iterable[str]) -> str:
 
 
 def _failed(package: str, name: str, error: Exception, pretrained: bool) -> str:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
     way_out = "leave num_classes or pretrained out, or pass weights=FILE" if pretrained else "check num_classes"
-    return f"{package}:{name} cannot be built ({reason}); {way_out}"
+    return f"{package}:{name} cannot be built ({first_line(error)}); {way_out}"
 
 
 def _hint(name: str) -> str:

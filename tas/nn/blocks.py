@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, fx, nn
 from tas.graph import Depth, Graph
 from tas.nn.capture import Captured
 from tas.nn.mixing import FixedSize, Interpolation, Size, as_tensor, interpolation_matrix
+from tas.nn.paths import joined, lies_in
 from tas.nn.program import module_paths
 from tas.nn.rules.opened import Opened
 
@@ -37,7 +39,7 @@ def find_depths(model: nn.Module, captured: Captured) -> tuple[Depth, ...]:
     depths: list[Depth] = []
     containers = [path for path, module in model.named_modules() if isinstance(module, nn.Sequential | nn.ModuleList)]
     for path in sorted(containers, key=lambda path: -len(path.split(".")) if path else 0):
-        children = [f"{path}.{name}" if path else name for name, _ in model.get_submodule(path).named_children()]
+        children = [joined(path, name) for name, _ in model.get_submodule(path).named_children()]
         taken = [block for depth in depths for block in depth.blocks]
         runs = [run for run in _runs(children, inside, captured, roots) if not _holds_any(run, taken)]
         for run in runs:
@@ -54,22 +56,19 @@ def with_returns(model: nn.Module, depths: Sequence[Depth], inputs: Sequence[Ten
     def look(path: str, module: nn.Module, arguments: Any, outputs: Any) -> None:
         seen[path] = len(outputs) if isinstance(outputs, tuple) else 0
 
-    paths = [depth.blocks[1] for depth in depths]  # the first block always stays
-    hooks = [model.get_submodule(path).register_forward_hook(partial(look, path)) for path in paths]
-    try:
-        with torch.no_grad():
+    with ExitStack() as hooks, torch.no_grad():
+        for path in [depth.blocks[1] for depth in depths]:  # the first block always stays
+            hooks.enter_context(model.get_submodule(path).register_forward_hook(partial(look, path)))
+        try:
             model(*inputs)
-    except Exception:  # the user's own forward may fail in any way; the self check tells of it
-        return tuple(depths)
-    finally:
-        for hook in hooks:
-            hook.remove()
+        except Exception:  # the user's own forward may fail in any way; the self check tells of it
+            return tuple(depths)
     # where the blocks of a depth do not agree, the self check finds what that does
     return tuple(replace(depth, returns=seen.get(depth.blocks[1], 0)) for depth in depths)
 
 
 def _holds_any(blocks: list[str], others: list[str]) -> bool:
-    return any(other == block or other.startswith(block + ".") for block in blocks for other in others)
+    return any(lies_in(other, block) for block in blocks for other in others)
 
 
 def _runs(
@@ -187,11 +186,10 @@ class DepthState:
     """
 
     exit: FreeExit | None = None
-    how: Interpolation
+    how: Interpolation = "average"
 
-    def __init__(self, candidates: Sequence[int], num_blocks: int, how: Interpolation = "average"):
-        self.candidates = tuple(candidates)
-        self.num_blocks, self.how = num_blocks, how
+    def __init__(self, candidates: Sequence[int], num_blocks: int):
+        self.candidates, self.num_blocks = tuple(candidates), num_blocks
         self.vector: Tensor | None = None
         self.pick(len(candidates) - 1)
         self._sum: Tensor | None = None

@@ -14,6 +14,7 @@ from torch.fx.node import map_arg
 
 from tas.errors import ModelError
 from tas.nn.labels import Echo, Labels, Stage, along, expanded, fixed, spread, varying_dims
+from tas.nn.paths import joined, lies_in
 from tas.nn.program import export, module_path, module_paths
 from tas.nn.rules import (
     WITH_WEIGHTS,
@@ -96,7 +97,7 @@ def unseen_layers(model: nn.Module, labels: Labels) -> Iterator[str]:
     names, weights = {name for name, _ in labels.axes}, dict(model.named_parameters(remove_duplicate=False))
     seen = {weights[name] for name in names if name in weights}
     for path, module in model.named_modules():
-        name = f"{path}.weight".lstrip(".")
+        name = joined(path, "weight")
         is_layer = isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
         if is_layer and name not in names and weights.get(name) not in seen:
             yield path
@@ -272,7 +273,7 @@ class _LabelRun:
     def _entry(self, node: fx.Node) -> Tensor | None:
         """Labels that the module around this node reads."""
         path = module_path(node)
-        while path in ("", module_path(node)) or module_path(node).startswith(f"{path}."):
+        while lies_in(module_path(node), path):
             sources = [source for source in node.all_input_nodes if isinstance(self.values.get(source), Tensor | list)]
             if not sources:
                 return None

@@ -1,11 +1,17 @@
-"""Models that the user has compiled."""
+"""Models under `torch.compile`: by the user, or because a config asks for it."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
 from torch import nn
+
+
+def compiled(model: nn.Module, wanted: bool) -> nn.Module:
+    """What runs the model: itself, or `torch.compile` of it, which shares its weights."""
+    return cast(nn.Module, torch.compile(model)) if wanted else model
 
 
 def is_compiled(model: nn.Module) -> bool:

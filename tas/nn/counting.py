@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from tas.nn.capture import Captured
 from tas.nn.modes import evaluating
+from tas.nn.outputs import no_fast_path
+from tas.nn.paths import lies_in
 from tas.nn.surgery import shared_copy
 
 
@@ -74,7 +76,7 @@ def uncounted_macs(
 
 def _known(captured: Captured, path: str) -> int:
     """Multiply-adds of one sample that the layers in a module have."""
-    drafts = [draft for name, draft in captured.drafts.items() if not path or f"{name}.".startswith(f"{path}.")]
+    drafts = [draft for name, draft in captured.drafts.items() if lies_in(name, path)]
     products = [product for draft in drafts for product in draft.products]
     return sum(coefficient * prod(len(labels) for labels in sizes) for coefficient, sizes in products)
 
@@ -90,12 +92,8 @@ def _macs(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, int]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    counter, fused = FlopCounterMode(display=False), torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)  # neither it nor a fused attention kernel is counted
-        with counter, sdpa_kernel(SDPBackend.MATH):
-            model(*inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    counter = FlopCounterMode(display=False)
+    with no_fast_path(), counter, sdpa_kernel(SDPBackend.MATH):  # neither that nor a fused kernel would be counted
+        model(*inputs)
     found = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}  # its class
     return {path: flops // 2 // len(inputs[0]) for path, flops in (found | {"": counter.get_total_flops()}).items()}

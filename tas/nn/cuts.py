@@ -124,7 +124,7 @@ def _sizes_that_stay(graph: Graph) -> set[int]:
         item.shape[dim]
         for layer in graph.layers
         for item in layer.parameters
-        if (dim := KINDS[layer.kind].makes.get(item.name.rpartition(".")[2])) is not None
+        if (dim := KINDS[layer.kind].makes.get(item.short)) is not None
         and not item.layouts[dim]
         and f"{item.name}[{dim}]" not in outputs
     }

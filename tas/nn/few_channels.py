@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -36,13 +36,11 @@ def batch_norms_in_rows(*models: nn.Module) -> Iterator[None]:
             entered.pop()[1].__exit__(None, None, None)
 
     norms = [norm for model in models for norm in model.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
-    handles = [norm.register_forward_pre_hook(enter) for norm in norms]
-    handles += [norm.register_forward_hook(leave, always_call=True) for norm in norms]
-    try:
+    with ExitStack() as hooks:
+        for norm in norms:
+            hooks.enter_context(norm.register_forward_pre_hook(enter))
+            hooks.enter_context(norm.register_forward_hook(leave, always_call=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def batch_norm(

@@ -38,7 +38,7 @@ def without(graph: Graph, name: str, reason: str) -> Graph:
         for layer in graph.layers
         for short, dim in KINDS[layer.kind].makes.items()
         for parameter in layer.parameters
-        if parameter.name.rpartition(".")[2] == short and any(run.width == name for run in parameter.layouts[dim] or ())
+        if parameter.short == short and any(run.width == name for run in parameter.layouts[dim] or ())
     ]
     graph = replace(graph, frozen=(*graph.frozen, *(Frozen(axis, reason, name) for axis in axes)))
     graph = _renamed(graph, name, None, size)
@@ -95,7 +95,7 @@ def _with_renamed(layer: Layer, name: str, other: str | None, side: Side) -> Lay
     changed = any(
         new.layouts[makes[short]] != old.layouts[makes[short]]
         for new, old in zip(parameters, layer.parameters, strict=True)
-        if (short := new.name.rpartition(".")[2]) in makes
+        if (short := new.short) in makes
     )
     return replace(
         layer, parameters=parameters, products=products, mixed_by=None if changed else layer.mixed_by,

@@ -27,6 +27,7 @@ from tas.layout import Place
 from tas.nn.capture import Captured, unseen_layers
 from tas.nn.labels import TIED, Stage
 from tas.nn.numbers import count_at, find_attributes, find_numbers_read, layout_at
+from tas.nn.paths import joined, lies_in
 from tas.nn.rules import KINDS, Draft
 
 
@@ -142,7 +143,7 @@ def _shortcuts(
 
 
 def _gate(path: str, gates: dict[str, Gate]) -> Gate | None:
-    return next((gate for block, gate in gates.items() if path == block or path.startswith(block + ".")), None)
+    return next((gate for block, gate in gates.items() if lies_in(path, block)), None)
 
 
 def _frozen_roots(captured: Captured, roots: np.ndarray) -> dict[int, tuple[str, str]]:
@@ -225,11 +226,10 @@ def _layer(
     unique: Set[str],
 ) -> Layer:
     module = model.get_submodule(path)
-    prefix = f"{path}." if path else ""
     parameters = []
     for is_buffer, tensors in ((False, module.named_parameters), (True, module.named_buffers)):
         for name, tensor in tensors(recurse=False):
-            full = prefix + name
+            full = joined(path, name)
             dims = tuple(layouts.get((full, dim)) for dim in range(tensor.dim()))
             parameters.append(Parameter(full, tuple(tensor.shape), dims, is_buffer or full not in unique))
     products = []
@@ -268,7 +268,7 @@ def _makes_width(path: str, captured: Captured, layouts: dict[tuple[str, int], L
     """Positions per channel if this layer makes one whole width, else 0."""
     draft = captured.drafts.get(path)
     for name, dim in KINDS[draft.kind].makes.items() if draft is not None and draft.kind != "other" else ():
-        whole = whole_width(layouts.get((f"{path}.{name}".lstrip("."), dim)))
+        whole = whole_width(layouts.get((joined(path, name), dim)))
         if whole is not None:
             return whole.repeat
     return 0
@@ -316,4 +316,4 @@ def _frozen(
 def _unseen(model: nn.Module, captured: Captured) -> list[Frozen]:
     """Layers that were never met: those are not counted either."""
     reason = "is not in the captured graph, and not counted: it never runs"
-    return [Frozen(f"{name}.weight[0]".lstrip("."), reason, name) for name in unseen_layers(model, captured.labels)]
+    return [Frozen(joined(path, "weight[0]"), reason, path) for path in unseen_layers(model, captured.labels)]

@@ -43,7 +43,7 @@ def makers(graph: Graph) -> Iterator[Maker]:
     """Every place where a width is made, in order of execution."""
     for layer in graph.layers:
         for parameter in layer.parameters:
-            dim = KINDS[layer.kind].makes.get(parameter.name.rpartition(".")[2])
+            dim = KINDS[layer.kind].makes.get(parameter.short)
             if dim is None or parameter.is_buffer:
                 continue
             layout = parameter.layouts[dim] or ()
@@ -126,7 +126,7 @@ def batch_norm_scales(model: nn.Module, graph: Graph) -> Importance:
     found, sizes, tensors = {}, graph.sizes(graph.full), _tensors(model)
     for layer in graph.layers:
         for parameter in layer.parameters:
-            if layer.kind != "batch_norm" or parameter.name.rpartition(".")[2] != "weight":
+            if layer.kind != "batch_norm" or parameter.short != "weight":
                 continue
             scales, layout = tensors[parameter.name].detach().double().abs().cpu().numpy(), parameter.layouts[0] or ()
             for name in {run.width for run in layout if run.width is not None}:

@@ -47,7 +47,7 @@ def interpolate(model: nn.Module, graph: Graph, architecture: Architecture) -> n
             old = given[parameter.name]
             if not any(parameter.layouts) or parameter.name not in wanted or not old.is_floating_point():
                 continue  # never cut, or dropped with its block
-            reads = KINDS[layer.kind].reads.get(parameter.name.rpartition(".")[2])
+            reads = KINDS[layer.kind].reads.get(parameter.short)
             for dim, layout in enumerate(parameter.layouts):
                 if layout is not None:
                     old = _interpolate_axis(old, layout, full, sizes, dim=dim, reads=dim == reads)

@@ -12,6 +12,7 @@ from torch import nn
 from tas.errors import ConfigError
 from tas.graph import Depth, Frozen, Graph, Layer, Shortcut
 from tas.nn.freeze import without
+from tas.nn.paths import lies_in
 from tas.options import near_misses
 
 Gated = TypeVar("Gated", Layer, Shortcut)
@@ -71,10 +72,7 @@ def _frozen(graph: Graph, name: str, reason: str, module: str) -> Graph:
 
 def _shortened(graph: Graph, depth: Depth, kept: Mapping[str, str]) -> Graph:
     """The graph in which a depth starts at its last kept block: it keeps a prefix, so what lies before stays too."""
-    inside = {
-        block: next((path for path in kept if path == block or path.startswith(f"{block}.")), None)
-        for block in depth.blocks
-    }
+    inside = {block: next((path for path in kept if lies_in(path, block)), None) for block in depth.blocks}
     last = max((place for place, block in enumerate(depth.blocks) if inside[block] is not None), default=0)
     module = inside[depth.blocks[last]]
     if last == 0 or module is None:  # the first block always stays

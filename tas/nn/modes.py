@@ -1,9 +1,10 @@
-"""What a model must be, and modules in evaluation mode."""
+"""What a model must be, and the modes of modules: training and evaluation."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -52,6 +53,17 @@ def evaluating(model: _Model) -> _Model:
     """
     model.eval()
     return model
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Give every module back the mode that it had before the block."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def teaching(teacher: _Model, device: torch.device | str) -> _Model:

@@ -16,6 +16,7 @@ from tas.graph import Attribute, Graph, Layout, count_of
 from tas.layout import Place, runs_of
 from tas.nn.capture import Captured
 from tas.nn.labels import Echo, along, condense, varying_dims
+from tas.nn.paths import joined
 from tas.nn.program import module_paths
 
 OF_ONE_HEAD = re.compile("^(?!all|total).*head.*(dim|size|width|channels)|(dim|size|width).*head|^d_(head|k|v|kv)$")
@@ -94,7 +95,7 @@ def _with_holders(
     for path, labels, part in numbers:
         yield path, labels, part
         for name, child in model.get_submodule(path).named_children():
-            inside = f"{path}.{name}".lstrip(".")
+            inside = joined(path, name)
             if inside not in called and not type(child).__module__.startswith("torch.nn."):  # a layer for nothing
                 yield inside, labels, part
 

@@ -68,7 +68,7 @@ def _rows(tensor: Tensor) -> list[Tensor]:
 
 
 def tensors_of(outputs: Any) -> list[Tensor]:
-    """Every tensor in what a model returns, in order."""
+    """Every tensor in what a model returns, a nest of mappings, tuples, lists and dataclasses, in order."""
     if isinstance(outputs, Tensor):
         return [outputs]
     if is_dataclass(outputs) and not isinstance(outputs, Mapping):

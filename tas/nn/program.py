@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from tas.errors import ModelError, first_line
+from tas.nn.paths import joined
 from tas.nn.surgery import shared_copy
 
 
@@ -96,7 +97,7 @@ def _name_modules_by_their_first_paths(model: nn.Module, program: torch.export.E
             path, _, short = str(spec.target).rpartition(".")
             module = model.get_submodule(path)
             if len(called.get(module, ())) == 1:
-                spec.target = f"{own[module]}.{short}".lstrip(".")
+                spec.target = joined(own[module], short)
 
 
 def _module_at(model: nn.Module, path: str) -> nn.Module:

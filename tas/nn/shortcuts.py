@@ -12,6 +12,7 @@ from tas.graph import Depth
 from tas.nn.blocks import PASSES, op_name
 from tas.nn.capture import Captured, capture, ends_of
 from tas.nn.labels import TIED
+from tas.nn.paths import joined
 from tas.nn.program import export, module_path, module_paths
 from tas.nn.rules.shortcut import Marker
 
@@ -91,7 +92,7 @@ def _marked(model: nn.Module) -> dict[str, Marker]:
             continue
         for name, child in {**vars(block), **dict(block.named_children())}.items():
             if isinstance(child, nn.Identity) or (child is None and any(word in name for word in _NAMES)):
-                found[f"{block_path}.{name}".lstrip(".")] = marker = Marker()
+                found[joined(block_path, name)] = marker = Marker()
                 setattr(block, name, marker)
     return found
 

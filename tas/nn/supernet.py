@@ -101,7 +101,7 @@ class Supernet(nn.Module):
         self.model = _opened(opened, graph, self._sizes, self._depths, execution)
         self._is_compiled = execution == "compact" and is_compiled(self.model)
         self._settle()
-        choices = [*space.widths.values(), *space.depths.values()]
+        choices = space.choices.values()
         columns = max(map(len, choices), default=1)
         self.logits = nn.Parameter(torch.zeros(len(choices), columns))
         is_candidate = torch.tensor([[c < len(s) for c in range(columns)] for s in choices], dtype=torch.bool)
@@ -143,17 +143,12 @@ class Supernet(nn.Module):
     def scores(self) -> dict[str, list[float]]:
         """Log-probability of every candidate, by name of the width or depth."""
         table = self.log_probabilities().detach().double().tolist()
-        choices = [*self.space.widths.items(), *self.space.depths.items()]
+        choices = self.space.choices.items()
         return {name: row[: len(sizes)] for (name, sizes), row in zip(choices, table, strict=True)}
 
     def most_probable(self) -> Architecture:
         """The most probable size of everything, whatever it costs."""
-        best = {name: row.index(max(row)) for name, row in self.scores().items()}
-        space = self.space
-        return Architecture(
-            {name: sizes[best[name]] for name, sizes in space.widths.items()},
-            {name: sizes[best[name]] for name, sizes in space.depths.items()},
-        )
+        return self.space.architecture(row.index(max(row)) for row in self.scores().values())
 
     def draw(
         self, temperature: float, generator: torch.Generator | None = None, *, differentiable: bool = True

@@ -14,6 +14,8 @@ from torch.nn.utils import parametrize
 from tas.architecture import Architecture
 from tas.errors import ModelError
 from tas.graph import Attribute, Graph, Layer, Parameter, Shortcut, channels_of, positions_of
+from tas.nn.modes import modes_kept
+from tas.nn.paths import joined, lies_in
 from tas.nn.rules import KINDS
 from tas.nn.rules.base import layout_of
 from tas.nn.rules.shortcut import MaskedShortcut, projection
@@ -79,7 +81,7 @@ def cut(model: nn.Module, graph: Graph, architecture: Architecture, *, share_the
     """
     open_layers = [layer for layer in graph.layers if layer.is_open]
     cut_away = [
-        _tensor(model.get_submodule(layer.name), item)
+        getattr(model.get_submodule(layer.name), item.short)
         for layer in open_layers
         for item in layer.parameters
         if any(item.layouts)
@@ -114,7 +116,7 @@ def narrow(module: nn.Module, layer: Layer, sizes: Mapping[str, int]) -> None:
     tensors = {}
     for item in layer.parameters:
         if any(item.layouts):
-            tensors[item.name.rpartition(".")[2]] = _select(_tensor(module, item), item, sizes)
+            tensors[item.short] = _select(getattr(module, item.short), item, sizes)
     kind = KINDS[layer.kind]
     for name, value in kind.numbers(module, tensors).items():
         setattr(module, name, value)
@@ -210,7 +212,7 @@ def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
     """Parameters, buffers and tables of a model, under every path they have."""
     found = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     for path, module in model.named_modules(remove_duplicate=False):
-        found |= {f"{path}.{name}".lstrip("."): table for name, table in tables(module).items()}
+        found |= {joined(path, name): table for name, table in tables(module).items()}
     return found
 
 
@@ -231,10 +233,8 @@ def forget(model: nn.Module) -> None:
 
     Some do so in evaluation mode (attention biases of LeViT) and forget it when they are told to train.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.train()
-    for module, mode in modes.items():
-        module.training = mode
+    with modes_kept(model):
+        model.train()
 
 
 def reorder(model: nn.Module, graph: Graph, orders: Mapping[str, np.ndarray]) -> nn.Module:
@@ -251,13 +251,13 @@ def reorder(model: nn.Module, graph: Graph, orders: Mapping[str, np.ndarray]) ->
             if not any(parameter.layouts):
                 continue
             module = ranked.get_submodule(layer.name)
-            tensor = _tensor(module, parameter)
+            tensor = getattr(module, parameter.short)
             for dim, layout in enumerate(parameter.layouts):
                 index = np.arange(tensor.shape[dim])
                 for width in {run.width for run in layout or () if run.width is not None}:
                     index = index[_permutation(channels_of(layout or (), width), orders[width])]
                 tensor = tensor.index_select(dim, torch.as_tensor(index, device=tensor.device))
-            _replace(module, parameter.name.rpartition(".")[2], tensor)
+            _replace(module, parameter.short, tensor)
     return ranked
 
 
@@ -282,11 +282,7 @@ def _skip(model: nn.Module, graph: Graph, architecture: Architecture) -> None:
 
 
 def _is_skipped(path: str, graph: Graph, architecture: Architecture) -> bool:
-    return any(path == block or path.startswith(block + ".") for block in graph.skipped(architecture))
-
-
-def _tensor(module: nn.Module, parameter: Parameter) -> Tensor:
-    return getattr(module, parameter.name.rpartition(".")[2])
+    return any(lies_in(path, block) for block in graph.skipped(architecture))
 
 
 def _select(tensor: Tensor, parameter: Parameter, sizes: Mapping[str, int]) -> Tensor:
@@ -338,11 +334,5 @@ def _with_others(held: Any, others: Mapping[nn.Module, nn.Module]) -> Any:
 
 def _replace(module: nn.Module, name: str, value: Tensor) -> None:
     old = getattr(module, name)
-    if isinstance(old, nn.Parameter):
-        setattr(
-            module,
-            name,
-            nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format), requires_grad=old.requires_grad),
-        )
-    else:
-        setattr(module, name, value.detach().clone(memory_format=torch.contiguous_format))
+    new = value.detach().clone(memory_format=torch.contiguous_format)
+    setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)

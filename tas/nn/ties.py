@@ -142,10 +142,7 @@ def _arguments(model: nn.Module, heads: Heads, example: Sequence[Tensor]) -> tup
             module(alone)
         except Exception:  # it takes more than one tensor
             calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-            handle = module.register_forward_pre_hook(lambda _, *call: calls.append(call), with_kwargs=True)
-            try:
+            with module.register_forward_pre_hook(lambda _, *call: calls.append(call), with_kwargs=True):
                 model(*example)
-            finally:
-                handle.remove()
             return calls[0]
     return (alone,), {}

@@ -7,7 +7,7 @@ import json
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -21,11 +21,11 @@ from tas.data import as_source
 from tas.errors import ConfigError, RunError, TasError
 from tas.fit import require_widths_suffice
 from tas.nn.transfer import require_layers
-from tas.options import or_default
+from tas.options import or_default, to_yaml
 from tas.pipeline.comparison.methods import SEARCHED, Method, read_transfer, with_transfer
 from tas.pipeline.comparison.page import write_comparison
 from tas.pipeline.comparison.plan import TEACHER, CompareConfig, plan
-from tas.pipeline.comparison.pool import Outcome, do_here, do_in_processes
+from tas.pipeline.comparison.pool import do_here, do_in_processes
 from tas.pipeline.comparison.results import collect, machine, rows_of
 from tas.pipeline.comparison.table import markdown
 from tas.pipeline.comparison.watch import watched
@@ -33,8 +33,9 @@ from tas.pipeline.comparison.work import Bench, open_bench
 from tas.pipeline.compress import require_halves
 from tas.profile import metric_name
 from tas.run import FULL_WEIGHTS, RunFolder
-from tas.storage import is_temporary, write_text
+from tas.storage import write_text
 from tas.task import Loss, Metric, require_fit_for_data, require_fit_for_test
+from tas.timing import thread_count
 
 GRID = ("methods", "transfers", "seeds", "budgets")  # entries of the config that may grow
 TABLE, PAGE, NUMBERS = "compare.md", "compare.html", "compare.json"
@@ -110,29 +111,30 @@ def compare(
     jobs = plan(config, train_teacher=train_teacher)
     bench = Bench(model, as_source(data), config, Path(), train_teacher, loss, metric)
     _require_possible(bench)
+    settings = {**(origin or {}), **config.to_dict()}
     with tempfile.TemporaryDirectory() as temporary:
-        run = RunFolder.open(output, _settings(config, origin), resume=resume, results=(), extends=_extends)
+        run = RunFolder.open(output, to_yaml(settings), resume=resume, results=(), extends=_extends)
         _require_same_teacher(run, train_teacher)
         folder = run.path or Path(temporary)
         bench.folder = folder
-        _drop_halves(folder)
         done = {job.file for job in jobs if job.path(folder).is_file()}
         build = rebuild or partial(_same, model, data)
         if rebuild is None and config.workers > 1:  # every worker has a GPU of its own
             build = partial(_same, copy.deepcopy(model).cpu(), data)
-        options = {"config": config, "folder": folder, "train_teacher": train_teacher, "loss": loss, "metric": metric}
-        workers, threads = _crew(config, partial(open_bench, build, **options))
-        with watched(jobs, done) as watch:
+        there = partial(
+            open_bench, build, config=config, folder=folder, train_teacher=train_teacher, loss=loss, metric=metric
+        )
+        workers, threads = _crew(config, there)
+        with watched(jobs, done) as watch, thread_count(threads if workers == 1 else 0):
             if workers > 1:
-                there = partial(open_bench, build, **options)
                 outcomes = do_in_processes(there, jobs, done, watch.report, workers=workers, threads=threads)
             else:
-                outcomes = _with_threads(threads, do_here(bench, jobs, done, watch.report))
+                outcomes = do_here(bench, jobs, done, watch.report)
             watch.until_done(outcomes)
         found = {
             "title": f"{(origin or {}).get('model') or type(model).__name__} on {bench.source.name}",
             "command": command or "tas.compare(…)", "date": time.strftime("%Y-%m-%d"),
-            "machine": machine(workers, threads), "config": {**(origin or {}), **config.to_dict()},
+            "machine": machine(workers, threads), "config": settings,
             "metric": metric_name(metric), "failed": watch.failed, **collect(folder, jobs),
         }  # fmt: skip
         found["rows"] = rows_of(found["cells"], config)
@@ -187,12 +189,6 @@ def _require_same_teacher(run: RunFolder, train_teacher: bool) -> None:
         )
 
 
-def _settings(config: CompareConfig, origin: Mapping[str, Any] | None) -> str:
-    import yaml
-
-    return yaml.safe_dump({**(origin or {}), **config.to_dict()}, sort_keys=False)
-
-
 def _extends(known: str, given: str) -> bool:
     """Whether a comparison asks for all jobs of the one in the folder under the same settings, and maybe for more.
 
@@ -224,11 +220,6 @@ def _has_search(methods: Mapping[str, Mapping[str, Any]]) -> bool:
     return any(method["method"] in SEARCHED for method in methods.values())
 
 
-def _drop_halves(folder: Path) -> None:
-    for file in filter(is_temporary, [*folder.glob("*/.*.tmp"), *folder.glob("*/*/.*.tmp")]):
-        file.unlink(missing_ok=True)
-
-
 def _same(model: nn.Module, data: Any) -> tuple[nn.Module, Any]:
     return model, data
 
@@ -251,15 +242,6 @@ def _crew(config: CompareConfig, build: Any) -> tuple[int, int]:
             )
             workers = 1
     return workers, config.threads or (1 if workers > 1 else torch.get_num_threads())
-
-
-def _with_threads(threads: int, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield from outcomes
-    finally:
-        torch.set_num_threads(before)
 
 
 def _write(folder: Path, found: dict[str, Any]) -> None:

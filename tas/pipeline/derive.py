@@ -77,7 +77,7 @@ def recalibrate(model: nn.Module, data: Any, *, batches: int = 20, batch_size: i
     if not batch_norms(model):
         return evaluating(model)
     device = str(next(model.parameters()).device)
-    with own_randomness([]):
+    with own_randomness():
         seed_everything(seed)  # data sets of the user may draw from the global generators
         return measure_statistics(
             model, islice(as_source(data).train_batches(batch_size, seed=seed, device=device), batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -137,7 +138,7 @@ def export(
     if format == "onnx-int8" and data is None:
         raise DataError("onnx-int8 needs data, for its calibration and its accuracy; give a data set")
     source, path, found = None if data is None else as_source(data), Path(path), []
-    model = _on_cpu(model)
+    model = evaluating(copy.deepcopy(model).cpu())
     images = _images(source, example, dtype_of(model))
 
     def write(temporary: Path) -> None:
@@ -152,12 +153,6 @@ def _require_format(format: str) -> None:
         raise ConfigError(f"format is {format!r}; it can be {' or '.join(get_args(Format))}")
     if format != "torch-export":
         require_packages(format)
-
-
-def _on_cpu(model: nn.Module) -> nn.Module:
-    from copy import deepcopy
-
-    return evaluating(deepcopy(model).cpu())
 
 
 def _images(source: Source | None, example: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -181,13 +181,10 @@ def _sample(graph: Graph, space: SearchSpace, count: int) -> list[Architecture]:
     """The smallest architecture, and random ones of every size between it and the full model; always the same."""
     draw, found = np.random.default_rng(0), [space.smallest]
     for share in np.linspace(0, 1, count - 1):
-        picked = {
-            name: sizes[min(len(sizes) - 1, int(len(sizes) * np.clip(share + draw.uniform(-0.4, 0.4), 0, 0.999)))]
-            for name, sizes in (*space.widths.items(), *space.depths.items())
-        }
-        found.append(
-            Architecture({name: picked[name] for name in space.widths}, {name: picked[name] for name in space.depths})
-        )
+        found.append(space.architecture(
+            min(len(sizes) - 1, int(len(sizes) * np.clip(share + draw.uniform(-0.4, 0.4), 0, 0.999)))
+            for sizes in space.choices.values()
+        ))  # fmt: skip
     return found[:count]
 
 
@@ -198,8 +195,7 @@ def _chosen(graph: Graph, space: SearchSpace, count: int) -> list[Architecture]:
     """
     draw, found = np.random.default_rng(1), []
     for share in np.linspace(0.35, 0.9, count):
-        gains = {name: np.sort(draw.exponential(size=len(sizes)))[::-1] for name, sizes in
-                 (*space.widths.items(), *space.depths.items())}  # fmt: skip
+        gains = {name: np.sort(draw.exponential(size=len(sizes)))[::-1] for name, sizes in space.choices.items()}
         try:
             architecture = decode(
                 {name: row.cumsum().tolist() for name, row in gains.items()}, graph, space,

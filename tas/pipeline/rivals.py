@@ -182,7 +182,11 @@ class _Job:
     def run(self) -> _Outcome:
         """Architecture, ranked model and numbers for the record."""
         if self.method == "uniform":
-            return self._uniform(), self._ranked(channel_importance(self.model, self.graph)), {}
+            return (
+                uniform(self.graph, self.space, self.budget),
+                self._ranked(channel_importance(self.model, self.graph)),
+                {},
+            )
         if self.method == "sfp":
             return self._softly()
         if self.method in ("random", "evolution"):
@@ -190,9 +194,6 @@ class _Job:
         importance, details = self._importance()
         architecture = allocate(importance, self.graph, self.space, self.budget, self.config.allocation)
         return architecture, self._ranked(importance), details
-
-    def _uniform(self) -> Architecture:
-        return uniform(self.graph, self.space, self.budget)
 
     def _ranked(self, importance: Importance) -> nn.Module:
         return evaluating(ranked(self.model, self.graph, importance))
@@ -202,7 +203,7 @@ class _Job:
         if self.method == "taylor":
             work, source = self._prepared()
             batches = self._batches(source, 0, self.config.calibration_batches, work)
-            with own_randomness([]):
+            with own_randomness():
                 seed_everything(self.config.seed)  # data sets of the user may draw from the global generators
                 return taylor_importance(work, graph, batches(), self._task_loss), {"batches": len(list(batches()))}
         details = {}
@@ -237,7 +238,7 @@ class _Job:
         return best, self._ranked(channel_importance(self.model, self.graph)), details
 
     def _softly(self) -> _Outcome:
-        config, architecture = self.config, self._uniform()
+        config, architecture = self.config, uniform(self.graph, self.space, self.budget)
         work, source = self._prepared()
         trained = train_softly(
             work, self.graph, architecture, source,

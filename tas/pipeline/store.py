@@ -37,11 +37,8 @@ def save(folder: str | Path, small: nn.Module, graph: Graph, architecture: Archi
     folder = Path(folder)
     _require_architecture(small, graph, architecture)
     metadata, unsaved = {_KEY: graph.to_json()}, _unsaved(small, graph)
-    handle = small.register_state_dict_post_hook(lambda _, state, *rest: state.update(_owned(state | unsaved)))
-    try:
+    with small.register_state_dict_post_hook(lambda _, state, *rest: state.update(_owned(state | unsaved))):
         write_with(folder / WEIGHTS, lambda path: save_model(small, str(path), metadata=metadata))
-    finally:
-        handle.remove()
     write_text(folder / ARCHITECTURE, architecture.to_json())
 
 

@@ -21,6 +21,7 @@ from tas.data.sharding import sharded
 from tas.data.source import example_of
 from tas.distributed import average_gradients, copy_from_main, join, summed
 from tas.errors import ConfigError, TrainingError
+from tas.nn.compiled import compiled
 from tas.nn.memory_format import channels_last
 from tas.nn.modes import evaluating, require_trainable, teaching
 from tas.nn.statistics import average_statistics
@@ -35,8 +36,8 @@ from tas.task import (
     TRANSFER_WEIGHTS,
     Loss,
     Transfer,
-    compiled,
     dtype_of,
+    right_and_counted,
     run_model,
     task_loss,
     warn_of_slow_precision,
@@ -168,10 +169,9 @@ def train(
     comparison, layers = _feature_comparison(model, helper, source, config)
     copy_from_main(model, helper, comparison)
     steps = len(source.train_batches(config.batch_size, seed=config.seed, device=device))
-    devices = [home] if home.type == "cuda" else []
     models = [model, helper] if helper is not None else [model]
     with (
-        own_randomness(devices),
+        own_randomness(home),
         recorded(models, layers) as take,
         channels_last(model, helper, precision=config.precision),
         synchronized_batch_norm(config.sync_batch_norm),
@@ -299,9 +299,8 @@ class _Meter:
         self.is_classes = isinstance(outputs, Tensor) and outputs.dim() == 2 and targets.dim() == 1
         self.is_classes = self.is_classes and not targets.is_floating_point()
         if self.is_classes:
-            counts = (targets >= 0) & (targets < outputs.shape[1])  # the others are to be ignored
-            self.right = self.right.to(loss.device) + ((outputs.argmax(1) == targets) & counts).sum()
-            self.labels = self.labels.to(loss.device) + counts.sum()
+            right, counted = right_and_counted(outputs, targets)
+            self.right, self.labels = self.right.to(loss.device) + right, self.labels.to(loss.device) + counted
 
     def means(self) -> dict[str, float]:
         """Loss, and for a classification the percentage of right classes; all processes must ask.

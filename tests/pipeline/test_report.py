@@ -301,10 +301,9 @@ def test_rounds_are_told_and_shown(tmp_path):
     record.add("search", part="saliency", seconds=1.0, losses={})
 
     def add(number, found, losses):
-        sizes = {"widths": dict(found.widths), "depths": dict(found.depths)}
         record.add(
             "search", part="halving", round=number, steps=60 * (number + 1), images=128, seconds=1.0, loss=min(losses),
-            losses=losses, macs=graph.macs(found), architecture=sizes,
+            losses=losses, macs=graph.macs(found), architecture=found.to_dict(),
         )  # fmt: skip
 
     add(0, space.smallest, [7.0, 8.0, 9.0, 9.5])

@@ -265,6 +265,12 @@ def test_what_has_no_rule_is_frozen_with_the_reason(name):
     assert any(reason in found for found in reasons), reasons
 
 
+def test_a_standardised_convolution_that_is_the_whole_model_is_seen():
+    graph = trace(nets.Standardised(3, 8, 3), torch.zeros(1, 3, 8, 8))
+    assert [(item.axis, item.reason) for item in graph.frozen] == [("weight[0]", "output of the model")]
+    assert graph.macs() == 8 * 3 * 9 * 36
+
+
 def test_a_weight_that_is_standardised_keeps_two_numbers():
     model = perturbed(nets.StandardisedNet(kernel=1))
     graph = trace(model, images())

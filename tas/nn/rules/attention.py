@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tas.graph import Layer
 from tas.nn.labels import spread, varying_dims
 from tas.nn.mixing import DenseAxis
+from tas.nn.paths import joined
 from tas.nn.rules.base import Call, Constant, Kind, layout_of
 from tas.nn.rules.opened import ActiveTensors, Opened
 from tas.nn.rules.parameter import learned
@@ -45,7 +46,7 @@ def linear(call: Call) -> Any:
     )  # fmt: skip
     has_own = type(owner).forward in (nn.MultiheadAttention.forward, HeadwiseAttention.forward)
     is_own = has_own and isinstance(weight, Constant)
-    name, positions = f"{call.module}.in_proj_weight".lstrip("."), prod(call.shape[:-1]) // call.batch
+    name, positions = joined(call.module, "in_proj_weight"), prod(call.shape[:-1]) // call.batch
     if is_own and weight.name == name and isinstance(inputs, Tensor):
         return connect_linear(call, call.draft("attention"), inputs, positions, "in_proj_weight")
     rows = _rows(weight, name) if is_own else None
@@ -84,7 +85,7 @@ def _projection(call: Call, name: str, rows: Tensor, positions: int) -> Any:
     if (name, 0) not in call.labels.axes:
         call.labels.attach(name, 0, call.labels.fresh(weight.shape[0]))
     makes = torch.as_tensor(call.labels.axes[name, 0])
-    bias = f"{call.module}.in_proj_bias".lstrip(".")
+    bias = joined(call.module, "in_proj_bias")
     if call.tensor(bias) is not None:
         call.labels.attach(bias, 0, makes)
     call.labels.attach(name, 1, reads)

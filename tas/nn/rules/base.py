@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tas.graph import Layer, Layout
 from tas.nn.labels import Labels, fixed
+from tas.nn.paths import lies_in
 
 PARAMETRISED = "its weight is parametrised; torch.nn.utils.parametrize.remove_parametrizations opens it"
 
@@ -153,7 +154,7 @@ class Call:
                 PARAMETRISED if self.is_parametrised() else "its weight is computed in forward, not stored",
             )
         path, _, short = name.rpartition(".")
-        if short != "weight" or not (path == self.module or path.startswith(f"{self.module}.") or not self.module):
+        if short != "weight" or not lies_in(path, self.module):
             owner = self.model.get_submodule(path)
             if owner is self.model.get_submodule(self.module):
                 return self.module, (
@@ -201,6 +202,6 @@ LabelRule = Callable[[Call], Any]
 def layout_of(layer: Layer, parameter: str, dim: int) -> Layout | None:
     """Layout of one axis of one of the layer's own parameters; None where it is never cut or there is none."""
     for item in layer.parameters:
-        if item.name.rpartition(".")[2] == parameter:
+        if item.short == parameter:
             return item.layouts[dim]
     return None

@@ -147,7 +147,7 @@ class _SomeChannels(Opened):
     def __init__(self, module: nn.Module, layer: Layer):
         super().__init__(module)
         self._axes = [
-            (item.name.rpartition(".")[2], dim)
+            (item.short, dim)
             for item in layer.parameters
             for dim, layout in enumerate(item.layouts)
             if layout is not None

@@ -56,11 +56,12 @@ class OpenBatchNorm(Opened):
     def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, Any]):
         super().__init__(module)
         assert isinstance(module, nn.modules.batchnorm._BatchNorm)
-        whole = whole_width(layout_of(layer, "weight", 0) or layout_of(layer, "running_mean", 0))
+        self._layout = layout_of(layer, "weight", 0) or layout_of(layer, "running_mean", 0)
+        whole = whole_width(self._layout)
         self._copies = whole.copies if whole else 1
         self.width_name = whole.width if whole and layer.mixed_by == layer.name else None
         self.width = widths[self.width_name] if self.width_name is not None else None
-        # per candidate: the released code gives every candidate a norm of its own (paper.md, section 2)
+        # per candidate: the released code gives every candidate a norm of its own
         self.scales = self.shifts = None
         if self.width is not None and module.affine:
             count = len(self.width.candidates)
@@ -153,8 +154,7 @@ class CompactBatchNorm(OpenBatchNorm):
 
     def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, CompactWidth]):
         super().__init__(module, layer, widths)
-        layout = layout_of(layer, "weight", 0) or layout_of(layer, "running_mean", 0)
-        self._axis = CompactAxis(layout, widths)
+        self._axis = CompactAxis(self._layout, widths)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, active channels, …), same shape out."""
@@ -183,7 +183,7 @@ class DenseBatchNorm(OpenBatchNorm):
 
     def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, DenseWidth]):
         super().__init__(module, layer, widths)
-        self._axis = DenseAxis(layout_of(layer, "weight", 0) or layout_of(layer, "running_mean", 0), widths)
+        self._axis = DenseAxis(self._layout, widths)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, all channels, …), same shape out."""

@@ -57,7 +57,7 @@ class ActiveTensors:
 
     def __init__(self, layer: Layer, widths: dict[str, CompactWidth]):
         self._axes = {
-            item.name.rpartition(".")[2]: [
+            item.short: [
                 (dim, CompactAxis(layout, widths)) for dim, layout in enumerate(item.layouts) if layout is not None
             ]
             for item in layer.parameters

@@ -196,7 +196,7 @@ class _Zeroed(Opened):
     def __init__(self, module: nn.Module, layer: Layer):
         super().__init__(module)
         self._axes = {
-            item.name.rpartition(".")[2]: [(dim, layout) for dim, layout in enumerate(item.layouts) if layout]
+            item.short: [(dim, layout) for dim, layout in enumerate(item.layouts) if layout]
             for item in layer.parameters
             if any(item.layouts)
         }

@@ -14,7 +14,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from tas.graph import Layer, whole_width
 from tas.nn.labels import fixed, spread, varying_dims
 from tas.nn.mixing import CompactWidth, DenseAxis, DenseWidth
-from tas.nn.rules.base import Call, Constant, Draft, Kind, layout_of
+from tas.nn.paths import joined
+from tas.nn.rules.base import Call, Constant, Draft, Kind, LabelRule, layout_of
 from tas.nn.rules.opened import ActiveTensors, Opened, call_with
 from tas.nn.rules.parameter import bind, learned
 
@@ -147,7 +148,7 @@ def _connected(
     draft.products.append((positions, factors))
     weight, bias = call.arguments["weight"], call.arguments.get("bias")
     for dim, labels in (*makes.values(), *(reads or {}).values()):
-        call.labels.attach(weight.name or f"{call.module}.weight", dim, labels)
+        call.labels.attach(weight.name or joined(call.module, "weight"), dim, labels)
     ((_, made),) = makes.values()
     if weight.name is None:  # the module computes it, perhaps with a gain for every channel
         _attach_vectors(call, made)
@@ -163,7 +164,7 @@ def _connected(
 def _attach_vectors(call: Call, made: Tensor) -> None:
     for name, parameter in call.model.get_submodule(call.module).named_parameters(recurse=False):
         if name not in ("weight", "bias") and parameter.numel() == len(made) == max(parameter.shape):
-            call.labels.attach(f"{call.module}.{name}", list(parameter.shape).index(len(made)), made)
+            call.labels.attach(joined(call.module, name), list(parameter.shape).index(len(made)), made)
 
 
 def _refused(call: Call, reason: str, cost: int) -> Any:
@@ -171,7 +172,7 @@ def _refused(call: Call, reason: str, cost: int) -> Any:
     call.draft("other").products.append((cost, ()))
     weight, dim = call.arguments["weight"], 1 if call.op.startswith("conv_transpose") else 0
     makes, name = call.labels.fresh(weight.shape[dim]), weight.name if isinstance(weight, Constant) else None
-    call.labels.attach(name or f"{call.module}.weight".lstrip("."), dim, makes)
+    call.labels.attach(name or joined(call.module, "weight"), dim, makes)
     call.labels.freeze(makes, reason, call.module)
     return call.refuse(f"is read by {call.module or 'the model'}: {reason}")
 
@@ -194,10 +195,6 @@ def linear_numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str
     weight = tensors.get("weight", module.weight)
     assert isinstance(weight, Tensor)
     return {"in_features": weight.shape[1], "out_features": weight.shape[0]}
-
-
-def _numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    return (convolution_numbers if isinstance(module, _ConvNd) else linear_numbers)(module, tensors)
 
 
 class OpenProjection(Opened):
@@ -330,7 +327,7 @@ def fold(values: Tensor, matrix: Tensor, repeat: int, dim: int = 0) -> Tensor:
 
 
 _WEIGHT_0, _WEIGHT_1 = {"weight": 0}, {"weight": 1}
-LABELS = {**dict.fromkeys(CONVOLUTIONS, convolution), "linear": linear}
+LABELS: dict[str, LabelRule] = dict.fromkeys(CONVOLUTIONS, convolution)  # `attention` sees linear layers first
 KINDS = {
     "convolution": Kind(convolution_numbers, CompactProjection, DenseProjection, makes=_WEIGHT_0, reads=_WEIGHT_1),
     "transposed": Kind(convolution_numbers, CompactProjection, DenseProjection, makes=_WEIGHT_1, reads=_WEIGHT_0),

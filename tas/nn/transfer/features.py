@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tas.errors import ConfigError, ModelError
-from tas.nn.modes import evaluating
+from tas.nn.modes import evaluating, modes_kept
 from tas.nn.transfer.losses import attention_loss, hint_loss
 from tas.options import near_misses
 
@@ -185,15 +185,11 @@ def _calls(model: nn.Module, inputs: Tensor) -> dict[str, _Call]:
 
         return hook
 
-    was_training = {module: module.training for module in model.modules()}
-    handles = [module.register_forward_hook(note(path)) for path, module in model.named_modules() if path]
-    try:
+    with modes_kept(model), ExitStack() as hooks:
+        for path, module in model.named_modules():
+            if path:
+                hooks.enter_context(module.register_forward_hook(note(path)))
         evaluating(model)(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in was_training.items():
-            module.training = training
     return calls
 
 
@@ -267,13 +263,8 @@ def recorded(models: Sequence[nn.Module], layers: Sequence[str]) -> Iterator[Cal
             features.clear()  # what is held on to keeps a whole pass in memory
         return taken
 
-    handles = [
-        model.get_submodule(layer).register_forward_hook(keep(features, layer))
-        for model, features in zip(models, found, strict=True)
-        for layer in layers
-    ]
-    try:
+    with ExitStack() as hooks:
+        for model, features in zip(models, found, strict=True):
+            for layer in layers:
+                hooks.enter_context(model.get_submodule(layer).register_forward_hook(keep(features, layer)))
         yield take
-    finally:
-        for handle in handles:
-            handle.remove()

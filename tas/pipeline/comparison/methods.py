@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast, get_args
 
-from tas.errors import ConfigError
-from tas.options import flat_options, with_options
+from tas.errors import ConfigError, first_line
+from tas.options import flat_options, near_misses, with_options
 from tas.pipeline.compress import CompressConfig
 from tas.pipeline.rivals import METHODS as RIVALS
 from tas.pipeline.rivals import READ_BY, RivalConfig
@@ -221,9 +220,7 @@ def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
 def _known(name: str) -> str:
     known = (*SEARCHED, *RIVALS)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=3)
-        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
-        raise ConfigError(f"there is no method {name!r}{hint}; choose of {', '.join(known)}")
+        raise ConfigError(f"there is no method {name!r}{near_misses(name, known)}; choose of {', '.join(known)}")
     return name
 
 
@@ -257,7 +254,7 @@ def _yaml(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"methods {text!r} is not YAML ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"methods {text!r} is not YAML ({first_line(error)})") from None
 
 
 def words_of(value: str | int | float | Sequence[Any]) -> list[Any]:
@@ -278,9 +275,7 @@ def read_transfer(name: str) -> tuple[bool, TransferName]:
     transfer = "none" if name == "init" else name.removeprefix("init+")
     if transfer not in known:
         names = [*known, *("init" if one == "none" else f"init+{one}" for one in known)]
-        close = difflib.get_close_matches(name, names, n=2)
-        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
-        raise ConfigError(f"there is no transfer {name!r}{hint}; choose of {', '.join(names)}")
+        raise ConfigError(f"there is no transfer {name!r}{near_misses(name, names)}; choose of {', '.join(names)}")
     return inherits, cast(TransferName, transfer)
 
 

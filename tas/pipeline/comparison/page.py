@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tas.page import COLORS, Chart, Part, key, padded_range, plain, scatter_figure, table, write_page
-from tas.pipeline.comparison.table import Found, headline, notes, origin, plus_minus, table_head, table_rows
+from tas.pipeline.comparison.table import Found, headline, notes, origin, table_head, table_rows
+from tas.profile import plus_minus
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

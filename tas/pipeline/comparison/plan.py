@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from tas.budget import Amount, Budget
 from tas.errors import ConfigError
-from tas.options import check_options, check_seed, plain
+from tas.options import check_options, check_seed, plain, plain_value
 from tas.pipeline.comparison.methods import Method, Methods, canonical_transfer, read_methods, read_transfer, words_of
 from tas.pipeline.compress import CompressConfig
 from tas.pipeline.rivals import RivalConfig
@@ -103,14 +103,12 @@ class CompareConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything the result depends on, as options of the command line and of YAML files."""
-        shared = plain(self.job)
-        for stage in ("search", "train", "teacher"):
-            shared[stage].pop("seed")  # one seed rules them all
+        shared = self.job.to_dict()
         for name in ("latency", "latency_batch"):  # a comparison measures none
             shared.pop(name)
         rivals = {name: value for name, value in plain(self.rivals).items() if name != "seed"}
         return {
-            "methods": {method.label: _plain(method.to_dict()) for method in self.rows},
+            "methods": {method.label: plain_value(method.to_dict()) for method in self.rows},
             "transfers": list(self.transfers),  # type: ignore[arg-type]
             "seeds": list(self.seeds),  # type: ignore[arg-type]
             "budgets": [{name: v for name, v in asdict(one).items() if v is not None} for one in self.budgets],  # type: ignore
@@ -118,12 +116,6 @@ class CompareConfig:
             **shared,
             "rivals": rivals,
         }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def _seed(word: Any) -> int:
@@ -145,12 +137,6 @@ def _budget(word: Any) -> Budget:
     if budget.latency is not None:
         raise ConfigError(f"compare budgets has a latency, {budget.latency}; a comparison knows macs and params alone")
     return Budget(**budget.amounts)  # the default in words, so that it has a name
-
-
-def budget_text(budget: Budget) -> str:
-    """A budget in words."""
-    words = [f"{value} of {name}" if "%" in str(value) else f"{value} {name}" for name, value in budget.amounts.items()]
-    return ", ".join(words)
 
 
 @dataclass(frozen=True)
@@ -211,9 +197,8 @@ def plan(config: CompareConfig, *, train_teacher: bool) -> list[Job]:
             for method in config.rows:
                 job = method.job(config.job, seed)
                 searched = job.search.epochs if method.is_searched else 0
-                name = "-".join(
-                    (file_name(method.label), file_name("-".join(f"{v}{k}" for k, v in budget.amounts.items())))
-                )
+                bounds = file_name("-".join(f"{amount}{name}" for name, amount in budget.amounts.items()))
+                name = f"{file_name(method.label)}-{bounds}"
                 length = _hundredths(searched + 0.3 * method.is_searched)
                 search = Job("search", f"{name}-seed{seed}", seed, method, budget, needs=(teacher.file,), work=length)
                 jobs.append(search)

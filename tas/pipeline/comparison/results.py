@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from tas.budget import bounds_text
+from tas.distributed import usable_cores
 from tas.errors import RunError
-from tas.pipeline.comparison.plan import CompareConfig, Job, budget_text
+from tas.pipeline.comparison.plan import CompareConfig, Job
 from tas.run import read_text
 
 QUANTITIES = (
@@ -49,7 +50,7 @@ def collect(folder: Path, jobs: Sequence[Job]) -> dict[str, Any]:
     for job, found in done:
         if job.kind == "cell":
             assert job.budget is not None
-            cell = {"name": job.name, **found, "budget_text": budget_text(job.budget)}
+            cell = {"name": job.name, **found, "budget_text": bounds_text(job.budget.amounts)}
             clock = clocks.get(str(job.seed))
             cell["search_in_epochs"] = cell["search_seconds"] / clock if clock else None
             cells.append(cell)
@@ -68,13 +69,13 @@ def rows_of(cells: Sequence[dict[str, Any]], config: CompareConfig) -> list[dict
     for cell in cells:
         groups.setdefault((cell["budget_text"], cell["method"], cell["transfer"]), []).append(cell)
     rows = []
-    for budget in config.budgets:  # type: ignore[union-attr]
+    for budget in (bounds_text(one.amounts) for one in config.budgets):  # type: ignore[union-attr]
         for method in config.rows:
             for transfer in config.transfers:  # type: ignore[union-attr]
-                group = groups.get((budget_text(budget), method.label, transfer), [])
+                group = groups.get((budget, method.label, transfer), [])
                 if group:
                     rows.append({
-                        "budget": budget_text(budget), "method": method.label, "transfer": transfer,
+                        "budget": budget, "method": method.label, "transfer": transfer,
                         "seeds": {str(cell["seed"]): cell["accuracy"] for cell in group},
                         "macs_by_seed": {str(cell["seed"]): cell["macs"] for cell in group},
                         **{name: _over_seeds(group, name) for name in QUANTITIES},
@@ -96,8 +97,3 @@ def machine(workers: int, threads: int) -> dict[str, Any]:
         "system": platform.system(), "processor": platform.machine(), "cores": usable_cores(), "workers": workers,
         "threads": threads, "gpus": gpus,
     }  # fmt: skip
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

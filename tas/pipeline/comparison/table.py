@@ -7,16 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tas.pipeline.comparison.methods import SEARCHED
+from tas.profile import plus_minus
 
 Found = Mapping[str, Any]  # the content of compare.json
-
-
-def plus_minus(value: Mapping[str, float | None], digits: int) -> str:
-    """Mean ± standard deviation; the mean alone where there is no other."""
-    mean, deviation = value["mean"], value["deviation"]
-    if mean is None:
-        return "-"
-    return f"{mean:,.{digits}f}" + (f" ± {deviation:,.{digits}f}" if deviation is not None else "")
 
 
 def table_head(found: Found) -> list[str]:

@@ -253,7 +253,7 @@ def _cell(bench: Bench, job: Job) -> dict[str, Any]:
         "method": method.label, "budget": job.budget.amounts, "transfer": job.transfer, "seed": job.seed,
         **_profile(bench, small), "train_epochs": epochs, "train_seconds": round(record.seconds("train"), 3),
         "search_epochs": choice["epochs"], "search_seconds": choice["seconds"],
-        "architecture": {"widths": dict(architecture.widths), "depths": dict(architecture.depths)},
+        "architecture": architecture.to_dict(),
         "device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads(),
         "epochs": rows,
     }  # fmt: skip

@@ -19,7 +19,7 @@ from tas.data.source import example_of
 from tas.distributed import from_main, join
 from tas.errors import DataError
 from tas.graph import Graph
-from tas.options import or_default, plain
+from tas.options import or_default, plain, to_yaml
 from tas.pipeline.compress.config import CompressConfig, short_search, short_teacher, short_train
 from tas.pipeline.compress.stages import CompressResult, Job, find_architecture, finished, shrink
 from tas.pipeline.latency import latency_of_run
@@ -280,9 +280,4 @@ def _warn_of_frozen(model: nn.Module, graph: Graph) -> None:
 
 
 def _settings(config: CompressConfig, budgets: Sequence[Budget], origin: Mapping[str, Any] | None) -> str:
-    import yaml
-
-    stages = plain(config)
-    for stage in ("search", "train", "teacher"):
-        stages[stage].pop("seed")  # one seed rules them all
-    return yaml.safe_dump({**(origin or {}), "budget": asdict(Budgets.of(budgets)), **stages}, sort_keys=False)
+    return to_yaml({**(origin or {}), "budget": asdict(Budgets.of(budgets)), **config.to_dict()})

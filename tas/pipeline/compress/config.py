@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
-from tas.options import check_options, split_patterns
+from tas.options import check_options, plain, split_patterns
 from tas.pipeline.latency import LatencyConfig
 from tas.pipeline.search import SearchConfig
 from tas.pipeline.train import TrainConfig
@@ -69,3 +69,10 @@ class CompressConfig:
         for stage in ("search", "train", "teacher"):
             object.__setattr__(self, stage, replace(getattr(self, stage), seed=self.seed))
         object.__setattr__(self, "keep", split_patterns(self.keep))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As options of the command line and of YAML files: one seed rules all stages."""
+        options = plain(self)
+        for stage in ("search", "train", "teacher"):
+            options[stage].pop("seed")
+        return options

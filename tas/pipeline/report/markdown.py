@@ -7,10 +7,9 @@ from statistics import median
 from typing import Any
 
 from tas.architecture import Architecture
-from tas.budget import cost_text
+from tas.budget import bounds_text, cost_text
 from tas.graph import Graph
 from tas.pipeline.report.files import RunFiles
-from tas.pipeline.report.sections import budget_words
 from tas.profile import compared, quality_words
 from tas.record import Record
 
@@ -36,7 +35,7 @@ def result_table(summary: Mapping[str, Any]) -> str:
 
 
 def _head(run: RunFiles) -> str:
-    budget = budget_words(run.budget) or "none"
+    budget = bounds_text(run.budget) or "none"
     if run.summary is None:
         return f"# Not finished\n\nSo far: {run.progress}. Budget: {budget}."
     full, pruned = run.summary["full"], run.summary["pruned"]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tas.budget import bounds_text
 from tas.page import COLORS, Chart, Part, key, padded_range, plain, scatter_figure
 from tas.pipeline.report.files import RunFiles
-from tas.pipeline.report.sections import budget_words
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -54,7 +54,7 @@ def points_of(runs: Sequence[RunFiles]) -> list[Point]:
         if before.get("accuracy") is None or after.get("accuracy") is None:
             continue
         full.setdefault((before["macs"], before["accuracy"]), []).append(run.label)
-        budget = f"budget {budget_words(run.budget)}"
+        budget = f"budget {bounds_text(run.budget)}"
         small.append(Point(run.label, after["macs"], after["accuracy"], COLORS[number % len(COLORS)], budget))
     names = {place: "full model" if len(full) == 1 else f"full model of {', '.join(of)}" for place, of in full.items()}
     return [Point(names[place], *place, FULL_COLOR) for place in full] + small

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from tas.architecture import Architecture
-from tas.budget import amount_text
+from tas.budget import bounds_text
 from tas.graph import Graph
 from tas.page import plain, table
 from tas.pipeline.report.files import RunFiles
@@ -35,11 +34,6 @@ def result_sentence(run: RunFiles) -> str:
     return sentence
 
 
-def budget_words(budget: Mapping[str, Any]) -> str:
-    """The bounds in words: `50% of macs, 25 params`."""
-    return ", ".join(amount_text(value, name) for name, value in budget.items())
-
-
 def head(run: RunFiles) -> str:
     """The result, the budget, and a plain word where a run is not finished."""
     lines = [f"<h1>{plain(result_sentence(run))}</h1>"]
@@ -47,7 +41,7 @@ def head(run: RunFiles) -> str:
         text = f"This run is not finished; below is what there is so far: {run.progress}."
         lines.append(f'<p class="unfinished">{plain(text)}</p>')
     if run.budget:
-        lines.append(f'<p class="quiet">Budget: {plain(budget_words(run.budget))}{run.held}.</p>')
+        lines.append(f'<p class="quiet">Budget: {plain(bounds_text(run.budget))}{run.held}.</p>')
     return "\n".join(lines)
 
 
@@ -92,7 +86,7 @@ def results_of(runs: Sequence[RunFiles]) -> str:
     """A row per quantity, two columns per run; runs that are not finished say so."""
     found = [{name: cells for name, *cells in quantities(run)} for run in runs]
     names = list(dict.fromkeys(name for rows in found for name in rows))
-    lines = [("budget", *(budget_words(run.budget) or "-" for run in runs)),
+    lines = [("budget", *(bounds_text(run.budget) or "-" for run in runs)),
              ("state", *("finished" if run.summary else f"not finished: {run.progress}" for run in runs))]  # fmt: skip
     for name in names:
         cells = ("{} → {} ({})".format(*rows[name]) if name in rows else "-" for rows in found)

@@ -16,6 +16,7 @@ from tas.pipeline.report.rows import LayerRow, layer_rows
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+MOST_LETTERS = 24  # of a layer's name
 FRAMES = 120  # more are not told apart on a slider, and every one costs bytes
 KEY = (
     '<p class="key quiet"><span><i style="background:var(--kept)"></i>channels kept</span>'
@@ -128,9 +129,9 @@ def _result(rows: list[LayerRow], chosen: Architecture | None, step: int) -> Any
     )  # fmt: skip
 
 
-def _short(name: str, limit: int = 24) -> str:
+def _short(name: str) -> str:
     """The end of a long path: it is what tells two layers apart."""
-    return plain(name if len(name) <= limit else "…" + name[1 - limit :])
+    return plain(name if len(name) <= MOST_LETTERS else "…" + name[1 - MOST_LETTERS :])
 
 
 def _set_in_motion(

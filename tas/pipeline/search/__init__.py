@@ -104,7 +104,7 @@ def search(
     require_trainable(supernet.model)
     home = join()
     warn_of_slow_precision(config.precision, home.type)
-    device, devices = str(home), [home] if home.type == "cuda" else []
+    device = str(home)
     if scores is not None and scores.space != supernet.space:
         raise ConfigError("the scores are of another search space; give those of a search of this supernet's space")
     if config.start == "scratch":
@@ -120,30 +120,24 @@ def search(
     given = copy.deepcopy(supernet.model.state_dict()) if competes and config.epochs and scores is None else None
     finished = restore_epoch(checkpoint, _identity(steps), steps.parts())
     if scores is None:
-        scores = _scored(steps, source, record, device, devices, checkpoint, finished)
+        scores = _scored(steps, source, record, home, checkpoint, finished)
     if not competes:
         return SearchResult(from_main(scores.decode)(budget), scores, record)
     if given and finished <= config.epochs:
         supernet.model.load_state_dict(given)  # the epochs move the logits; an architecture does better without them
-    with own_randomness(devices), channels_last(supernet, steps.teacher, precision=config.precision):
+    with own_randomness(home), channels_last(supernet, steps.teacher, precision=config.precision):
         found = _halved(steps, scores, source, budget, record, device, checkpoint, max(0, finished - config.epochs))
     return SearchResult(found, scores, record)
 
 
 def _scored(
-    steps: Steps,
-    source: Source,
-    record: Record,
-    device: str,
-    devices: list[Any],
-    checkpoint: Path | None,
-    finished: int,
+    steps: Steps, source: Source, record: Record, home: torch.device, checkpoint: Path | None, finished: int
 ) -> Scores:
     """Saliency and alternation, as far as the config asks for them: what is known of every candidate afterwards."""
-    config, supernet = steps.config, steps.supernet
+    config, supernet, device = steps.config, steps.supernet, str(home)
     own_share = sharded(source)
     pairs = halves(own_share, config, 0, device)[2]
-    with own_randomness(devices), channels_last(supernet, steps.teacher, precision=config.precision):
+    with own_randomness(home), channels_last(supernet, steps.teacher, precision=config.precision):
         if not finished:
             _start_logits(steps, source, record, device, resumes=checkpoint is not None)
         first = min(finished, config.epochs)
@@ -183,7 +177,7 @@ def _start_logits(steps: Steps, source: Source, record: Record, device: str, *, 
     if config.logits_start == "random":
         random_logits(supernet, config.seed)
         return
-    choices = {**supernet.space.widths, **supernet.space.depths}
+    choices = supernet.space.choices
     known = [row["losses"] for row in record.rows if resumes and row.get("part") == "saliency"]
     if known and {name: len(row) for name, row in known[-1].items()} == {name: len(v) for name, v in choices.items()}:
         saliency = {name: known[-1][name] for name in choices}
@@ -246,7 +240,7 @@ def _halved(
             record.add(
                 "search", part="halving", round=number, steps=found.steps, images=found.images,
                 seconds=_since(started), loss=found.losses[best], losses=list(found.losses.values()),
-                macs=graph.macs(best), architecture={"widths": dict(best.widths), "depths": dict(best.depths)},
+                macs=graph.macs(best), architecture=best.to_dict(),
             )  # fmt: skip
             _save(checkpoint, config.epochs + number + 1, steps)
             started = time.perf_counter()

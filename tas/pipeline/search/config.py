@@ -192,9 +192,7 @@ class SearchConfig:
                 measured += one.images * left
                 left = one.stay
         if self.logits_start == "saliency":
-            measured += self.held_out_images * sum(
-                len(sizes) - 1 for sizes in (*space.widths.values(), *space.depths.values())
-            )
+            measured += self.held_out_images * sum(len(sizes) - 1 for sizes in space.choices.values())
         return self.epochs + (steps * batch_size + measured / 3) / images
 
     def passes_of(self, rows: Iterable[Mapping[str, Any]], images: int, batch_size: int) -> float:

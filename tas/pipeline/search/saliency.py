@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tas.architecture import Architecture
 from tas.distributed import num_processes, process_index, summed
 from tas.errors import TrainingError
+from tas.nn.modes import modes_kept
 from tas.nn.statistics import batch_norms
 from tas.nn.supernet import Supernet
 from tas.progress import Bar
@@ -55,7 +56,7 @@ def measured_saliency(supernet: Supernet, batches: Sequence[Judged], objective: 
     Raises:
         TrainingError: a loss is not finite.
     """
-    choices = {**supernet.space.widths, **supernet.space.depths}
+    choices = supernet.space.choices
     found = {name: [0.0] * len(sizes) for name, sizes in choices.items()}
     with batch_statistics(supernet):
 
@@ -79,18 +80,16 @@ def measured_saliency(supernet: Supernet, batches: Sequence[Judged], objective: 
 @contextmanager
 def batch_statistics(supernet: Supernet) -> Iterator[None]:
     """Batch norms alone in training mode; their running statistics and all modes are given back."""
-    modes = {module: module.training for module in supernet.modules()}
     norms = {id(norm) for norm in batch_norms(supernet)}
     held = [(buffer, buffer.clone()) for buffer in supernet.buffers()]
-    supernet.eval()
-    for module in supernet.modules():
-        if id(module) in norms or id(getattr(module, "_modules", {}).get("module")) in norms:  # and what wraps it
-            module.training = True
     try:
-        yield
+        with modes_kept(supernet):
+            supernet.eval()
+            for module in supernet.modules():
+                if id(module) in norms or id(getattr(module, "_modules", {}).get("module")) in norms:  # and its wrapper
+                    module.training = True
+            yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         with torch.no_grad():
             for buffer, before in held:
                 buffer.copy_(before)

@@ -16,9 +16,10 @@ from tas.data import Batches, Source
 from tas.data.augment import epoch_seed, seed_everything
 from tas.distributed import average_gradients, num_processes, summed
 from tas.errors import DataError, TrainingError
+from tas.nn.compiled import compiled
 from tas.nn.supernet import Supernet
 from tas.pipeline.search.config import LOGITS_TRAVEL, SearchConfig
-from tas.task import Loss, compiled, run_model, task_loss
+from tas.task import Loss, run_model, task_loss
 
 
 def random_logits(supernet: Supernet, seed: int) -> None:
@@ -165,7 +166,7 @@ class Steps:
         """± log of the expected cost outside the tolerance band of the budget, 0 inside; summed over the bounds.
 
         Source:
-            Dong and Yang, 2019, equation 7; the band of the released code is paper.md's section 3.
+            Dong and Yang, 2019, equation 7; the other band is that of their released code.
         """
         probabilities = self.supernet.log_probabilities().exp()
         likely, config = self.supernet.most_probable(), self.config
@@ -190,7 +191,7 @@ class Steps:
             "entropy": round(float(-(probabilities * probabilities.clamp_min(1e-12).log()).sum(1).mean()), 4),
             "most_probable": {name: graph.cost(name).exact(likely) for name in self.limits},
             "expected": expected,
-            "architecture": {"widths": dict(likely.widths), "depths": dict(likely.depths)},
+            "architecture": likely.to_dict(),
         }
 
     def parts(self) -> dict[str, Any]:
