@@ -208,7 +208,7 @@ def test_measure_times_what_runs_elsewhere_without_data_and_leaves_the_summary(i
     assert run("measure", *data, "--run", folder, *size[2:], "--threads", 2) == 0
     capsys.readouterr()
     assert run("report", folder) == 0
-    assert "Latency: median of one pass; PyTorch, 2 threads, " in (folder / "report.html").read_text()
+    assert "between its quartiles; PyTorch, 2 threads, " in (folder / "report.html").read_text()
 
 
 def test_batch_sizes_that_are_no_positive_numbers_are_an_error(capsys):
