@@ -49,6 +49,7 @@ APART = {
     "smaller of two": lambda x: torch.min(x, -x).multiply(2).subtract(x),
     "folded": lambda x: F.fold(F.unfold(x, 2, stride=2) + 1, (8, 8), 2, stride=2),
     "turned by letters": lambda x: torch.einsum("bchw->bcwh", x),
+    "letters left out of one": lambda x: torch.einsum("...hw,wv->...hv", x, torch.ones(8, 8)),
     "letters left out": lambda x: torch.einsum("...hw,...vw->...hv", x, x),
     "windows": lambda x: x.unfold(2, 2, 2).mean(-1),
 }
