@@ -308,9 +308,11 @@ class _LabelRun:
     def _value(self, node: fx.Node) -> Any:
         """What a node that depends on constants alone computes."""
         if node not in self._computed:
-            constant = self.values.get(node)
-            if node.op == "placeholder" and isinstance(constant, Constant):
-                self._computed[node] = constant.value()
+            known = self.values.get(node)
+            if node.op == "placeholder" and isinstance(known, Constant):
+                self._computed[node] = known.value()
+            elif isinstance(known, Tensor):  # labels: what is made anew takes its shape alone from them
+                self._computed[node] = torch.zeros((), dtype=node.meta["val"].dtype).expand(known.shape)
             else:
                 arguments, options = map_arg((node.args, dict(node.kwargs)), self._value)
                 self._computed[node] = node.target(*arguments, **options)  # type: ignore[operator]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from tas.nn.mixing import (
     INTERPOLATIONS,
     PADDING,
     CompactWidth,
+    DenseAxis,
     DenseWidth,
     FixedSize,
     Interpolation,
@@ -295,6 +297,10 @@ def _opened(
         if layer.is_open:
             module = model.get_submodule(layer.name)
             others[module] = make(module, layer, sizes).train(module.training)
+            place = next(chain(module.parameters(), module.buffers(), model.parameters())).device
+            for table in others[module].modules():
+                if isinstance(table, DenseAxis):
+                    table.to(place)  # nothing moves in a forward
     for depth in graph.depths:
         for position, path in enumerate(depth.blocks):
             block = model.get_submodule(path)

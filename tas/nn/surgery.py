@@ -194,9 +194,11 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
 def fresh_copy(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
     """A copy without what modules have computed from their weights and kept; these tensors it has in common."""
-    # a module with a `train` of its own may write into its weights there, as LoRA merges them; transformers' do not
-    writers = [module for module in model.modules() if type(module).train is not nn.Module.train
-               and not type(module).train.__module__.startswith("transformers.")]  # fmt: skip
+    # a module with a `train` of its own may write into its weights there, as LoRA merges them; transformers' do not;
+    # embeddings with a largest norm write in every forward
+    writers = [module for module in model.modules() if getattr(module, "max_norm", None) is not None
+               or (type(module).train is not nn.Module.train
+                   and not type(module).train.__module__.startswith("transformers."))]  # fmt: skip
     written = {id(weight) for module in writers for weight in module.parameters()}
     shared = [tensor for tensor in shared if id(tensor) not in written]
     copied = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})

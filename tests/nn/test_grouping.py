@@ -92,3 +92,11 @@ def test_a_table_that_also_makes_the_logits_stays_and_is_named_as_the_reason():
 
     graph = trace(Tied().eval(), torch.zeros(1, 3, dtype=torch.long))
     assert any("belongs to another module" in item.reason for item in graph.frozen if item.axis == "hidden.weight[0]")
+
+
+def test_a_table_whose_rows_are_scaled_by_their_length_stays_and_keeps_its_values():
+    model = nn.Sequential(nn.Embedding(9, 8, max_norm=0.5), nn.Linear(8, 8), nn.Flatten(), nn.Linear(24, 3)).eval()
+    before = model[0].weight.detach().clone()
+    graph = trace(model, torch.zeros(1, 3, dtype=torch.long))
+    assert any("max_norm" in item.reason for item in graph.frozen if item.axis == "0.weight[1]")
+    assert torch.equal(model[0].weight, before)

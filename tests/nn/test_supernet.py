@@ -322,6 +322,13 @@ def test_dense_execution_moves_no_table_in_a_forward_on_another_device(name):
         compiled(images().to("meta")).sum().backward()
 
 
+@pytest.mark.parametrize("name", ["residual", "one and three dimensions"])
+def test_a_dense_supernet_lies_where_the_model_it_is_made_of_lies(name):
+    model, graph, space = prepared(name)
+    supernet = Supernet(model.to("meta"), graph, space, execution="dense")
+    assert supernet(images().to("meta")).is_meta
+
+
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("name", nets.ALL)
 def test_deriving_the_collapsed_supernet_gives_what_it_computed(name, execution):

@@ -45,10 +45,13 @@ APART = {
     "by number": lambda x: x.index_select(2, torch.arange(7, -1, -1)),
     "assigned": assigned,
     "state": with_state,
+    "state that is computed": lambda x: x + (x.new_zeros(x.shape) + 1) * x.new_ones(8).cumsum(0),
+    "places that are counted": lambda x: x[:, :, x.new_ones(8, dtype=torch.long).cumsum(0) - 1],
     "larger of two": lambda x: torch.max(x, -x),
     "smaller of two": lambda x: torch.min(x, -x).multiply(2).subtract(x),
     "folded": lambda x: F.fold(F.unfold(x, 2, stride=2) + 1, (8, 8), 2, stride=2),
     "turned by letters": lambda x: torch.einsum("bchw->bcwh", x),
+    "letters left out of one": lambda x: torch.einsum("...hw,wv->...hv", x, torch.ones(8, 8)),
     "letters left out": lambda x: torch.einsum("...hw,...vw->...hv", x, x),
     "windows": lambda x: x.unfold(2, 2, 2).mean(-1),
 }
@@ -70,3 +73,18 @@ def test_operations_that_keep_channels_apart_leave_them_open(name):
 def test_operations_that_mix_channels_freeze_them(name):
     reason, *_ = frozen(MIXED[name])
     assert "has no rule" in reason
+
+
+def test_a_table_read_at_counted_places_is_cut():
+    class Placed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.places, self.second = nn.Conv1d(3, 8, 1), nn.Embedding(9, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = self.first(x).transpose(1, 2)
+            places = x.new_ones(x.shape[1], dtype=torch.long).cumsum(0) - 1
+            return self.second(x + self.places(places).view(1, -1, x.shape[2])).mean(1)
+
+    captured = capture(Placed().eval(), [torch.randn(2, 3, 6)])
+    assert captured.labels.axes["places.weight", 1].tolist() == captured.labels.axes["first.weight", 0].tolist()

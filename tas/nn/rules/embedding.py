@@ -21,12 +21,14 @@ def embedding(call: Call) -> Any:
         return call.refuse("is read as a table that is computed in forward, not stored")
     path, problem = call.owner(table, nn.Embedding)
     channels = call.labels.fresh(table.shape[1])
-    if problem:
-        call.labels.freeze(channels, problem, call.module)
-    else:
+    if not problem:
         assert table.name is not None
         call.labels.attach(table.name, 1, channels)
         call.draft("tokens", path)
+        if call.model.get_submodule(path).max_norm is not None:
+            problem = "its rows are scaled by their length (max_norm), which all channels make"
+    if problem:
+        call.labels.freeze(channels, problem, call.module)
     return spread(channels, -1, call.shape)
 
 

@@ -135,7 +135,10 @@ def einsum(call: Call) -> Any:
 def _spelled_out(equation: str, operands: Sequence[Any]) -> str:
     """The equation with letters for the dimensions in front that it leaves out."""
     words, arrow, result = equation.partition("->")
-    front = [len(operand.shape) - len(word) + 3 for word, operand in zip(words.split(","), operands, strict=True)]
+    front = [
+        len(operand.shape) - len(word) + 3 if "..." in word else 0
+        for word, operand in zip(words.split(","), operands, strict=True)
+    ]
     others = [letter for letter in ascii_letters if letter not in equation][: max(front)]
     filled = [
         word.replace("...", "".join(others[len(others) - count :]))
