@@ -176,11 +176,12 @@ class Budget:
                     f"and why"
                 )
             if least > limit:
-                is_percent = 1 < limit <= 100 and quantity != "latency"
+                given, is_share = _amount(self.amounts[quantity], quantity)
+                is_percent = not is_share and given <= 100 and quantity != "latency"
                 raise BudgetError(
                     f"no architecture in this space {bound}; the smallest has {number} "
                     f"({100 * least / full:.1f}% of the full model). Allow smaller widths or raise the budget"
-                    + f"; if a share is meant, write {limit}%"
+                    + f"; if a share is meant, write {given:g}%"
                     * is_percent
                 )
 

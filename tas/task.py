@@ -29,6 +29,7 @@ Transfer = Literal["none", "kd", "hints", "attention", "dkd", "dist"]
 # Attention: β / 2 with β = 10³ over positions and batch, section 4.1 of its paper. DKD, DIST: the authors' code.
 TRANSFER_WEIGHTS: dict[str, float] = {"hints": 100.0, "attention": 500.0, "dkd": 2.0, "dist": 1.0}
 FEATURE_TRANSFERS = ("hints", "attention")
+OUTPUT_TRANSFERS = ("kd", "dkd", "dist")
 OF_THE_MACHINE = ("out of memory", "CUDA error", "cuDNN error", "CUBLAS_STATUS")  # not of the images
 COMPILER = ("torch._dynamo", "torch._inductor", "triton")  # modules of what torch.compile raises
 
@@ -115,20 +116,20 @@ def task_loss(
     Raises:
         DataError: without a loss, outputs and targets are not those of a classification.
         ConfigError: dkd or dist for another task than classification.
-        ModelError: the teacher has another number of classes.
+        ModelError: the outputs of the teacher count, and it has another number of classes.
     """
     if loss is None:
         outputs, wanted = logits_of(outputs), logits_of(wanted)
         require_logits(outputs, targets)
         targets = targets.long()
-        if isinstance(wanted, Tensor) and wanted.shape[1:] != outputs.shape[1:]:
+        if transfer in OUTPUT_TRANSFERS and isinstance(wanted, Tensor) and wanted.shape[1:] != outputs.shape[1:]:
             raise ModelError(
                 f"the teacher has {wanted.shape[1]} classes, the model {outputs.shape[1]}; give them the same"
             )
     if loss is None and wanted is not None and transfer == "kd":
         return distillation_loss(outputs, wanted, targets, temperature=temperature, teacher_weight=teacher_weight)
     value = F.cross_entropy(wide(outputs), targets) if loss is None else loss(outputs, targets)
-    if wanted is None or transfer not in ("kd", "dkd", "dist"):
+    if wanted is None or transfer not in OUTPUT_TRANSFERS:
         return value
     if transfer == "kd":
         return (1 - teacher_weight) * value + teacher_weight * _imitation(outputs, wanted)

@@ -115,6 +115,9 @@ def amounts(**lists) -> list[dict]:
 def test_a_percentage_without_its_sign_is_asked_about():
     with pytest.raises(BudgetError, match="or raise the budget; if a share is meant, write 50%"):
         Budget.of(50).require_reachable(GRAPH, SearchSpace.of(GRAPH))
+    for share in ("0.5%", 0.005):  # of few multiply-adds, no percentage of their number
+        with pytest.raises(BudgetError, match="or raise the budget$"):
+            Budget.of(share).require_reachable(GRAPH, SearchSpace.of(GRAPH))
 
 
 def test_several_budgets_stand_between_commas_or_in_a_list():

@@ -233,10 +233,15 @@ def test_labels_that_begin_at_one_are_told_from_a_model_with_too_few_classes():
         require_logits(torch.zeros(2, 3), torch.tensor([1, 3]))
 
 
-def test_a_teacher_of_other_classes_is_refused():
-    with pytest.raises(ModelError, match="the teacher has 7 classes, the model 3"):
-        task_loss(torch.zeros(2, 3), torch.zeros(2).long(), loss=None, wanted=torch.zeros(2, 7), teacher_weight=0.5,
-                  temperature=4.0)  # fmt: skip
+def test_a_teacher_of_other_classes_is_refused_where_its_outputs_count():
+    given = {"loss": None, "wanted": torch.zeros(2, 7), "teacher_weight": 0.5, "temperature": 4.0}
+    for transfer in ("kd", "dkd", "dist"):
+        with pytest.raises(ModelError, match="the teacher has 7 classes, the model 3"):
+            task_loss(torch.zeros(2, 3), torch.zeros(2).long(), transfer=transfer, **given)
+    for transfer in ("hints", "attention"):
+        assert task_loss(torch.zeros(2, 3), torch.zeros(2).long(), transfer=transfer, **given) == pytest.approx(
+            math.log(3)
+        )
 
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss, "mse"])

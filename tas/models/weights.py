@@ -81,11 +81,11 @@ def _find_weights(content: Any, path: Path) -> dict[str, Tensor]:
 def _without_prefixes(weights: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without what wrappers put before every name: DistributedDataParallel, torch.compile, a LightningModule."""
     found = {name: value for name, value in weights.items() if name != AVERAGED or name in expected}
-    while found and not found.keys() & expected.keys():
-        if not all("." in name for name in found) or len({name.partition(".")[0] for name in found}) > 1:
-            return weights
+    tried = [found]
+    while all("." in name for name in found) and len({name.partition(".")[0] for name in found}) == 1:
         found = {name.partition(".")[2]: value for name, value in found.items()}
-    return found
+        tried.append(found)
+    return max(tried, key=lambda names: len(names.keys() & expected.keys()))  # of equals the one with the most words
 
 
 def _check_names(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:

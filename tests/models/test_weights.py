@@ -1,3 +1,4 @@
+import copy
 import os
 import pickle
 from pathlib import Path
@@ -64,6 +65,15 @@ def test_safetensors_are_read(tmp_path, trained):
 def test_a_users_submodule_called_module_keeps_its_name(tmp_path):
     trained, model = nn.ModuleDict({"module": make_net()}), nn.ModuleDict({"module": make_net()})
     torch.save(trained.state_dict(), tmp_path / "weights.pt")
+    load_weights(model, tmp_path / "weights.pt")
+    assert same(model, trained.state_dict())
+
+
+def test_a_prefix_goes_also_where_some_names_would_fit_with_it(tmp_path):
+    parts = {"0": nn.Linear(2, 2), "module": nn.Sequential(nn.Linear(2, 2))}
+    trained, model = nn.ModuleDict(parts), copy.deepcopy(nn.ModuleDict(parts))
+    nn.init.ones_(trained["0"].weight)
+    torch.save({f"module.{name}": value for name, value in trained.state_dict().items()}, tmp_path / "weights.pt")
     load_weights(model, tmp_path / "weights.pt")
     assert same(model, trained.state_dict())
 

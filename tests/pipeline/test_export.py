@@ -69,7 +69,7 @@ def test_a_file_that_differs_is_an_error_and_leaves_what_was_there(format, small
 
     def other(model, images):
         with torch.no_grad():
-            wrong = verb._on_cpu(model)
+            wrong = copy.deepcopy(model)
             wrong.head.bias[0] += 0.01 * float(model(images).abs().max())
         return captured(wrong, images)
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tas.budget import Amount, Budget
+from tas.budget import Amount, Budget, bounds_text
 from tas.errors import ConfigError
 from tas.options import check_options, check_seed, plain, plain_value
 from tas.pipeline.comparison.methods import Method, Methods, canonical_transfer, read_methods, read_transfer, words_of
@@ -66,6 +66,9 @@ class CompareConfig:
             if not values:
                 raise ConfigError(f"compare {name} is empty; name at least one")
             object.__setattr__(self, name, values)
+        bounds = [bounds_text(budget.amounts) for budget in self.budgets]  # type: ignore[union-attr]
+        if twice := [text for text in bounds if bounds.count(text) > 1]:
+            raise ConfigError(f"compare budgets has {twice[0]} in two spellings, which would share a row; give it once")
         for method in self.rows:
             method.job(self.job, 0)
             method.rival(self.rivals, 0)

@@ -123,3 +123,9 @@ def test_what_needs_a_failed_job_fails_and_the_others_go_on():
     assert [item[:2] for item in failed] == [("search", "tas"), ("cell", "tas"), ("cell", "tas")]
     assert failed[1][2] == "not done, for search tas-50pctmacs-seed0 failed"
     assert [item[:2] for item in done] == [("clock", "seed0"), ("search", "l1"), ("cell", "l1"), ("cell", "l1")]
+
+
+def test_a_budget_in_two_spellings_is_refused_since_its_cells_would_share_a_row():
+    with pytest.raises(ConfigError, match="compare budgets has 50% of macs in two spellings"):
+        CompareConfig(budgets=["50%", 0.5])
+    assert len(CompareConfig(budgets=["50%", "50%", "50.1%"]).budgets) == 2  # type: ignore[arg-type]
