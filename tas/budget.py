@@ -177,12 +177,11 @@ class Budget:
                 )
             if least > limit:
                 given, is_share = _amount(self.amounts[quantity], quantity)
-                is_percent = not is_share and given <= 100 and quantity != "latency"
+                may_be_percent = not is_share and given <= 100 and quantity != "latency"
+                hint = f"; if a share is meant, write {given:g}%" if may_be_percent else ""
                 raise BudgetError(
                     f"no architecture in this space {bound}; the smallest has {number} "
-                    f"({100 * least / full:.1f}% of the full model). Allow smaller widths or raise the budget"
-                    + f"; if a share is meant, write {given:g}%"
-                    * is_percent
+                    f"({100 * least / full:.1f}% of the full model). Allow smaller widths or raise the budget{hint}"
                 )
 
 

@@ -34,12 +34,11 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
             result = trial(*(tensor.clone() for tensor in example))
         except Exception as error:  # the user's own forward may fail in any way
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example)
-            is_whole = not all(tensor.is_floating_point() for tensor in example)
+            is_float = all(tensor.is_floating_point() for tensor in example)
+            hint = "" if is_float else "; v2.ToDtype(torch.float32, scale=True) makes images of its whole numbers"
             raise ModelError(
                 f"{name} does not run on an example of shape {shapes}: {first_line(error)}. Give an example with "
-                f"all the inputs its forward takes, of the size and channels it was built for"
-                + "; it has whole numbers: v2.ToDtype(torch.float32, scale=True) makes images of them"
-                * is_whole
+                f"all the inputs its forward takes, of the size and channels it was built for{hint}"
             ) from error
         try:
             program = torch.export.export(captured, tuple(example))
