@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tas.data import Source
 from tas.errors import ConfigError, DataError, ModelError
 from tas.nn.modes import evaluating
-from tas.nn.outputs import no_fast_path, plain_outputs
+from tas.nn.outputs import named_tensors, no_fast_path
 from tas.task import run_model
 
 SIZE_LIMIT = 2**31 - 1  # bytes of one protobuf message
@@ -54,20 +54,21 @@ def require_packages(purpose: str) -> None:
         raise ConfigError(f'{purpose} needs {error.name}, which is missing; pip install "tas-pruning[onnx]"') from None
 
 
-def capture_any_batch(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+def capture_any_batch(
+    model: nn.Module, images: Tensor, *, outputs: Callable[[Any], Any] = named_tensors
+) -> torch.export.ExportedProgram:
     """The model as a program of any batch size, with attention in plain operations, which ONNX can express.
-
-    Outputs in containers of the model's own (Hugging Face's) are in plain ones, which any program can load.
 
     Args:
         model: on the CPU, in evaluation mode.
         images: two of them.
+        outputs: from the model's outputs to what the program returns; containers of the model's own nobody else loads.
 
     Raises:
         ModelError: it cannot be captured, or does not accept the images.
     """
     run_model(model, images)
-    plain = model.register_forward_hook(lambda _module, _inputs, outputs: plain_outputs(outputs))
+    plain = model.register_forward_hook(lambda _module, _inputs, found: outputs(found))
     try:
         with plain, no_fast_path(), torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # about its own workings
@@ -86,10 +87,10 @@ def capture_any_batch(model: nn.Module, images: Tensor) -> torch.export.Exported
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, *, opset: int | None, name: str) -> None:
-    """Write a captured model with all its weights into one file; its input is called images.
+    """Write a captured model with all its weights into one file: `images` in, its outputs under their names out.
 
     Args:
-        program: of one input.
+        program: of one input, with `named_tensors` for outputs.
         path: to write.
         opset: version of the operators; None is the exporter's own.
         name: of the model, for messages.
@@ -98,15 +99,28 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, *, opset: int 
         ModelError: it is too large, or has an operation that ONNX cannot express.
         ConfigError: the exporter cannot write this opset.
     """
+    from onnx_ir.passes.common import NameFixPass  # comes with onnxscript
+
     size = sum(tensor.nbytes for tensor in program.state_dict.values())
     if size > SIZE_LIMIT:
         raise ModelError(f"the weights have {size:,} bytes, an ONNX file at most {SIZE_LIMIT:,}; use torch-export")
+    assert program.example_inputs is not None
     try:
+        with torch.no_grad():
+            names = list(program.module()(*program.example_inputs[0]))
         with _quiet("onnxscript"):  # it logs a traceback where an opset cannot be had, which is told below
             made = torch.onnx.export(
-                program, dynamo=True, verbose=False, opset_version=opset, input_names=["images"], external_data=False
+                program,
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                input_names=["images"],
+                output_names=names,
+                dynamic_shapes=({0: "batch"},),
+                external_data=False,
             )
         assert made is not None
+        NameFixPass()(made.model)  # what is inside may have the names of an input and outputs: it gives way
         made.save(str(path), external_data=False)
     except OSError:
         raise
@@ -138,7 +152,7 @@ def write_int8(
     """Write a captured model with 8-bit weights and activations: static ranges, a scale per channel of the weights.
 
     Args:
-        program: of one input.
+        program: of `write_onnx`.
         path: to write.
         images: batches the ranges of the activations are measured on.
         opset: of `write_onnx`.
@@ -166,8 +180,9 @@ def write_int8(
         whole, prepared = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
         write_onnx(program, whole, opset=opset, name=name)
         try:
-            quant_pre_process(str(whole), str(prepared), skip_symbolic_shape=True)
-            quantize_static(str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
+            with _quiet("root"):  # it warns of every norm, whose weights have no second axis
+                quant_pre_process(str(whole), str(prepared), skip_symbolic_shape=True)
+                quantize_static(str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
         except (DataError, OSError):  # a full disk is told by who opened the file
             raise
         except Exception as error:  # it raises what it likes

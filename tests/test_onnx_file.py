@@ -4,7 +4,7 @@ import builtins
 
 import pytest
 import torch
-from toys import TinyNet
+from toys import TinyNet, tiny_source
 
 import tas
 from tas.errors import ConfigError
@@ -32,6 +32,49 @@ def test_several_outputs_come_as_a_list():
     features, mean = in_onnx_runtime(model, torch.zeros(1, 3, 8, 8))(torch.ones(3, 3, 8, 8))
     assert torch.allclose(features.mean((2, 3)), mean, atol=1e-5)
     assert features.shape == (3, 8, 8, 8)
+
+
+class Named(TinyNet):
+    """Parameters with names that inputs and outputs have, too."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form, self.logits = form, torch.nn.Parameter(torch.ones(4))
+        self.images = torch.nn.Parameter(torch.ones(3, 1, 1))
+        self.register_buffer("table", torch.arange(3.0))
+
+    def forward(self, pixels):
+        return self.form(super().forward(pixels * self.images) * self.logits, self.table)
+
+
+@pytest.mark.parametrize(
+    ("form", "names", "format"),
+    [
+        (lambda logits, _: logits, ["output"], "onnx"),
+        (lambda logits, table: (logits, table), ["output_0", "output_1"], "onnx"),
+        (lambda logits, _: {"images": logits, "count": 3, "mul": 1 + logits}, ["images_1", "mul"], "onnx"),
+        (lambda one, _: {"logits": one, "a": [-one, 2 * one], "a_0": one}, ["logits", "a_0", "a_1", "a_0_"], "onnx"),
+        (lambda one, _: {"logits": one, "a": [-one, 2 * one], "b": one}, ["logits", "a_0", "a_1", "b"], "onnx-int8"),
+    ],
+)
+def test_a_file_says_its_names_and_which_axis_is_the_batch(form, names, format, tmp_path):
+    import onnx
+
+    options = {"metric": lambda *_: 0.0, "seconds": 0.01, "calibration_images": 64}
+    found = tas.export(Named(form), tmp_path / "m.onnx", format=format, data=tiny_source(), **options)
+    assert found.difference < (1e-4 if format == "onnx" else 0.1)  # in the model's order
+    graph = onnx.load(found.path).graph
+    assert [value.name for value in graph.input] == ["images"]
+    assert [value.name for value in graph.output] == names
+    axes = [value.type.tensor_type.shape.dim[0] for value in (*graph.input, *graph.output)]
+    assert {axis.dim_param or axis.dim_value for axis in axes} - {3} == {"batch"}
+
+
+def test_int8_says_nothing_of_norms_that_it_rounds_as_a_whole(tmp_path, caplog):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LayerNorm(3 * 64), torch.nn.Linear(3 * 64, 4))
+    options = {"metric": lambda *_: 0.0, "seconds": 0.01, "calibration_images": 64}
+    tas.export(model, tmp_path / "m.onnx", format="onnx-int8", data=tiny_source(), **options)
+    assert [record.message for record in caplog.records if record.name == "root"] == []
 
 
 def test_it_has_as_many_threads_as_torch():

@@ -69,15 +69,29 @@ def _rows(tensor: Tensor) -> list[Tensor]:
 
 def tensors_of(outputs: Any) -> list[Tensor]:
     """Every tensor in what a model returns, a nest of mappings, tuples, lists and dataclasses, in order."""
+    return [tensor for _, tensor in _named(outputs, "")]
+
+
+def named_tensors(outputs: Any) -> dict[str, Tensor]:
+    """The same under the keys that lead to them, joined by `_`: of no mapping `output`, or `output_0` and so on."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in _named(outputs, ""):
+        while name in found:
+            name += "_"
+        found[name] = tensor
+    return found
+
+
+def _named(outputs: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(outputs, Tensor):
-        return [outputs]
+        yield name or "output", outputs
     if is_dataclass(outputs) and not isinstance(outputs, Mapping):
-        outputs = [getattr(outputs, field.name) for field in fields(outputs)]
+        outputs = {field.name: getattr(outputs, field.name) for field in fields(outputs)}
+    if isinstance(outputs, list | tuple):
+        name, outputs = name or "output", dict(enumerate(outputs))
     if isinstance(outputs, Mapping):
-        outputs = outputs.values()
-    elif not isinstance(outputs, list | tuple):
-        return []
-    return [tensor for item in outputs for tensor in tensors_of(item)]
+        for key, value in outputs.items():
+            yield from _named(value, f"{name}_{key}" if name else str(key))
 
 
 def plain_outputs(outputs: Any) -> Any:

@@ -47,6 +47,11 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
                 "Rewrite the part of forward that depends on values of tensors, or trace a module of your own that "
                 "leaves it out, as a detector's boxes behind its head"
             )
+            if "fake tensor in the exported program constant's list" in str(error):
+                way_out = (
+                    "Its forward reads or sets .data of a parameter: do without .data, or, where it merges branches "
+                    "into one layer, let the model merge them for good before (its own fuse, deploy or the like)"
+                )
             kind = type(result).__name__
             if is_dataclass(result) and kind in str(error):
                 way_out = f"Return a tuple or a dict instead of a {kind}, or call torch.export.register_dataclass on it"

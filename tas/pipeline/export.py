@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tas.data import Source, as_source
 from tas.errors import ConfigError, DataError, ModelError
 from tas.nn.modes import evaluating, require_module
-from tas.nn.outputs import tensors_of
+from tas.nn.outputs import named_tensors, plain_outputs, tensors_of
 from tas.onnx_file import (
     Exported,
     calibration_batches,
@@ -183,7 +183,8 @@ def _write_and_check(
     config: ExportConfig,
 ) -> tuple:
     """Fill a file; the fields of `ExportResult` behind the format."""
-    program = capture_any_batch(model, images[:2])
+    outputs = plain_outputs if format == "torch-export" else named_tensors
+    program = capture_any_batch(model, images[:2], outputs=outputs)
     accuracies: tuple[float, float] | None = None
     if format == "torch-export":
         content = BytesIO()  # given a path, torch asks for a certain ending

@@ -67,11 +67,11 @@ def test_a_file_that_differs_is_an_error_and_leaves_what_was_there(format, small
     path.write_text("the last one")
     captured = verb.capture_any_batch
 
-    def other(model, images):
+    def other(model, images, **options):
         with torch.no_grad():
             wrong = copy.deepcopy(model)
             wrong.head.bias[0] += 0.01 * float(model(images).abs().max())
-        return captured(wrong, images)
+        return captured(wrong, images, **options)
 
     monkeypatch.setattr(verb, "capture_any_batch", other)
     with pytest.raises(tas.ModelError, match=r"differs from the model by .*e-0[23] of its largest output.*no file"):

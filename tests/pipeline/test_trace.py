@@ -400,6 +400,20 @@ def test_a_forward_that_depends_on_values_is_an_error_that_says_so():
         trace(DataDependent(), images())
 
 
+def test_a_forward_that_writes_its_weights_is_an_error_that_says_how_to_merge_them():
+    class Merging(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch, self.merged = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            self.merged.weight.data = 2 * self.branch.weight.data
+            return self.merged(x)
+
+    with pytest.raises(ModelError, match=r"cannot capture Merging: .*reads or sets \.data .*let the model merge them"):
+        trace(Merging(), images())
+
+
 def test_of_a_result_that_cannot_be_captured_the_error_names_the_way_out():
     @dataclass
     class Result:
