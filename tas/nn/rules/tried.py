@@ -46,6 +46,7 @@ def _dims_passed(call: Call, tensors: list[Tensor], with_others: bool) -> list[i
     chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[: count // 2]
 
     def some(labels: Any, value: Any) -> Any:
+        """An argument's value for the chosen channels alone; whole where it has none."""
         if isinstance(labels, list | tuple):
             return [some(*pair) for pair in zip(labels, value, strict=True)]
         dims = varying_dims(labels) if isinstance(labels, Tensor) else []

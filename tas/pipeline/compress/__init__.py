@@ -160,13 +160,7 @@ def compress(
     if output is not None:
         require_storable(model)
     teacher, place = copy.deepcopy(model), next(model.parameters()).device
-    require_fit_for_data(
-        teacher, source, loss=loss, metric=metric, transfer=config.train.transfer, layers=config.train.layers
-    )
-    require_fit_for_test(teacher, source, metric)
-    require_halves(source)
-    for stage in (config.search, config.train, *([config.teacher] if train_teacher else [])):
-        sharded(source).train_batches(stage.batch_size)  # raises where several processes cannot share a batch
+    _require_possible(teacher, source, config, loss, metric, train_teacher=train_teacher)
     _warn_of_frozen(teacher, graph)
     if any(one.latency is not None for one in budgets):
         graph = from_main(latency_of_run)(
@@ -196,6 +190,25 @@ def compress(
             return [made] if is_list else made
         scores = _scores_for_all(job, budgets, run, record)
     return _shrink_to_each(job, budgets, run, record, scores, origin=origin, tracker=tracker)
+
+
+def _require_possible(
+    model: nn.Module,
+    source: Source,
+    config: CompressConfig,
+    loss: Loss | None,
+    metric: Metric | None,
+    *,
+    train_teacher: bool,
+) -> None:
+    """What the data could not do at the end of a run is refused before it begins."""
+    require_fit_for_data(
+        model, source, loss=loss, metric=metric, transfer=config.train.transfer, layers=config.train.layers
+    )
+    require_fit_for_test(model, source, metric)
+    require_halves(source)
+    for stage in (config.search, config.train, *([config.teacher] if train_teacher else [])):
+        sharded(source).train_batches(stage.batch_size)  # raises where several processes cannot share a batch
 
 
 def _scores_for_all(job: Job, budgets: Sequence[Budget], run: RunFolder, record: Record) -> Scores:
