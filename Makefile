@@ -1,5 +1,6 @@
 # make demo   the main job on a small data set: environment, installation, tas compress
 # make test   environment, installation, the whole test suite
+# make lowest the test suite with the oldest versions that pyproject.toml allows, in an environment of its own
 # make check  format, lint, types, layers
 # make bench  speed and memory as ratios against their targets; BENCH="--only 'start:*'" measures some
 # make zoo    traces and cuts every model of torchvision and many of timm, and writes docs/zoo.md; ZOO=--resume goes on
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: demo test check format zoo bench clean
+.PHONY: demo test lowest check format zoo bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tas compress
@@ -17,6 +18,11 @@ demo: $(VENV)/.demo
 # Three workers, since one of them often waits for such a process: on two idle cores 10 minutes.
 test: $(VENV)/.dev
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile
+
+lowest: $(VENV)/.uv
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(BIN)/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct --editable ".[test]"
+	PYTHONDONTWRITEBYTECODE= $(VENV)-lowest/bin/python -m pytest -n 3 --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -48,4 +54,4 @@ $(VENV)/.dev: $(VENV)/.uv pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +19,7 @@ from tas.data import Source
 from tas.errors import ConfigError, DataError, ModelError
 from tas.nn.modes import evaluating
 from tas.nn.outputs import named_tensors, no_fast_path
+from tas.nn.program import torch_warnings_hidden
 from tas.task import run_model
 
 SIZE_LIMIT = 2**31 - 1  # bytes of one protobuf message
@@ -70,8 +70,7 @@ def capture_any_batch(
     run_model(model, images)
     plain = model.register_forward_hook(lambda _module, _inputs, found: outputs(found))
     try:
-        with plain, no_fast_path(), torch.no_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # about its own workings
+        with plain, no_fast_path(), torch.no_grad(), torch_warnings_hidden():
             capture = partial(torch.export.export, model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
             try:
                 return capture()
@@ -108,7 +107,7 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, *, opset: int 
     try:
         with torch.no_grad():
             names = list(program.module()(*program.example_inputs[0]))
-        with _quiet("onnxscript"):  # it logs a traceback where an opset cannot be had, which is told below
+        with torch_warnings_hidden(), _quiet("onnxscript"):  # which logs a traceback for an opset that cannot be had
             made = torch.onnx.export(
                 program,
                 dynamo=True,

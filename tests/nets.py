@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 from token_nets import TOKEN_NETS, Decoder, Pyramid
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import StochasticDepth
 
 from tas.graph import Graph
+from tas.nn.outputs import no_fast_path
 from tas.pipeline.trace import trace
 
 
@@ -41,6 +44,16 @@ def perturbed(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float3
 
 def images(batch: int = 4, size: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def counted_macs(model: nn.Module, inputs: Tensor) -> float:
+    """Torch's own count, per sample, of plain operations; the kernel of an LSTM is none, its steps on meta are."""
+    if any(isinstance(module, nn.LSTM) for module in model.modules()):
+        model, inputs = copy.deepcopy(model).to("meta"), inputs.to("meta")
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), no_fast_path(), sdpa_kernel(SDPBackend.MATH), counter:
+        model(inputs)
+    return counter.get_total_flops() / 2 / len(inputs)
 
 
 def conv_bn(inputs: int, outputs: int, **options) -> nn.Sequential:

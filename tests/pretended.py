@@ -182,6 +182,7 @@ def pretended_gpus(count: int = 2) -> Iterator[Counter[str]]:
         "device_count": lambda: count,
         "current_device": lambda: 0,
         "set_device": lambda device: None,
+        "is_current_stream_capturing": lambda: False,
         "synchronize": lambda device=None: counts.update(synchronised=1),
         "get_device_name": lambda device=None: "a pretended GPU",
         "manual_seed_all": lambda seed: seeds.update(dict.fromkeys(seeds, seed)),

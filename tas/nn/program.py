@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from typing import cast
 
@@ -18,6 +18,14 @@ from tas.nn.paths import joined
 from tas.nn.surgery import shared_copy
 
 
+@contextmanager
+def torch_warnings_hidden() -> Iterator[None]:
+    """In the block torch does not warn about its own workings; every version has warnings of its own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="torch|copyreg")  # what torch copies is told of by the latter
+        yield
+
+
 def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.ExportedProgram:
     """Capture `model` in evaluation mode; it stays as it was, whatever its forward keeps.
 
@@ -25,8 +33,7 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
         ModelError: the model does not run on the example, or export refuses, with the first words of the reason.
     """
     name = type(model).__name__
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # about its own workings
+    with torch.no_grad(), torch_warnings_hidden():
         warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
         # copies: a YOLO keeps its anchors, and of an export such without values
         trial, captured = shared_copy(model), shared_copy(model)

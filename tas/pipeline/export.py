@@ -16,6 +16,7 @@ from tas.data import Source, as_source
 from tas.errors import ConfigError, DataError, ModelError
 from tas.nn.modes import evaluating, require_module
 from tas.nn.outputs import named_tensors, plain_outputs, tensors_of
+from tas.nn.program import torch_warnings_hidden
 from tas.onnx_file import (
     Exported,
     calibration_batches,
@@ -189,8 +190,9 @@ def _write_and_check(
     if format == "torch-export":
         content = BytesIO()  # given a path, torch asks for a certain ending
         try:
-            torch.export.save(program, content)
-            reloaded = torch.export.load(BytesIO(content.getvalue())).module()
+            with torch_warnings_hidden():
+                torch.export.save(program, content)
+                reloaded = torch.export.load(BytesIO(content.getvalue())).module()
         except Exception as error:  # as where a module is called `code`, which torch's own modules have
             raise ModelError(failure("torch.export cannot write it", type(model).__name__, error)) from error
         path.write_bytes(content.getbuffer())

@@ -41,7 +41,7 @@ def test_nothing_is_compiled_while_a_compiled_model_is_traced_and_searched(insid
     assert len(compilations) == 1  # of the small network: as the user had it
 
 
-@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
 def test_torchscript_is_refused():
     script = torch.jit.trace(nets.Plain().eval(), images())
     for model in (script, nn.Sequential(script, nn.Flatten())):

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from nets import images, perturbed
+from nets import counted_macs, images, perturbed
 from token_nets import Attention, LayerNorm2d
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from tas.nn.supernet import Supernet
 from tas.nn.surgery import mask, reorder
@@ -131,13 +130,6 @@ def build(piece: tuple) -> nn.Module:
 def relative(one: Tensor, other: Tensor) -> float:
     assert one.shape == other.shape
     return float((one - other).detach().abs().max() / one.detach().abs().max())
-
-
-def counted_macs(model: nn.Module, inputs: Tensor) -> float:
-    kernel = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, kernel:
-        model(inputs)
-    return counter.get_total_flops() / 2 / len(inputs)
 
 
 # no shrinking: every example is traced, which takes a second

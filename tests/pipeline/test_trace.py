@@ -8,10 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from named import traced
-from nets import images, perturbed
+from nets import counted_macs, images, perturbed
 from torch import nn
 from torch.nn.utils import prune
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 
@@ -21,15 +20,6 @@ from tas.nn.surgery import mask
 from tas.pipeline.derive import derive
 from tas.pipeline.trace import trace
 from tas.space import SearchSpace
-
-
-def counted_macs(model: nn.Module, inputs: torch.Tensor) -> float:
-    """Torch's own count, per sample; of the kernel of an LSTM it knows nothing, of its steps on meta it does."""
-    if any(isinstance(module, nn.LSTM) for module in model.modules()):
-        model, inputs = copy.deepcopy(model).to("meta"), inputs.to("meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(inputs)
-    return counter.get_total_flops() / 2 / len(inputs)
 
 
 def architectures(graph, count: int):
@@ -803,9 +793,7 @@ def test_a_kernel_that_is_no_layers_is_cut_with_the_channels_it_blurs():
     assert graph.full.widths == {"0.0": 8, "2": 6}
     small = derive(model, graph, SearchSpace.of(graph).smallest)
     assert small[1].channels == len(small[1].filt) == small[0][0].out_channels < 8
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        small(images(batch=1))
-    assert graph.macs(SearchSpace.of(graph).smallest) == counter.get_total_flops() / 2
+    assert graph.macs(SearchSpace.of(graph).smallest) == counted_macs(small, images(batch=1))
 
 
 def test_a_layer_with_two_names_is_not_said_to_have_the_weight_of_another_module():
