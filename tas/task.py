@@ -19,7 +19,7 @@ from tas.data.tensors import IGNORED
 from tas.errors import ConfigError, DataError, ModelError, first_line
 from tas.nn.modes import evaluating, require_module, require_trainable
 from tas.nn.outputs import tensors_of
-from tas.nn.transfer import decoupled_loss, distillation_loss, imitation_loss, relation_loss, require_layers, wide
+from tas.nn.transfer import decoupled_loss, distillation_loss, imitation_loss, match_layers, relation_loss, wide
 
 Loss = Callable[[Any, Any], Tensor]
 Metric = Callable[[Any, Any], Any]
@@ -265,10 +265,9 @@ def require_fit_for_data(
     Raises:
         ModelError: the model does not accept them, answers with NaN, or cannot learn.
         DataError: there are none, or the labels are not those of its classes.
-        ConfigError: the loss is not a scalar, the metric not a number, the transfer is for another task, or a layer
-            does not exist.
+        ConfigError: the loss is not a scalar, the metric not a number, the transfer is for another task, or its
+            layers do not exist or give no features.
     """
-    require_layers(model, layers)
     require_trainable(model)
     device = str(next(model.parameters()).device)
     batch = next(iter(source.train_batches(2, device=device)), None)
@@ -278,6 +277,8 @@ def require_fit_for_data(
     outputs = run_model(evaluating(model), inputs)
     if any(not bool(torch.isfinite(tensor).all()) for tensor in tensors_of(outputs)):
         raise ModelError("the model's outputs are not finite on training images; check its weights for NaN")
+    if transfer in FEATURE_TRANSFERS:
+        match_layers(model, model, inputs, layers)
     _require_learnable(outputs, targets, source, loss, transfer)
     _require_number((metric or accuracy)(outputs, targets))
     if trains and len(inputs) > 1:  # while it trains, a model may answer in another form

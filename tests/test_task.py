@@ -144,6 +144,12 @@ def test_layers_are_checked_before_training():
     require_fit_for_data(TinyNet(), tiny_source(), transfer="hints", layers=["blocks"])
     with pytest.raises(ConfigError, match="there is no layer 'block' in TinyNet"):
         require_fit_for_data(TinyNet(), tiny_source(), transfer="hints", layers=["block"])
+    with pytest.raises(ConfigError, match="layer 'head' of the student gives .2, 4.; name layers that give feature"):
+        require_fit_for_data(TinyNet(), tiny_source(), transfer="hints", layers=["head"])
+    source = tiny_source()
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(source.input_shape), 4))
+    with pytest.raises(ConfigError, match="no feature maps .* or choose transfer=kd"):
+        require_fit_for_data(flat, source, transfer="attention")
 
 
 @pytest.mark.parametrize(

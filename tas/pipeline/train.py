@@ -202,7 +202,7 @@ def _feature_comparison(
     like = next(model.parameters())
     example = example_of(source, dtype_of(model)).to(like.device)
     matches = match_layers(model, helper, example, config.layers)
-    comparison = Hints(matches, config.seed) if config.transfer == "hints" else Attention()
+    comparison = Hints(matches, config.seed) if config.transfer == "hints" else Attention(matches)
     return comparison.to(like.device, dtype_of(model)), [match.layer for match in matches]
 
 
