@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tas.data import Source
 from tas.data.augment import own_randomness
-from tas.data.batches import described
+from tas.data.batches import described, way_out_of_nan
 from tas.data.tensors import IGNORED
 from tas.errors import ConfigError, DataError, ModelError, first_line
 from tas.nn.modes import evaluating, require_module, require_trainable
@@ -270,13 +270,13 @@ def require_fit_for_data(
     """
     require_trainable(model)
     device = str(next(model.parameters()).device)
-    batch = next(iter(source.train_batches(2, device=device)), None)
-    if batch is None:
+    inputs, targets = next(iter(source.train_batches(2, device=device)), (None, None))
+    if inputs is None:
         raise DataError(f"{source.name} gives no training batch; give it more samples, or smaller batches")
-    inputs, targets = batch
     outputs = run_model(evaluating(model), inputs)
     if any(not bool(torch.isfinite(tensor).all()) for tensor in tensors_of(outputs)):
-        raise ModelError("the model's outputs are not finite on training images; check its weights for NaN")
+        reason = way_out_of_nan([(inputs, targets)], "check its weights for NaN")
+        raise ModelError(f"the model's outputs are not finite on training images; {reason}")
     if transfer in FEATURE_TRANSFERS:
         match_layers(model, model, inputs, layers)
     _require_learnable(outputs, targets, source, loss, transfer)

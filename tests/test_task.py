@@ -140,6 +140,15 @@ class PixelNet(TinyNet):
         return self.stem(images)
 
 
+def test_what_is_not_finite_before_training_is_blamed_on_images_or_weights():
+    model = TinyNet()
+    with pytest.raises(ModelError, match="not finite on training images; image [01] of batch 0 has NaN"):
+        require_fit_for_data(model, tiny_source(3, broken=0))
+    nn.init.constant_(model.head.weight, math.nan)
+    with pytest.raises(ModelError, match="not finite on training images; check its weights for NaN"):
+        require_fit_for_data(model, tiny_source())
+
+
 def test_layers_are_checked_before_training():
     require_fit_for_data(TinyNet(), tiny_source(), transfer="hints", layers=["blocks"])
     with pytest.raises(ConfigError, match="there is no layer 'block' in TinyNet"):

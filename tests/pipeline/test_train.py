@@ -285,6 +285,12 @@ def test_a_nan_loss_is_an_error_and_leaves_no_checkpoint(tmp_path):
     assert not file.exists()
 
 
+@pytest.mark.parametrize("broken", [5, 40])
+def test_an_image_that_is_nan_is_blamed_itself(broken):
+    with pytest.raises(tas.TrainingError, match=r"became nan; image \d+ of batch \d+ has NaN or infinite values: mend"):
+        tas.train(fresh(), tiny_source(broken=broken), config=quick(batch_size=8))
+
+
 def test_a_label_beyond_the_models_classes_is_an_error():
     with pytest.raises(tas.DataError, match="only 2 classes"):
         tas.train(TinyNet(2), tiny_source(), config=quick())
