@@ -70,7 +70,7 @@ def _find_weights(content: Any, path: Path) -> dict[str, Tensor]:
         if found[0] in AVERAGES and len(found) > 1:
             warnings.warn(
                 f"{path} has averaged weights ({found[0]}) beside those of {' and '.join(found[1:])}; the averaged "
-                f"ones are loaded. For the others, save them alone: torch.save(torch.load(path)[{found[1]!r}], another)",
+                f"ones are loaded. For others, save them alone: torch.save(torch.load(path)[{found[1]!r}], another)",
                 stacklevel=3,
             )
         content = content[found[0]]
