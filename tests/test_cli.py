@@ -157,7 +157,7 @@ def test_the_single_commands_chain_through_files(images, tmp_path, capsys, monke
     capsys.readouterr()
     assert run("report", found, teacher, "--output", both) == 0  # the teacher's is no whole run
     out = capsys.readouterr().out
-    assert f"{teacher} is not finished" in out
+    assert f"{teacher} has no results: it is not finished, or a training alone" in out
     assert f"report: {both}/report.html" in out
     assert run("report", found, teacher, "--output", both, "--json") == 0
     assert json.loads(capsys.readouterr().out).keys() == {str(found), str(teacher)}
