@@ -154,7 +154,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _drop_halves(folder: Path) -> None:
-    """Remove what a kill in the middle of a write has left in a run's folder and those inside; others may write there."""
+    """Remove what a kill in the middle of a write has left in a run's folder and inside; others may write there."""
     for file in filter(is_left_over, folder.rglob(".*.tmp")):
         file.unlink(missing_ok=True)
 
