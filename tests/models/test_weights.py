@@ -1,6 +1,7 @@
 import copy
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,9 @@ def test_averaged_weights_are_preferred_as_timm_does_and_the_user_hears_of_it(tm
         load_weights(model, tmp_path / "weights.pt")
     assert same(model, trained)
     if "model_ema" in content or "state_dict_ema" in content:
-        from timm.models import load_checkpoint
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch.jit, in old versions
+            from timm.models import load_checkpoint
 
         theirs = make_net()
         content.get("model_ema", {}).pop("n_averaged", None)  # which timm does not know
