@@ -280,7 +280,7 @@ def require_fit_for_data(
     require_trainable(model)
     device = str(next(model.parameters()).device)
     inputs, targets = next(iter(source.train_batches(2, device=device)), (None, None))
-    if inputs is None:
+    if inputs is None or targets is None:
         raise DataError(f"{source.name} gives no training batch; give it more samples, or smaller batches")
     outputs = run_model(evaluating(model), inputs)
     if any(not bool(torch.isfinite(tensor).all()) for tensor in tensors_of(outputs)):
