@@ -153,30 +153,31 @@ def _plain_budget(word: str, after: str) -> str:
     return word.replace("--budget", "--budget.macs", 1) if is_amount else word
 
 
-def _with_first_words(words: list[str], function: Callable) -> list[str]:
-    """Let a first word that is no option stand for --model, or any number of them for --run."""
-    known, count = inspect.signature(function).parameters, 0
-    while count < len(words) and not words[count].startswith("-"):
-        count += 1
+def _written_out(words: Sequence[str], function: Callable) -> list[str]:
+    """With what may be left out: --model or --run before words that belong to no option, true behind --resume."""
+    known = inspect.signature(function).parameters
+    switches = {f"--{name}" for name, parameter in known.items() if isinstance(parameter.default, bool)}
+    alone = {"--help", "--print_config"}  # all others have a value
+    found, unnamed, place, left = [], [], 0, list(words)
+    while left:
+        word = left.pop(0)
+        after = left[0] if left else ""
+        if word in switches and after.lower() not in ("true", "false"):
+            found.append(f"{word}=true")
+        elif not word.startswith("-"):
+            place = place if unnamed else len(found)
+            unnamed.append(word)
+        elif word in alone or "=" in word or not word.startswith("--") or not after or after.startswith("--"):
+            found.append(word)
+        else:
+            found += [word, left.pop(0)]
     is_of_run = "run" in known and known["run"].default is inspect.Parameter.empty
-    if is_of_run and count:
+    if unnamed and is_of_run:
         several = "list" in str(known["run"].annotation)
-        return ["--run", json.dumps(words[:count]), *words[count:]] if several else ["--run", *words]
-    if "model" in known and count:
-        return ["--model", *words]
-    return words
-
-
-def _flags(words: list[str], function: Callable) -> list[str]:
-    """Let --resume stand for --resume true."""
-    switches = {
-        f"--{name}" for name, p in inspect.signature(function).parameters.items() if isinstance(p.default, bool)
-    }
-    following = [*words[1:], ""]
-    return [
-        f"{word}=true" if word in switches and after.lower() not in ("true", "false") else word
-        for word, after in zip(words, following, strict=False)
-    ]
+        unnamed = ["--run", json.dumps(unnamed)] if several else ["--run", *unnamed]
+    elif unnamed and "model" in known:
+        unnamed = ["--model", *unnamed]
+    return [*found[:place], *unnamed, *found[place:]]
 
 
 def _call(name: str, words: list[str]) -> int:
@@ -198,7 +199,7 @@ def _call(name: str, words: list[str]) -> int:
         formatter_class=Formatter,
     )  # fmt: skip
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    words = _flags(_with_first_words(words, function), function)
+    words = _written_out(words, function)
     parser.add_function_arguments(function, as_group=False)
     for target in command.SEEDS:
         parser.link_arguments("seed", target)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from tas.distributed import from_main, is_main_process
 from tas.errors import ArchitectureError, RunError
 from tas.record import Record
-from tas.storage import is_temporary, write_text
+from tas.storage import is_left_over, is_temporary, write_text
 
 CONFIG, RECORD, GRAPH, SUMMARY = "config.yaml", "record.jsonl", "graph.json", "summary.json"
 ARCHITECTURE, WEIGHTS, SCORES = "architecture.json", "model.safetensors", "scores.json"
@@ -154,8 +154,8 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _drop_halves(folder: Path) -> None:
-    """Remove what a kill in the middle of a write has left in a run's folder and in those inside."""
-    for file in filter(is_temporary, folder.rglob(".*.tmp")):
+    """Remove what a kill in the middle of a write has left in a run's folder and inside; others may write there."""
+    for file in filter(is_left_over, folder.rglob(".*.tmp")):
         file.unlink(missing_ok=True)
 
 

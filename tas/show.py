@@ -94,7 +94,7 @@ def print_runs(summaries: Mapping[str, Mapping[str, Any] | None], *, as_json: bo
         return
     for folder, summary in summaries.items():
         if len(summaries) > 1 or summary is None:
-            print(folder if summary else f"{folder} is not finished")
+            print(folder if summary else f"{folder} has no results: it is not finished, or a training alone")
         if summary:
             print_profiles({name: summary[name] for name in ("full", "pruned")})
 

@@ -11,6 +11,7 @@ from torch import nn
 from tas.architecture import Architecture
 from tas.data import Source
 from tas.data.augment import epoch_seed, own_randomness, seed_everything
+from tas.data.batches import way_out_of_nan
 from tas.errors import TrainingError
 from tas.graph import Graph
 from tas.nn.importance import filter_norms, makers
@@ -78,7 +79,8 @@ def train_softly(
                 total += latest
                 bar.advance(f"epoch {epoch + 1}/{epochs}  loss {float(latest):.3f}" if step % 10 == 0 else "")
             if not math.isfinite(float(total)):
-                raise TrainingError(f"the loss of sfp became {float(total)}; lower sfp_learning_rate")
+                way_out = way_out_of_nan(batches, "lower sfp_learning_rate")
+                raise TrainingError(f"the loss of sfp became {float(total)}; {way_out}")
             zero_filters(model, graph, architecture)
     return evaluating(model)
 

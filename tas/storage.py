@@ -24,6 +24,21 @@ def is_temporary(path: Path) -> bool:
     return re.fullmatch(r"\..+\.\d+\.tmp", path.name) is not None
 
 
+def is_left_over(path: Path) -> bool:
+    """Whether a temporary file is of a process that has ended; those of another machine look so, too."""
+    if not is_temporary(path) or os.name == "nt":  # there nobody can be asked whether a process lives
+        return False
+    process = int(path.name.split(".")[-2])
+    try:
+        if process != os.getpid():
+            os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return process == os.getpid()  # another had this number before
+
+
 def file_name(text: str) -> str:
     """Text as a name that every file system takes: `macs-30%` is `macs-30pct`."""
     return re.sub(r"[^A-Za-z0-9_.+=,-]+", "-", text.replace("%", "pct")).strip("-.")[:120]

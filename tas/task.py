@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from tas.data import Source
 from tas.data.augment import own_randomness
-from tas.data.batches import described
+from tas.data.batches import described, way_out_of_nan
 from tas.data.tensors import IGNORED
 from tas.errors import ConfigError, DataError, ModelError, first_line
 from tas.nn.modes import evaluating, require_module, require_trainable
 from tas.nn.outputs import tensors_of
-from tas.nn.transfer import decoupled_loss, distillation_loss, imitation_loss, relation_loss, require_layers, wide
+from tas.nn.transfer import decoupled_loss, distillation_loss, imitation_loss, match_layers, relation_loss, wide
 
 Loss = Callable[[Any, Any], Tensor]
 Metric = Callable[[Any, Any], Any]
@@ -71,8 +71,7 @@ def run_model(model: nn.Module, inputs: Tensor) -> Any:
                 f"{type(model).__name__} holds a tensor that does not move to {inputs.device} with it "
                 f"({first_line(error)}); make it a buffer (register_buffer)"
             ) from error
-        wanted = dtype_of(model)
-        if inputs.dtype != wanted:
+        if inputs.dtype != (wanted := dtype_of(model)):
             raise ModelError(
                 f"the data gives {inputs.dtype} images, the model's weights are {wanted}; convert one of them (images: "
                 f"v2.ToDtype(torch.float32, scale=True) among the transforms, model: model.float())"
@@ -115,7 +114,7 @@ def task_loss(
 
     Raises:
         DataError: without a loss, outputs and targets are not those of a classification.
-        ConfigError: dkd or dist for another task than classification.
+        ConfigError: dkd or dist for another task than classification; the loss is no function, or gives no scalar.
         ModelError: the outputs of the teacher count, and it has another number of classes.
     """
     if loss is None:
@@ -128,7 +127,7 @@ def task_loss(
             )
     if loss is None and wanted is not None and transfer == "kd":
         return distillation_loss(outputs, wanted, targets, temperature=temperature, teacher_weight=teacher_weight)
-    value = F.cross_entropy(wide(outputs), targets) if loss is None else loss(outputs, targets)
+    value = F.cross_entropy(wide(outputs), targets) if loss is None else _own_loss(loss, outputs, targets)
     if wanted is None or transfer not in OUTPUT_TRANSFERS:
         return value
     if transfer == "kd":
@@ -140,6 +139,16 @@ def task_loss(
     if transfer == "dkd":
         return value + decoupled_loss(outputs, wanted, targets.long(), temperature=temperature, other_weight=weight)
     return value + weight * relation_loss(outputs, wanted, temperature=temperature)
+
+
+def _own_loss(loss: Loss, outputs: Any, targets: Any) -> Tensor:
+    if isinstance(loss, type) or not callable(loss):
+        raise ConfigError(f"loss= is {loss!r}; pass a function of (outputs, targets), such as nn.CrossEntropyLoss()")
+    value = loss(outputs, targets)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ConfigError(f"the loss must be a scalar tensor, but loss= returned {shape}; return its mean")
+    return value
 
 
 def _require_classification(outputs: Any, targets: Any, transfer: str) -> None:
@@ -265,19 +274,20 @@ def require_fit_for_data(
     Raises:
         ModelError: the model does not accept them, answers with NaN, or cannot learn.
         DataError: there are none, or the labels are not those of its classes.
-        ConfigError: the loss is not a scalar, the metric not a number, the transfer is for another task, or a layer
-            does not exist.
+        ConfigError: the loss is not a scalar, the metric not a number, the transfer is for another task, or its
+            layers do not exist or give no features.
     """
-    require_layers(model, layers)
     require_trainable(model)
     device = str(next(model.parameters()).device)
-    batch = next(iter(source.train_batches(2, device=device)), None)
-    if batch is None:
+    inputs, targets = next(iter(source.train_batches(2, device=device)), (None, None))
+    if inputs is None or targets is None:
         raise DataError(f"{source.name} gives no training batch; give it more samples, or smaller batches")
-    inputs, targets = batch
     outputs = run_model(evaluating(model), inputs)
     if any(not bool(torch.isfinite(tensor).all()) for tensor in tensors_of(outputs)):
-        raise ModelError("the model's outputs are not finite on training images; check its weights for NaN")
+        reason = way_out_of_nan([(inputs, targets)], "check its weights for NaN")
+        raise ModelError(f"the model's outputs are not finite on training images; {reason}")
+    if transfer in FEATURE_TRANSFERS:
+        match_layers(model, model, inputs, layers)
     _require_learnable(outputs, targets, source, loss, transfer)
     _require_number((metric or accuracy)(outputs, targets))
     if trains and len(inputs) > 1:  # while it trains, a model may answer in another form
@@ -327,14 +337,7 @@ def _require_learnable(outputs: Any, targets: Any, source: Source, loss: Loss | 
                 f"build the model with the data's number of classes"
             )
     else:
-        if isinstance(loss, type) or not callable(loss):
-            raise ConfigError(
-                f"loss= is {loss!r}; pass a function of (outputs, targets), such as nn.CrossEntropyLoss()"
-            )
-        value = loss(outputs, targets)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ConfigError(f"the loss must be a scalar tensor, but loss= returned {shape}; return its mean")
+        _own_loss(loss, outputs, targets)
     if transfer in ("dkd", "dist"):
         _require_classification(outputs, targets, transfer)
 
@@ -344,6 +347,4 @@ def _require_number(value: Any) -> None:
         float(value)
     except (TypeError, ValueError, RuntimeError) as error:
         kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ConfigError(
-            f"metric= must give one number, but returned {kind}; return the mean over the batch"
-        ) from error
+        raise ConfigError(f"metric= must give one number, but returned {kind}; return a batch's mean") from error

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from toys import TinyNet
 
 import tas
-from tas.cli import COMMANDS, EXAMPLES, main
+from tas.cli import COMMANDS, EXAMPLES, _written_out, main
 from tas.options import plain
 from tas.pipeline.compress import short_teacher, short_train
 
@@ -157,7 +157,7 @@ def test_the_single_commands_chain_through_files(images, tmp_path, capsys, monke
     capsys.readouterr()
     assert run("report", found, teacher, "--output", both) == 0  # the teacher's is no whole run
     out = capsys.readouterr().out
-    assert f"{teacher} is not finished" in out
+    assert f"{teacher} has no results: it is not finished, or a training alone" in out
     assert f"report: {both}/report.html" in out
     assert run("report", found, teacher, "--output", both, "--json") == 0
     assert json.loads(capsys.readouterr().out).keys() == {str(found), str(teacher)}
@@ -803,3 +803,21 @@ def test_an_interrupted_command_without_resume_does_not_speak_of_it(capsys, monk
     monkeypatch.setattr("tas.commands.trace.build_model", interrupt)
     assert run("trace", TOYS) == 130
     assert capsys.readouterr().err == "\ntas trace: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "wanted"),
+    [
+        ("compress", "timm:x --resume --output o", "--model timm:x --resume=true --output o"),
+        ("compress", "--resume timm:x --output o", "--resume=true --model timm:x --output o"),
+        ("compress", "--output o --resume true timm:x", "--output o --resume true --model timm:x"),
+        ("compress", "--config=c --budget.macs 50% timm:x", "--config=c --budget.macs 50% --model timm:x"),
+        ("train", "--output --resume", "--output --resume=true"),  # the parser says what is missing
+        ("report", "--json a b --output o", '--json=true --run ["a", "b"] --output o'),
+        ("export", "--output=o a", "--output=o --run a"),
+        ("compare", "--seeds 0,1 --help", "--seeds 0,1 --help"),
+    ],
+)
+def test_models_and_runs_may_stand_anywhere(command, words, wanted):
+    function = getattr(import_module(f"tas.commands.{command}"), command)
+    assert " ".join(_written_out(words.split(), function)) == wanted

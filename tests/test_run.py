@@ -100,10 +100,10 @@ def test_a_damaged_summary_is_an_error(tmp_path, content):
 
 
 def test_a_run_killed_in_the_middle_of_a_write_goes_on_and_leaves_no_half_file(tmp_path):
-    half = tmp_path / ".config.yaml.4711.tmp"
+    half = tmp_path / ".config.yaml.99999999.tmp"
     half.write_text("see")
     RunFolder.open(tmp_path, "seed: 1", resume=False)  # nothing but the half file: the folder is free
-    (tmp_path / ".summary.json.4711.tmp").touch()
+    (tmp_path / ".summary.json.99999999.tmp").touch()
     RunFolder.open(tmp_path, "seed: 1", resume=True)
     assert [path.name for path in tmp_path.iterdir()] == [CONFIG]
 

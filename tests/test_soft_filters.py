@@ -11,6 +11,7 @@ from torch import nn
 from toys import TinyNet, tiny_source
 
 import tas
+from tas.data import Source
 from tas.errors import TrainingError
 from tas.graph import Graph
 from tas.nn.importance import filter_norms, makers
@@ -21,9 +22,9 @@ def halved(graph: Graph) -> tas.Architecture:
     return tas.Architecture({name: max(1, size // 2) for name, size in graph.full.widths.items()}, graph.full.depths)
 
 
-def soft(model: nn.Module, graph: Graph, **options) -> nn.Module:
+def soft(model: nn.Module, graph: Graph, *, source: Source | None = None, **options) -> nn.Module:
     base = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01}
-    return train_softly(model, graph, halved(graph), tiny_source(), **{**base, **options})
+    return train_softly(model, graph, halved(graph), source or tiny_source(), **{**base, **options})
 
 
 def test_the_shortest_filters_are_zero_and_all_else_untouched():
@@ -86,3 +87,10 @@ def test_a_loss_that_explodes_is_an_error():
     graph = tas.trace(model, torch.zeros(1, 3, 8, 8))
     with pytest.raises(TrainingError, match="the loss of sfp became nan; lower sfp_learning_rate"):
         soft(model, graph, loss=lambda outputs, targets: outputs.mean() * float("nan"))
+
+
+def test_an_image_that_is_nan_is_blamed_itself():
+    model = TinyNet()
+    graph = tas.trace(model, torch.zeros(1, 3, 8, 8))
+    with pytest.raises(TrainingError, match="the loss of sfp became nan; image .* has NaN or infinite values: mend"):
+        soft(model, graph, source=tiny_source(broken=7))

@@ -1,11 +1,12 @@
 import os
+import subprocess
 import sys
 
 import pytest
 import torch
 
 from tas.errors import RunError
-from tas.storage import load_state, restore_epoch, save_epoch, save_state, write_text, write_with
+from tas.storage import is_left_over, load_state, restore_epoch, save_epoch, save_state, write_text, write_with
 
 
 def test_a_file_is_written_whole_with_its_folder(tmp_path):
@@ -119,3 +120,12 @@ def test_files_have_the_mode_that_new_files_have_whoever_writes_them(tmp_path):
     (tmp_path / "new").touch()
     write_with(tmp_path / "x.safetensors", lambda path: save_file({"a": torch.zeros(2)}, str(path)))
     assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+def test_only_temporary_files_of_ended_processes_are_left_over(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
+        names = {f".a.pt.{living.pid}.tmp": False, f".a.pt.{ended.pid}.tmp": True, f".a.pt.{os.getpid()}.tmp": True}
+        assert {name: is_left_over(tmp_path / name) for name in [*names, "a.pt"]} == {**names, "a.pt": False}
+        living.communicate(b"\n")

@@ -140,10 +140,25 @@ class PixelNet(TinyNet):
         return self.stem(images)
 
 
+def test_what_is_not_finite_before_training_is_blamed_on_images_or_weights():
+    model = TinyNet()
+    with pytest.raises(ModelError, match="not finite on training images; image [01] of batch 0 has NaN"):
+        require_fit_for_data(model, tiny_source(3, broken=0))
+    nn.init.constant_(model.head.weight, math.nan)
+    with pytest.raises(ModelError, match="not finite on training images; check its weights for NaN"):
+        require_fit_for_data(model, tiny_source())
+
+
 def test_layers_are_checked_before_training():
     require_fit_for_data(TinyNet(), tiny_source(), transfer="hints", layers=["blocks"])
     with pytest.raises(ConfigError, match="there is no layer 'block' in TinyNet"):
         require_fit_for_data(TinyNet(), tiny_source(), transfer="hints", layers=["block"])
+    with pytest.raises(ConfigError, match="layer 'head' of the student gives .2, 4.; name layers that give feature"):
+        require_fit_for_data(TinyNet(), tiny_source(), transfer="hints", layers=["head"])
+    source = tiny_source()
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(source.input_shape), 4))
+    with pytest.raises(ConfigError, match="no feature maps .* or choose transfer=kd"):
+        require_fit_for_data(flat, source, transfer="attention")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ from tas.data import TensorSource
 from tas.models.cifar_resnet import BasicBlock, CifarResNet
 
 
-def tiny_source(samples: int = 96, classes: int = 4, size: int = 8, seed: int = 0) -> TensorSource:
-    """Images whose class is the brightest quarter: learnable in a few steps."""
+def tiny_source(
+    samples: int = 96, classes: int = 4, size: int = 8, seed: int = 0, broken: int | None = None
+) -> TensorSource:
+    """Images whose class is the brightest quarter: learnable in a few steps. The one called broken is NaN."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(samples) % classes
     images = torch.rand(samples, 3, size, size, generator=generator) * 0.5
@@ -19,6 +21,8 @@ def tiny_source(samples: int = 96, classes: int = 4, size: int = 8, seed: int = 
     for index, label in enumerate(labels.tolist()):
         row, column = divmod(label, 2)
         images[index, :, row * half : (row + 1) * half, column * half : (column + 1) * half] += 0.5
+    if broken is not None:
+        images[broken, 0, 0, 0] = float("nan")
     cut = samples * 2 // 3
     return TensorSource(images[:cut], labels[:cut], images[cut:], labels[cut:], name="quarters", num_classes=classes)
 

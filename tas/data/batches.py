@@ -1,7 +1,7 @@
 """The batches of a DataLoader: counted, moved to a device, the same every time."""
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,6 +99,26 @@ def as_batch(batch: Any) -> Batch:
         f"a loader must yield (inputs, targets), two tensors, but it yields {described(batch)}; "
         f"change its collate_fn, or pass your own Source"
     )
+
+
+def way_out_of_nan(batches: Iterable[Batch], otherwise: str) -> str:
+    """What to do where a loss is not finite, for its message: mend the data where it is to blame.
+
+    Args:
+        batches: that were learned from; they are read up to the first one to blame.
+        otherwise: the way out where all of them are finite.
+    """
+    for number, batch in enumerate(batches):
+        for kind, values in zip(("image", "target"), batch, strict=True):
+            if not isinstance(values, Tensor):
+                continue
+            finite = torch.isfinite(values).reshape(len(values), -1).all(1).tolist()
+            if False in finite:
+                return (
+                    f"{kind} {finite.index(False)} of batch {number} has NaN or infinite values: mend the data or its "
+                    f"transforms"
+                )
+    return otherwise
 
 
 def described(value: Any) -> str:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from tas.errors import ModelError
 from tas.storage import fill
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights in their checkpoints
+# Where training scripts put the weights in their checkpoints; averaged ones first, as timm's own loader takes them.
+AVERAGES = ("state_dict_ema", "model_ema", "ema")
+WRAPPERS = (*AVERAGES, "state_dict", "model_state_dict", "model")
 AVERAGED = "n_averaged"  # what torch.optim.swa_utils.AveragedModel counts beside the weights
 SHOWN = 3  # names in a message
 
@@ -20,8 +22,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load the weights of a file into a model.
 
     Checkpoints that keep the weights under `state_dict`, `model` or `model_state_dict`, and names that all start with
-    one word more than the model's, such as `module.` or Lightning's `model.`, are understood. Nothing in the file is
-    executed.
+    one word more than the model's, such as `module.` or Lightning's `model.`, are understood. Where averaged weights
+    stand beside them (`state_dict_ema`, `model_ema`, `ema`), those are taken, as timm does, with a warning. Nothing in
+    the file is executed.
 
     Args:
         model: receives the weights; unchanged when an error is raised.
@@ -62,10 +65,15 @@ def _read(path: Path) -> Any:
 
 
 def _find_weights(content: Any, path: Path) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
+    found = [name for name in WRAPPERS if isinstance(content, Mapping) and _is_wrapper(content, name)]
+    if found:
+        if found[0] in AVERAGES and len(found) > 1:
+            warnings.warn(
+                f"{path} has averaged weights ({found[0]}) beside those of {' and '.join(found[1:])}; the averaged "
+                f"ones are loaded. For others, save them alone: torch.save(torch.load(path)[{found[1]!r}], another)",
+                stacklevel=3,
+            )
+        content = content[found[0]]
     if not isinstance(content, Mapping) or not content:
         kind = "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise ModelError(f"{path} holds {kind}, no weights; write it with torch.save(model.state_dict(), path)")
@@ -76,6 +84,13 @@ def _find_weights(content: Any, path: Path) -> dict[str, Tensor]:
             f"or under one of {', '.join(WRAPPERS)}"
         )
     return dict(content)
+
+
+def _is_wrapper(content: Mapping[Any, Any], name: str) -> bool:
+    """Whether weights stand under this name; what averages keep of another kind (decay, updates) is left aside."""
+    inner = content.get(name)
+    is_whole = isinstance(inner, Mapping) and all(isinstance(value, Tensor) for value in inner.values())
+    return is_whole if name in AVERAGES else isinstance(inner, Mapping)
 
 
 def _without_prefixes(weights: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -36,9 +36,15 @@ def require_trainable(model: nn.Module) -> None:
     """Check that there is something to train.
 
     Raises:
-        ModelError: this is no module, or every parameter is frozen.
+        ModelError: this is no module, every parameter is frozen, or an embedding has sparse gradients.
     """
     require_module(model)
+    sparse = [path for path, module in model.named_modules() if getattr(module, "sparse", False) is True]
+    if sparse:
+        raise ModelError(
+            f"{sparse[0] or type(model).__name__} has sparse gradients (sparse=True), which neither weight decay nor a "
+            f"supernet can take; set its sparse to False, which computes the same"
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(
             f"every parameter of {type(model).__name__} is frozen (requires_grad is False); call "

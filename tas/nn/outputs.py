@@ -73,7 +73,10 @@ def tensors_of(outputs: Any) -> list[Tensor]:
 
 
 def named_tensors(outputs: Any) -> dict[str, Tensor]:
-    """The same under the keys that lead to them, joined by `_`: of no mapping `output`, or `output_0` and so on."""
+    """The same under the keys or names of fields that lead to them, joined by `_`.
+
+    Without any it is `output`, or `output_0` and so on.
+    """
     found: dict[str, Tensor] = {}
     for name, tensor in _named(outputs, ""):
         while name in found:
@@ -87,6 +90,8 @@ def _named(outputs: Any, name: str) -> Iterator[tuple[str, Tensor]]:
         yield name or "output", outputs
     if is_dataclass(outputs) and not isinstance(outputs, Mapping):
         outputs = {field.name: getattr(outputs, field.name) for field in fields(outputs)}
+    if isinstance(outputs, tuple) and hasattr(outputs, "_fields"):  # a named one
+        outputs = outputs._asdict()  # type: ignore[attr-defined]
     if isinstance(outputs, list | tuple):
         name, outputs = name or "output", dict(enumerate(outputs))
     if isinstance(outputs, Mapping):

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tas.data import Batch, Source, as_source
+from tas.data import Batch, Batches, Source, as_source
 from tas.data.augment import epoch_seed, own_randomness, seed_everything
+from tas.data.batches import way_out_of_nan
 from tas.data.sharding import sharded
 from tas.data.source import example_of
 from tas.distributed import average_gradients, copy_from_main, join, summed
@@ -186,7 +187,8 @@ def train(
                 seed_everything(epoch_seed(config.seed, epoch, None))
                 batches = source.train_batches(config.batch_size, seed=config.seed, epoch=epoch, device=device)
                 left = total - epoch * steps
-                means = trainer.epoch(batches if left >= steps else islice(batches, left), epoch, bar, _Meter(stage))
+                meter = _Meter(stage, batches)
+                means = trainer.epoch(batches if left >= steps else islice(batches, left), epoch, bar, meter)
                 record.add(stage, epoch=epoch, seconds=round(time.perf_counter() - started, 3), **means)
                 if checkpoint:
                     save_epoch(checkpoint, epoch + 1, options, trainer.parts)
@@ -202,7 +204,7 @@ def _feature_comparison(
     like = next(model.parameters())
     example = example_of(source, dtype_of(model)).to(like.device)
     matches = match_layers(model, helper, example, config.layers)
-    comparison = Hints(matches, config.seed) if config.transfer == "hints" else Attention()
+    comparison = Hints(matches, config.seed) if config.transfer == "hints" else Attention(matches)
     return comparison.to(like.device, dtype_of(model)), [match.layer for match in matches]
 
 
@@ -285,16 +287,17 @@ def _answer(teacher: nn.Module | None, inputs: Tensor) -> Any:
 
 
 class _Meter:
-    """Running means over an epoch and all processes; reads the device only when asked."""
+    """Running means over an epoch of these batches and all processes; reads the device only when asked."""
 
-    def __init__(self, stage: str):
-        self.stage, self.count, self.is_classes = stage, 0, True
+    def __init__(self, stage: str, batches: Batches):
+        self.stage, self.batches, self.steps = stage, batches, 0
+        self.count, self.is_classes = 0, True
         self.loss, self.right, self.labels = torch.zeros(()), torch.zeros(()), torch.zeros(())
 
     def add(self, loss: Tensor, outputs: Any, targets: Any) -> None:
         """Count one batch."""
         size = len(targets)
-        self.count += size
+        self.steps, self.count = self.steps + 1, self.count + size
         self.loss = self.loss.to(loss.device) + loss.detach() * size
         self.is_classes = isinstance(outputs, Tensor) and outputs.dim() == 2 and targets.dim() == 1
         self.is_classes = self.is_classes and not targets.is_floating_point()
@@ -311,10 +314,9 @@ class _Meter:
         total, right, labels, count = summed([float(self.loss), float(self.right), float(self.labels), self.count])
         loss = total / max(1, count)
         if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss of {self.stage} became {loss}; lower its learning_rate, or check the images and "
-                f"weights for NaN"
-            )
+            way_out = "lower its learning_rate, or check the weights for NaN"
+            seen = islice(self.batches, self.steps)
+            raise TrainingError(f"the loss of {self.stage} became {loss}; {way_out_of_nan(seen, way_out)}")
         found = {"loss": round(loss, 5)}
         return {**found, "accuracy": round(100 * right / max(1, labels), 3)} if self.is_classes else found
 

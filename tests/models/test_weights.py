@@ -1,6 +1,7 @@
 import copy
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,42 @@ def prefixed(weights, prefix):
 )
 def test_the_usual_checkpoints_of_torch_are_understood(tmp_path, trained, wrap):
     torch.save(wrap(trained), tmp_path / "weights.pt")
+    model = make_net()
+    load_weights(model, tmp_path / "weights.pt")
+    assert same(model, trained)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "beside"),
+    [
+        (lambda mean, last: {"state_dict": last, "state_dict_ema": mean, "epoch": 3}, "state_dict"),  # timm's
+        (lambda mean, last: {"model": last, "model_ema": {**prefixed(mean, "module."), "n_averaged": torch.tensor(7)}},
+         "model"),  # torchvision's
+        (lambda mean, last: {"model_state_dict": last, "ema": mean}, "model_state_dict"),
+    ],
+)  # fmt: skip
+def test_averaged_weights_are_preferred_as_timm_does_and_the_user_hears_of_it(tmp_path, trained, wrap, beside):
+    content = wrap(trained, make_net().state_dict())
+    torch.save(content, tmp_path / "weights.pt")
+    model = make_net()
+    with pytest.warns(UserWarning, match=f"weights.pt has averaged weights .* beside those of {beside}; the averaged"):
+        load_weights(model, tmp_path / "weights.pt")
+    assert same(model, trained)
+    if "model_ema" in content or "state_dict_ema" in content:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch.jit, in old versions
+            from timm.models import load_checkpoint
+
+        theirs = make_net()
+        content.get("model_ema", {}).pop("n_averaged", None)  # which timm does not know
+        torch.save(content, tmp_path / "weights.pt")
+        load_checkpoint(theirs, str(tmp_path / "weights.pt"))
+        assert same(theirs, trained)
+
+
+@pytest.mark.parametrize("average", [None, {"decay": 0.9, "shadow": torch.zeros(3)}])
+def test_averages_of_another_kind_are_left_aside(tmp_path, trained, average):
+    torch.save({"state_dict_ema": average, "ema": average, "model": trained}, tmp_path / "weights.pt")
     model = make_net()
     load_weights(model, tmp_path / "weights.pt")
     assert same(model, trained)

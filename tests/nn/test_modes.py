@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 from toys import TinyNet, tiny_source
 
 import tas
 from tas.errors import ModelError
-from tas.nn.modes import require_module
+from tas.nn.modes import require_module, require_trainable
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 
@@ -29,3 +30,11 @@ def test_what_is_no_model_is_refused_with_the_way_out(given, message, tmp_path):
     ):
         with pytest.raises(ModelError, match=message):
             verb(given)
+
+
+def test_sparse_gradients_are_refused_with_the_way_out():
+    model = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Flatten(), nn.Linear(8, 3))
+    with pytest.raises(ModelError, match="0 has sparse gradients .*; set its sparse to False, which computes the same"):
+        require_trainable(model)
+    model[0].sparse = False
+    require_trainable(model)

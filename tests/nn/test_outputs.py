@@ -1,6 +1,8 @@
+from typing import NamedTuple
+
 import torch
 
-from tas.nn.outputs import difference, shows_something
+from tas.nn.outputs import difference, named_tensors, shows_something
 
 
 def test_outputs_are_alike_up_to_rounding():
@@ -35,3 +37,14 @@ def test_zeros_and_nothing_show_nothing():
     assert not shows_something([torch.zeros(2, 3), torch.zeros(0)])
     assert not shows_something([torch.ones(2), torch.tensor(torch.inf)])
     assert shows_something([torch.zeros(2), torch.tensor([0.0, 1.0])])
+
+
+class Found(NamedTuple):
+    boxes: torch.Tensor
+    scores: torch.Tensor
+
+
+def test_fields_of_named_tuples_name_the_tensors():
+    found = Found(torch.zeros(1), torch.ones(1))
+    assert list(named_tensors(found)) == ["boxes", "scores"]
+    assert list(named_tensors({"first": found, "last": (torch.ones(1),)})) == ["first_boxes", "first_scores", "last_0"]

@@ -16,6 +16,7 @@ from tas.models import cifar_resnet
 from tas.nn.transfer import (
     Attention,
     Hints,
+    Match,
     attention_loss,
     decoupled_loss,
     distillation_loss,
@@ -311,7 +312,8 @@ def test_hints_adapt_to_pruned_channels_and_are_the_mean_over_layers():
     hints = Hints(matches, seed=3)
     ours, theirs = ([torch.randn(2, size, 4, 4) for _ in range(2)] for size in (4, 8))
     with torch.no_grad():
-        wanted = [hint_loss(net(one), other) for net, one, other in zip(hints.regressors, ours, theirs, strict=True)]
+        pairs = [(one.flatten(2), other.flatten(2)) for one, other in zip(ours, theirs, strict=True)]
+        wanted = [hint_loss(net(one), other) for net, (one, other) in zip(hints.regressors, pairs, strict=True)]
         torch.testing.assert_close(hints(ours, theirs), (wanted[0] + wanted[1]) / 2)
     state, again = torch.get_rng_state(), Hints(matches, seed=3)
     assert torch.equal(state, torch.get_rng_state())
@@ -337,8 +339,22 @@ def test_hints_can_be_learned_to_the_end():
 def test_attention_is_the_sum_over_layers():
     ours, theirs = ([features(2, size, 4, 4, seed=seed) for seed in range(2)] for size in (3, 5))
     wanted = sum(float(attention_loss(*pair)) for pair in zip(ours, theirs, strict=True))
-    assert float(Attention()(ours, theirs)) == pytest.approx(wanted)
-    assert not list(Attention().parameters())
+    attention = Attention([Match("stem", (2, 3, 4, 4), (2, 5, 4, 4), 1)] * 2)
+    assert float(attention(ours, theirs)) == pytest.approx(wanted)
+    assert not list(attention.parameters())
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 4), (2, 3, 2)])
+@pytest.mark.parametrize("channels", [1, -1])
+def test_the_losses_of_features_do_not_depend_on_where_the_channels_stand(shape, channels):
+    ours, theirs = (features(2, size, *shape, seed=size) for size in (3, 5))
+    first = [Match("stem", tuple(ours.shape), tuple(theirs.shape), 1)]
+    moved = [values.movedim(1, channels) for values in (ours, theirs)]
+    there = [Match("stem", tuple(moved[0].shape), tuple(moved[1].shape), channels % moved[0].dim())]
+    maps = [values.flatten(2).unsqueeze(-1) for values in (ours, theirs)]  # the formula's own form
+    assert float(Attention(there)([moved[0]], [moved[1]])) == pytest.approx(float(attention_loss(*maps)), rel=1e-12)
+    hints = [Hints(matches, seed=0).double() for matches in (first, there)]
+    torch.testing.assert_close(hints[0]([ours], [theirs]), hints[1]([moved[0]], [moved[1]]), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("loss", [distillation_loss, decoupled_loss, relation_loss])
@@ -353,16 +369,65 @@ def test_half_precision_is_widened_first(loss):
 class ChannelsLast(nn.Module):
     """A convolution, then blocks that keep channels last, as Swin does."""
 
-    def __init__(self, width: int = 8):
+    def __init__(self, width: int = 8, *, size: int | None = None):
         super().__init__()
-        self.stem, self.block, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, width), nn.Linear(width, 4)
+        self.stem, self.block, self.head = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, width), nn.Linear(width, 4)
+        self.size = size
 
     def forward(self, inputs):
+        assert self.size in (None, inputs.shape[2])
         return self.head(self.block(self.stem(inputs).permute(0, 2, 3, 1)).mean((1, 2)))
 
 
-def test_features_with_channels_last_are_no_feature_maps():
-    models = ChannelsLast(6), ChannelsLast()
-    assert [match.layer for match in match_layers(*models, torch.zeros(1, 3, 8, 8))] == ["stem"]
-    with pytest.raises(ConfigError, match="name layers that give .batch, channels, height, width."):
+@pytest.mark.parametrize("width", [6, 8])
+@pytest.mark.parametrize("size", [None, 8])  # as timm's Swin, it may take images of one size alone
+def test_channels_may_stand_last_in_feature_maps(width, size):
+    models = ChannelsLast(width, size=size), ChannelsLast(size=size)
+    wanted = [Match("block", (1, 4, 4, width), (1, 4, 4, 8), 3)]
+    assert list(match_layers(*models, torch.zeros(1, 3, 8, 8))) == wanted
+    assert list(match_layers(*models, torch.zeros(1, 3, 8, 8), ["block"])) == wanted
+
+
+def wave_net(width: int) -> nn.Module:
+    layers = nn.Conv1d(4, width, 3, padding=1), nn.ReLU(), nn.Conv1d(width, 6, 3, 2, 1), nn.Flatten(), nn.Linear(48, 5)
+    return nn.Sequential(*layers)
+
+
+def volume_net(width: int) -> nn.Module:
+    layers = nn.Conv3d(3, width, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(width, 5)
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("width", [6, 8])
+def test_signals_and_volumes_have_channels_first(width):
+    found = match_layers(wave_net(width), wave_net(8), torch.zeros(1, 4, 16))
+    assert found == (Match("1", (1, width, 16), (1, 8, 16), 1), Match("2", (1, 6, 8), (1, 6, 8), 1))
+    found = match_layers(volume_net(width), volume_net(8), torch.zeros(1, 3, 4, 4, 4))
+    assert found == (Match("1", (1, width, 4, 4, 4), (1, 8, 4, 4, 4), 1),)
+
+
+class BatchSecond(nn.Module):
+    """Tokens as (tokens, batch, channels), as `nn.Transformer` has them."""
+
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.patch, self.block, self.head = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, width), nn.Linear(width, 4)
+
+    def forward(self, inputs):
+        return self.head(self.block(self.patch(inputs).flatten(2).permute(2, 0, 1)).mean(0))
+
+
+def test_layers_whose_batch_is_not_first_are_left_out_and_refused():
+    models = BatchSecond(6), BatchSecond()
+    assert found_layers(*models) == ["patch"]
+    with pytest.raises(ConfigError, match="layer 'block' gives .16, 1, 6. in the student .* the batch must come first"):
         match_layers(*models, torch.zeros(1, 3, 8, 8), ["block"])
+
+
+@pytest.mark.parametrize("name", ["swin_t", "convnext_tiny"])
+def test_swin_and_convnext_have_a_layer_per_stage(name):
+    import torchvision
+
+    model = getattr(torchvision.models, name)(weights=None)
+    sizes = [[*match.student[1:]] for match in match_layers(model, model, torch.zeros(1, 3, 64, 64))]
+    assert [sorted(size) for size in sizes] == [[16, 16, 96], [8, 8, 192], [4, 4, 384], [2, 2, 768]]

@@ -1,4 +1,4 @@
-"""Accuracy over multiply-adds: which models no other beats."""
+"""Accuracy over cost: which models no other beats."""
 
 import json
 from itertools import pairwise
@@ -12,7 +12,7 @@ from runs import SUMMARY, write_run
 import tas
 from tas.page import COLORS
 from tas.pipeline.report.files import RunFiles
-from tas.pipeline.report.pareto import Point, front, points_of, scatter
+from tas.pipeline.report.pareto import AXES, Point, axis_of, front, points_of, scatter
 
 MODELS = st.builds(Point, st.just("m"), st.integers(1, 6), st.integers(0, 6).map(float), st.just("#000"))
 
@@ -20,11 +20,11 @@ MODELS = st.builds(Point, st.just("m"), st.integers(1, 6), st.integers(0, 6).map
 @given(st.lists(MODELS, max_size=12))
 def test_the_front_rises_and_whatever_is_not_on_it_is_beaten_by_a_point_that_is(points):
     found = front(points)
-    assert all(a.macs <= b.macs and a.accuracy <= b.accuracy for a, b in pairwise(found))
+    assert all(a.cost <= b.cost and a.accuracy <= b.accuracy for a, b in pairwise(found))
     for one in points:
-        better = [b for b in found if b.macs <= one.macs and b.accuracy >= one.accuracy]
+        better = [b for b in found if b.cost <= one.cost and b.accuracy >= one.accuracy]
         assert better  # itself, or what beats it
-        assert (one in found) == all((b.macs, b.accuracy) == (one.macs, one.accuracy) for b in better)
+        assert (one in found) == all((b.cost, b.accuracy) == (one.cost, one.accuracy) for b in better)
 
 
 def write(folder, *, macs: int, accuracy: float | None, full: float = 90.0, data: str = "digits", metric: str = ""):
@@ -49,7 +49,7 @@ def read(runs) -> list[RunFiles]:
 
 def test_every_model_and_the_full_one_is_a_point_and_the_front_is_filled(runs):
     points = points_of(read(runs))
-    assert [(one.label, one.macs, one.accuracy) for one in points] == [
+    assert [(one.label, one.cost, one.accuracy) for one in points] == [
         ("full model", 1000, 90.0), ("tiny", 200, 80.0), ("small", 480, 91.0), ("worse", 500, 85.0)
     ]  # fmt: skip
     assert [one.color for one in points[1:]] == list(COLORS[:3])
@@ -88,6 +88,39 @@ def test_runs_on_other_data_have_a_chart_of_their_own(runs, tmp_path):
     assert "<h3>test accuracy (%), cifar10</h3>" in text
     assert "from cheap to costly: tiny, small." in text
     assert "from cheap to costly: other." in text
+
+
+def bound(run, budget: dict, *, predicted: float | None = 1.5, device: str = "one"):
+    """The run with another budget, and what is known of its latency."""
+    summary = json.loads((run / "summary.json").read_text())
+    for name, share in (("full", 2.0), ("pruned", 1.0)):
+        summary[name] |= {"device": device, "runtime": "pytorch"} | (
+            {} if predicted is None else {"predicted_latency_ms": share * predicted}
+        )
+    (run / "summary.json").write_text(json.dumps({**summary, "budget": budget}))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("budgets", "others", "wanted"),
+    [
+        ([{"latency": "50%"}, {"latency": "3ms"}], {}, "latency"),
+        ([{"params": "50%"}, {"params": 20}], {}, "params"),
+        ([{"latency": "50%"}, {"macs": "50%"}], {}, "macs"),
+        ([{"latency": "50%", "macs": "50%"}] * 2, {}, "macs"),
+        ([{"latency": "50%"}] * 2, {"predicted": None}, "macs"),  # a run of before
+        ([{"latency": "50%"}] * 2, {"device": "another"}, "macs"),  # its milliseconds are others
+    ],
+)
+def test_the_axis_is_what_all_budgets_bound_and_all_runs_know(tmp_path, budgets, others, wanted):
+    runs = [bound(write(tmp_path / "a", macs=200, accuracy=80.0), budgets[0], predicted=1.5)]
+    runs += [bound(write(tmp_path / "b", macs=480, accuracy=91.0), budgets[1], **{"predicted": 1.0, **others})]
+    assert axis_of(read(runs)) == AXES[wanted]
+    text = tas.report(*runs, output=tmp_path / "page").read_text()
+    assert AXES[wanted].title in text
+    assert f"the best accuracy to be had for at most so many {AXES[wanted].words}." in text
+    if wanted == "latency":  # with more multiply-adds and fewer milliseconds, one beats all
+        assert "Pareto front, from cheap to costly: b." in text
 
 
 @pytest.mark.parametrize("width", [1280, 400])

@@ -261,6 +261,18 @@ def test_an_interrupted_run_is_told_as_far_as_it_is(tmp_path):
     assert (run / "record.jsonl").read_bytes() == before
 
 
+def test_a_training_alone_is_not_called_unfinished(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: mine.py:build\ndata: digits\ntrain: {epochs: 2}\n")
+    for epoch in range(2):
+        tas.Record(tmp_path / "record.jsonl").add("train", epoch=epoch, seconds=1.0, loss=1.0)
+    assert "This run is not finished" in tas.report(tmp_path).read_text()
+    (tmp_path / "model.safetensors").touch()
+    text = tas.report(tmp_path).read_text()
+    assert "mine.py:build on digits: trained alone" in text
+    assert "This run is trained alone; below is what there is so far: train 2 of 2 epochs." in text
+    assert "# Trained alone" in (tmp_path / "report.md").read_text()
+
+
 def test_a_run_that_has_only_begun_is_told_too(tmp_path):
     (tmp_path / "config.yaml").write_text("data: [")
     assert "no epoch yet" in body(tas.report(tmp_path))

@@ -195,7 +195,7 @@ def test_regressors_learn_and_are_in_the_checkpoint_but_not_in_the_model(tmp_pat
         tas.train(student, tiny_source(), teacher=teacher(), config=config, checkpoint=file)
         assert not any("regressor" in name for name in student.state_dict())
         ends.append(load_state(file)["comparison"]["regressors.0.0.weight"])
-    assert ends[0].shape == (8, 5, 1, 1)
+    assert ends[0].shape == (8, 5, 1)
     assert float((ends[0] - ends[1]).abs().max()) > 1e-3
 
 
@@ -283,6 +283,12 @@ def test_a_nan_loss_is_an_error_and_leaves_no_checkpoint(tmp_path):
     with pytest.raises(tas.TrainingError, match="became nan; lower its learning_rate"):
         tas.train(build_nan(), tiny_source(), config=quick(), checkpoint=file)
     assert not file.exists()
+
+
+@pytest.mark.parametrize("broken", [5, 40])
+def test_an_image_that_is_nan_is_blamed_itself(broken):
+    with pytest.raises(tas.TrainingError, match=r"became nan; image \d+ of batch \d+ has NaN or infinite values: mend"):
+        tas.train(fresh(), tiny_source(broken=broken), config=quick(batch_size=8))
 
 
 def test_a_label_beyond_the_models_classes_is_an_error():

@@ -26,11 +26,17 @@ class Match:
         layer: module path, the same in both.
         student: shape of what it gives, batch included.
         teacher: likewise; the same but for the channels.
+        channels: the dimension on which they stand: 1 in feature maps, the last in tokens and in maps as Swin has them.
     """
 
     layer: str
     student: Shape
     teacher: Shape
+    channels: int
+
+    def tokens(self, features: Tensor) -> Tensor:
+        """What the layer gives, as (batch, positions, channels)."""
+        return features.movedim(self.channels, -1).flatten(1, -2)
 
 
 class Hints(nn.Module):
@@ -50,40 +56,46 @@ class Hints(nn.Module):
 
     def __init__(self, matches: Sequence[Match], seed: int):
         super().__init__()
+        self.matches = tuple(matches)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.regressors = nn.ModuleList(_regressor(match) for match in matches)
 
     def forward(self, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> Tensor:
         """Mean over the layers, so that the weight means the same for one hint, as in the paper, and for several."""
-        features = zip(map(_channels_second, student_features), map(_channels_second, teacher_features), strict=True)
-        pairs = zip(self.regressors, features, strict=True)
-        return torch.stack([hint_loss(regressor(ours), theirs) for regressor, (ours, theirs) in pairs]).mean()
+        losses = []
+        for match, regressor, *pair in zip(
+            self.matches, self.regressors, student_features, teacher_features, strict=True
+        ):
+            ours, theirs = (match.tokens(features).transpose(1, 2) for features in pair)
+            losses.append(hint_loss(regressor(ours), theirs))
+        return torch.stack(losses).mean()
 
 
 def _regressor(match: Match) -> nn.Module:
-    if len(match.student) == 4:
-        inputs, outputs = match.student[1], match.teacher[1]
-        return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
-    inputs, outputs = match.student[2], match.teacher[2]
+    inputs, outputs = match.student[match.channels], match.teacher[match.channels]
     return nn.Sequential(nn.Conv1d(inputs, outputs, 1, bias=False), nn.BatchNorm1d(outputs))
-
-
-def _channels_second(features: Tensor) -> Tensor:
-    return features.transpose(1, 2) if features.dim() == 3 else features
 
 
 class Attention(nn.Module):
     """Compares where the features are large; nothing to learn.
 
+    Args:
+        matches: the layers, in the order in which their features come.
+
     Source:
         Zagoruyko and Komodakis, 2017, equation 2; see `attention_loss`.
     """
 
+    def __init__(self, matches: Sequence[Match]):
+        super().__init__()
+        self.matches = tuple(matches)
+
     def forward(self, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> Tensor:
         """Sum over the layers, as in the paper."""
-        pairs = zip(student_features, teacher_features, strict=True)
-        return torch.stack([attention_loss(ours, theirs) for ours, theirs in pairs]).sum()
+        features = zip(self.matches, student_features, teacher_features, strict=True)
+        losses = [attention_loss(match.tokens(ours), match.tokens(theirs)) for match, ours, theirs in features]
+        return torch.stack(losses).sum()
 
 
 def require_layers(model: nn.Module, layers: Sequence[str]) -> None:
@@ -104,11 +116,12 @@ def require_layers(model: nn.Module, layers: Sequence[str]) -> None:
 def match_layers(
     student: nn.Module, teacher: nn.Module, inputs: Tensor, layers: Sequence[str] = ()
 ) -> tuple[Match, ...]:
-    """The layers of which the features are compared; both models are run once, in evaluation mode.
+    """The layers of which the features are compared; both models are run, in evaluation mode.
 
-    By default the last module of every stage: for every size of feature maps (or number of tokens) in which a layer
-    computes, the last module to finish. A module inside a block that reads this size and gives another belongs to the
-    next stage, and counts only if there is no other.
+    Where their channels stand is seen, not assumed: student and teacher differ there alone, and it is a dimension that
+    does not grow with the images. By default the last module of every stage: for every size of feature maps (or number
+    of tokens) in which a layer computes, the last module to finish. A module inside a block that reads this size and
+    gives another belongs to the next stage, and counts only if there is no other.
 
     Args:
         student: small; its modules have the names of the teacher's.
@@ -119,9 +132,13 @@ def match_layers(
     Raises:
         ConfigError: a layer is missing in one of them, gives no feature map or tokens, or gives another size.
     """
-    ours, theirs = _calls(student, inputs), _without_channels_last(_calls(teacher, inputs), teacher, inputs)
+    ours, theirs, larger = _calls(student, inputs), _calls(teacher, inputs), _calls_of_larger(teacher, inputs)
+    channels = {}
+    for layer, call in theirs.items():
+        shapes = call.gave, ours.get(layer, call).gave, larger.get(layer, call).gave
+        channels[layer] = _channels(*shapes, usual=1 if len(call.gave) == inputs.dim() else len(call.gave) - 1)
     if not layers:
-        layers = _stage_ends(teacher, theirs, {layer for layer in ours if ours[layer].size == _size(theirs, layer)})
+        layers = _stage_ends(teacher, theirs, channels, set(ours))
         if not layers:
             raise ConfigError(
                 "student and teacher have no feature maps of the same name and size; name the layers to compare, or "
@@ -129,23 +146,42 @@ def match_layers(
             )
     for model in (student, teacher):
         require_layers(model, layers)
-    return tuple(_match(layer, ours, theirs) for layer in layers)
+    return tuple(_match(layer, ours, theirs, channels) for layer in layers)
 
 
-def _match(layer: str, ours: dict[str, _Call], theirs: dict[str, _Call]) -> Match:
+def _match(layer: str, ours: dict[str, _Call], theirs: dict[str, _Call], channels: dict[str, int | None]) -> Match:
     for whose, calls in (("student", ours), ("teacher", theirs)):
-        if _size(calls, layer) is None:
+        if layer not in calls or len(calls[layer].gave) < 3:
             gives = f"gives {list(calls[layer].gave)}" if layer in calls else "is never called, or gives no tensor"
             raise ConfigError(
-                f"layer {layer!r} of the {whose} {gives}; name layers that give (batch, channels, height, width) or "
-                f"(batch, tokens, channels)"
+                f"layer {layer!r} of the {whose} {gives}; name layers that give feature maps or tokens, as (batch, "
+                f"channels, height, width), (batch, height, width, channels) or (batch, tokens, channels)"
             )
-    if ours[layer].size != theirs[layer].size:
+    dimension = channels[layer]
+    if dimension is None:
         raise ConfigError(
             f"layer {layer!r} gives {list(ours[layer].gave)} in the student and {list(theirs[layer].gave)} in the "
-            f"teacher; only the channels may differ, name another layer"
+            f"teacher; the batch must come first and only the channels may differ, name another layer"
         )
-    return Match(layer, ours[layer].gave, theirs[layer].gave)
+    return Match(layer, ours[layer].gave, theirs[layer].gave, dimension)
+
+
+def _channels(theirs: Shape, ours: Shape, larger: Shape, *, usual: int) -> int | None:
+    """The dimension of the channels; None where the shapes are not those of one kind of features.
+
+    Where nothing was cut and the model takes images of one size alone, several are left: then that beside which all
+    are alike, as of square images, or the usual one.
+    """
+    if not len(theirs) == len(ours) == len(larger) >= 3 or not theirs[0] == ours[0] == larger[0]:
+        return None
+    cut = [dim for dim in range(1, len(theirs)) if _without(theirs, dim) == _without(ours, dim)]
+    steady = [dim for dim in cut if theirs[dim] == larger[dim]]
+    return min(steady, key=lambda dim: (len(set(_without(theirs, dim))), dim != usual), default=None)
+
+
+def _without(shape: Shape, dim: int) -> Shape:
+    """The positions of features: a shape but for the batch and this dimension."""
+    return shape[1:dim] + shape[dim + 1 :]
 
 
 @dataclass(frozen=True)
@@ -155,18 +191,9 @@ class _Call:
     read: Shape
     gave: Shape
 
-    @property
-    def size(self) -> Shape | None:
-        return _spatial(self.gave)
-
-
-def _size(calls: dict[str, _Call], layer: str) -> Shape | None:
-    return calls[layer].size if layer in calls else None
-
-
-def _spatial(shape: Shape) -> Shape | None:
-    """Height and width, or the number of tokens; None for everything else."""
-    return shape[2:] if len(shape) == 4 else shape[1:2] if len(shape) == 3 else None
+    def reads(self, positions: Shape) -> bool:
+        """Whether what it read has these, wherever its channels stand."""
+        return any(_without(self.read, dim) == positions for dim in range(1, len(self.read)))
 
 
 @torch.no_grad()
@@ -193,37 +220,35 @@ def _calls(model: nn.Module, inputs: Tensor) -> dict[str, _Call]:
     return calls
 
 
-def _without_channels_last(calls: dict[str, _Call], model: nn.Module, inputs: Tensor) -> dict[str, _Call]:
-    """Those that do not give (batch, height, width, channels), as Swin's layers: taller images make that dimension 1.
-
-    All of them where the model takes images of one size alone.
-    """
+def _calls_of_larger(model: nn.Module, inputs: Tensor) -> dict[str, _Call]:
+    """Those for inputs twice as large along every position; none where the model takes one size alone."""
+    for dim in range(min(2, inputs.dim() - 1), inputs.dim()):
+        inputs = inputs.repeat_interleave(2, dim)
     try:
-        others = _calls(model, inputs.repeat_interleave(2, 2)) if inputs.dim() == 4 else {}
+        return _calls(model, inputs)
     except Exception:  # a forward may raise what it likes
-        return calls
-    shapes = {path: (call.gave, others[path].gave) for path, call in calls.items() if path in others}
-    grown = {path for path, (one, other) in shapes.items() if len(one) == 4 == len(other) and one[1] != other[1]}
-    return {path: call for path, call in calls.items() if path not in grown}
+        return {}
 
 
-def _stage_ends(model: nn.Module, calls: dict[str, _Call], allowed: set[str]) -> list[str]:
+def _stage_ends(
+    model: nn.Module, calls: dict[str, _Call], channels: dict[str, int | None], allowed: set[str]
+) -> list[str]:
     modules = dict(model.named_modules())
+    sizes = {layer: _without(calls[layer].gave, dim) for layer, dim in channels.items() if dim is not None}
     computed = {
-        call.size: None
-        for layer, call in calls.items()
-        if next(modules[layer].parameters(recurse=False), None) is not None
-        and call.size is not None
-        and max(call.size) > 1  # a single position has no map
+        size: None
+        for layer, size in sizes.items()
+        if next(modules[layer].parameters(recurse=False), None) is not None and max(size) > 1  # one has no map
     }
     ends = []
     for size in computed:
         leaving = {}
-        for layer in [layer for layer, call in calls.items() if call.size == size and layer in allowed]:
+        for layer in [layer for layer, found in sizes.items() if found == size and layer in allowed]:
             # a plain Sequential has no block's forward: what stands in it are the stages themselves
-            around = [calls[path] for path in _outer(layer, calls) if type(modules[path]) is not nn.Sequential]
-            if not any(_spatial(outer.read) == outer.size != size for outer in around):  # a detour within a block
-                leaving[layer] = sum(_spatial(outer.read) == size != outer.size for outer in around)
+            around = [path for path in _outer(layer, calls) if type(modules[path]) is not nn.Sequential]
+            gives = [(calls[path], sizes.get(path)) for path in around]
+            if not any(gave is not None and gave != size and call.reads(gave) for call, gave in gives):  # a detour
+                leaving[layer] = sum(gave != size and call.reads(size) for call, gave in gives)
         fewest = min(leaving.values(), default=0)
         ends += [layer for layer, count in leaving.items() if count == fewest][-1:]
     return ends

@@ -71,7 +71,7 @@ def _of_one(run: RunFiles) -> list[Part]:
 
 def _of_several(runs: Sequence[RunFiles]) -> list[Part]:
     parts: list[Part] = [f"<h1>{len(runs)} runs side by side</h1>", sections.results_of(runs)]
-    parts += _with_title("Accuracy over multiply-adds", pareto_parts(runs))
+    parts += _with_title("Accuracy over cost", pareto_parts(runs))
     pictures = [picture for run in runs if (picture := video(run, limit=max(20, FRAMES // len(runs)), named=True))]
     parts += _with_title("Architectures", [pictures, KEY] if pictures else [])
     parts += _with_title("Search", [search_charts(runs)])

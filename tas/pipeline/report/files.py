@@ -132,6 +132,14 @@ class RunFiles:
         return self.chosen or (self.architecture_of(self.epochs[-1]) if self.epochs else None)
 
     @property
+    def state(self) -> str:
+        """Whether the run is finished, in words, and if not, how far it is; that of `tas train` has no result."""
+        if self.summary:
+            return "finished"
+        is_training = self.graph is None and (self.folder / WEIGHTS).is_file()
+        return f"{'trained alone' if is_training else 'not finished'}: {self.progress}"
+
+    @property
     def progress(self) -> str:
         """How many epochs of each stage are done, in words."""
         parts = []

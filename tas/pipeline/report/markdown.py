@@ -37,7 +37,7 @@ def result_table(summary: Mapping[str, Any]) -> str:
 def _head(run: RunFiles) -> str:
     budget = bounds_text(run.budget) or "none"
     if run.summary is None:
-        return f"# Not finished\n\nSo far: {run.progress}. Budget: {budget}."
+        return f"# {run.state.partition(':')[0].capitalize()}\n\nSo far: {run.progress}. Budget: {budget}."
     full, pruned = run.summary["full"], run.summary["pruned"]
     share = 100 * pruned["macs"] / full["macs"]
     accuracy, (_, pattern, _) = "", quality_words(full.get("metric", ""))

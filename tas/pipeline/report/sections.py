@@ -21,7 +21,7 @@ def result_sentence(run: RunFiles) -> str:
     """What came out, or how far the run is, in one sentence of plain text."""
     what = " on ".join(str(run.settings[key]) for key in ("model", "data") if run.settings.get(key))
     if run.summary is None:
-        return f"{what or run.label}: not finished"
+        return f"{what or run.label}: {run.state.partition(':')[0]}"
     full, pruned = run.summary["full"], run.summary["pruned"]
     sentence = f"{what or run.label}: {100 * pruned['macs'] / full['macs']:.1f} % of the multiply-adds"
     sentence += f" and {100 * pruned['params'] / full['params']:.1f} % of the parameters"
@@ -38,7 +38,7 @@ def head(run: RunFiles) -> str:
     """The result, the budget, and a plain word where a run is not finished."""
     lines = [f"<h1>{plain(result_sentence(run))}</h1>"]
     if run.summary is None:
-        text = f"This run is not finished; below is what there is so far: {run.progress}."
+        text = f"This run is {run.state.replace(':', '; below is what there is so far:', 1)}."
         lines.append(f'<p class="unfinished">{plain(text)}</p>')
     if run.budget:
         lines.append(f'<p class="quiet">Budget: {plain(bounds_text(run.budget))}{run.held}.</p>')
@@ -87,7 +87,7 @@ def results_of(runs: Sequence[RunFiles]) -> str:
     found = [{name: cells for name, *cells in quantities(run)} for run in runs]
     names = list(dict.fromkeys(name for rows in found for name in rows))
     lines = [("budget", *(bounds_text(run.budget) or "-" for run in runs)),
-             ("state", *("finished" if run.summary else f"not finished: {run.progress}" for run in runs))]  # fmt: skip
+             ("state", *(run.state for run in runs))]  # fmt: skip
     for name in names:
         cells = ("{} → {} ({})".format(*rows[name]) if name in rows else "-" for rows in found)
         lines.append((name, *(cell.removesuffix(" ()") for cell in cells)))

@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice, product
+from itertools import chain, islice, product
 
 import torch
 
@@ -21,6 +21,7 @@ from tas.architecture import Architecture
 from tas.budget import Budget
 from tas.data import Batch
 from tas.data.augment import epoch_seed, seed_everything
+from tas.data.batches import way_out_of_nan
 from tas.decode import Decoder
 from tas.distributed import num_processes, process_index, summed
 from tas.errors import BudgetError, TrainingError
@@ -217,7 +218,9 @@ def halve(
         found = dict(zip(left, losses, strict=True))
         order = sorted(left, key=lambda architecture: found[architecture])
         if found[order[0]] >= WORST:
-            raise TrainingError("no loss is finite after a round of the search; lower search.learning_rate")
+            read = chain(islice(tuning(), end), (batch[:2] for batch in judged(images)))
+            way_out = way_out_of_nan(read, "lower search.learning_rate")
+            raise TrainingError(f"no loss is finite after a round of the search; {way_out}")
         left = order[: (len(order) + 1) // 2 if number else stay]
         yield Round(end, images, found)
         left, start = left + (field.around(left[0]) if number + 2 < len(rounds) else []), end

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tas.architecture import Architecture
+from tas.data.batches import way_out_of_nan
 from tas.distributed import num_processes, process_index, summed
 from tas.errors import TrainingError
 from tas.nn.modes import modes_kept
@@ -24,7 +25,7 @@ Judged = tuple[Tensor, Any, Any]  # inputs, targets, and what the teacher says o
 Objective = Callable[[nn.Module, Tensor, Any, Any], Tensor]  # (network, inputs, targets, teacher's) to a scalar
 Saliency = dict[str, list[float]]
 FOR_LARGER = 1e-3  # by how much the logit of the largest candidate is raised; less than saliency tells apart
-HINT = "check the images and weights for NaN, or set search.logits_start to random"
+HINT = "check the weights for NaN, or set search.logits_start to random"
 
 
 def single_choices(space: SearchSpace) -> Iterator[tuple[str, int, Architecture]]:
@@ -73,7 +74,8 @@ def measured_saliency(supernet: Supernet, batches: Sequence[Judged], objective: 
         found[name] = summed(losses)
         for size, loss in zip(choices[name], found[name], strict=True):
             if not math.isfinite(loss):
-                raise TrainingError(f"the loss is {base} whole and not finite with {name} at {size}; {HINT}")
+                way_out = way_out_of_nan((batch[:2] for batch in batches), HINT)
+                raise TrainingError(f"the loss is {base} whole and not finite with {name} at {size}; {way_out}")
     return found
 
 

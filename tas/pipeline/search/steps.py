@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,8 +14,9 @@ from torch import Tensor, nn
 from tas.architecture import Architecture
 from tas.budget import Budget
 from tas.cost import CostTable
-from tas.data import Batches, Source
+from tas.data import Batch, Batches, Source
 from tas.data.augment import epoch_seed, seed_everything
+from tas.data.batches import way_out_of_nan
 from tas.distributed import average_gradients, num_processes, summed
 from tas.errors import DataError, TrainingError
 from tas.nn.compiled import compiled
@@ -41,6 +44,11 @@ def halves(source: Source, config: SearchConfig, epoch: int, device: str) -> tup
     return first, second, count
 
 
+def _not_finite(losses: list[float], batches: Iterable[Batch]) -> str:
+    way_out = way_out_of_nan(batches, "lower search.learning_rate")
+    return f"the loss of the search became {losses}; {way_out}"
+
+
 def run_epoch(steps: Steps, source: Source, epoch: int, device: str, bar: Any) -> dict[str, Any]:
     """One pass over both halves in turn; gives the epoch's row of the record."""
     config, supernet = steps.config, steps.supernet
@@ -57,13 +65,13 @@ def run_epoch(steps: Steps, source: Source, epoch: int, device: str, bar: Any) -
         held_out = steps.logits_step(*other, temperature, generator)
         losses += torch.stack([task.detach(), held_out.detach()]).cpu() / count
         if not supernet.logits.isfinite().all():  # the same on all processes; nothing can be drawn from them
-            raise TrainingError(f"the loss of the search became {losses.tolist()}; lower search.learning_rate")
+            raise TrainingError(_not_finite(losses.tolist(), [batch, other]))
         bar.advance(
             f"epoch {epoch + 1}/{config.epochs}  loss {losses[0] * count / (step + 1):.3f}" if step % 10 == 0 else ""
         )
     means = [total / num_processes() for total in summed(losses.tolist())]
     if not all(map(math.isfinite, means)):
-        raise TrainingError(f"the loss of the search became {means}; lower search.learning_rate")
+        raise TrainingError(_not_finite(means, chain(first, second)))
     return {
         "loss": round(means[0], 5),
         "held_out_loss": round(means[1], 5),

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 from collections import Counter
 from types import SimpleNamespace
 
@@ -137,11 +138,11 @@ class Told:
 BAR = SimpleNamespace(advance=lambda note="": None)
 
 
-def run(entrants, field, steps, known=()):
-    def judged(images):
-        return [(torch.zeros(images), None, None)]
+def run(entrants, field, steps, known=(), images=(0.0, 0.0)):
+    def judged(count):
+        return [(torch.full((count,), images[1]), None, None)]
 
-    batches = itertools.repeat((torch.zeros(1), None))
+    batches = itertools.repeat((torch.full((1,), images[0]), None))
     return list(halve(entrants, field, steps, tuning=lambda: batches, judged=judged, known=known, bar=BAR))
 
 
@@ -218,6 +219,9 @@ def test_one_alone_needs_no_round_and_losses_that_are_not_finite_are_an_error(pr
     nothing = dict.fromkeys(entrants, float("nan"))
     with pytest.raises(tas.TrainingError, match="lower search.learning_rate"):
         run(entrants, field, Told(short(), nothing))
+    for broken in ((math.nan, 0.0), (0.0, math.inf)):
+        with pytest.raises(tas.TrainingError, match="no loss is finite .*; image 0 of batch .* has NaN or infinite"):
+            run(entrants, field, Told(short(), nothing), images=broken)
     one = {**nothing, entrants[2]: 1.0}
     assert (
         run(entrants, field, Told(short(), {**dict.fromkeys(field_of(graph, space).first(99, 0), 9.0), **one}))[-1].best

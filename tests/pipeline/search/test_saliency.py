@@ -72,6 +72,11 @@ def test_a_loss_that_is_not_finite_is_an_error(prepared):
     torch.nn.init.constant_(broken.head.weight, float("nan"))
     with pytest.raises(TrainingError, match="not finite with .*logits_start to random"):
         measured(tas.Supernet(broken, graph, space), batches)
+    inputs, *others = batches[-1]
+    inputs = inputs.clone()
+    inputs[1] = float("inf")
+    with pytest.raises(TrainingError, match=f"not finite with .*; image 1 of batch {len(batches) - 1} has NaN or"):
+        measured(tas.Supernet(model, graph, space), [*batches[:-1], (inputs, *others)])
 
 
 def test_logits_keep_the_order_have_the_entropy_and_decode_like_the_saliency(prepared):
