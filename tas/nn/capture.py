@@ -252,8 +252,8 @@ class _LabelRun:
         op = op[:-1] if op.endswith("_") and not op.endswith("__") else op
         op = "cat" if op in ("concat", "concatenate") else op
         return Call(
-            op, _arguments(node, self.values), shapes, module_path(node), self.labels, self.drafts, self._model,
-            self._batch, maker, lambda: self._entry(node), lambda: self._example(node),
+            op, _arguments(node, self.values), shapes, module_path(node), module_paths(node)[-1], self.labels,
+            self.drafts, self._model, self._batch, maker, lambda: self._entry(node), lambda: self._example(node),
         )  # fmt: skip
 
     def _example(self, node: fx.Node) -> dict[str, Any]:
@@ -272,8 +272,8 @@ class _LabelRun:
 
     def _entry(self, node: fx.Node) -> Tensor | None:
         """Labels that the module around this node reads."""
-        path = module_path(node)
-        while lies_in(module_path(node), path):
+        path = module_paths(node)[-1]
+        while lies_in(module_paths(node)[-1], path):
             sources = [source for source in node.all_input_nodes if isinstance(self.values.get(source), Tensor | list)]
             if not sources:
                 return None

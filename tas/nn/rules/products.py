@@ -105,7 +105,7 @@ def _count(call: Call, operands: tuple[Any, Any], letters: tuple[str, str, str],
         others //= call.batch
     elif factors:  # samples and heads stand on one dimension
         factors[0] = factors[0].view(call.batch, -1)[0]
-    call.draft("other").products.append((others, tuple(factors)))
+    call.count(call.draft("other"), others, tuple(factors))
 
 
 def matrix_product(call: Call) -> Any:
@@ -150,7 +150,15 @@ def _spelled_out(equation: str, operands: Sequence[Any]) -> str:
 def sum_call(call: Call, operands: list[Any]) -> Call:
     """The sum of some operands, in the place of this call."""
     return Call(
-        "add", {"tensors": operands}, call.shapes, call.module, call.labels, call.drafts, call.model, call.batch
+        "add",
+        {"tensors": operands},
+        call.shapes,
+        call.module,
+        call.called,
+        call.labels,
+        call.drafts,
+        call.model,
+        call.batch,
     )
 
 
