@@ -72,7 +72,7 @@ def capture(
     run = _LabelRun(model, example[0].shape[0], stages or {})
     run.follow(program)
     nodes = list(run.nodes)
-    if any(unseen_layers(model, run.labels)):
+    if any(unseen_layers(model, run.labels)) or any(map(_is_for_nothing, nodes)):
         run.follow_training(example)
     run.note_numbers_of_constants()
     refuse_what_is_no_norm(run.labels, run.drafts)
@@ -101,6 +101,11 @@ def unseen_layers(model: nn.Module, labels: Labels) -> Iterator[str]:
         is_layer = isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
         if is_layer and name not in names and weights.get(name) not in seen:
             yield path
+
+
+def _is_for_nothing(node: fx.Node) -> bool:
+    """Whether nobody reads what is computed, unless in training: the variance of an autoencoder, say."""
+    return node.op == "call_function" and not node.users and isinstance(node.meta.get("val"), Tensor)
 
 
 class _LabelRun:

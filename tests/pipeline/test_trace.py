@@ -221,6 +221,8 @@ EXPECTED = {  # widths by name, depths by name
     "own matrices": ({"patches": 12, **{f"layers.{place}": 12 for place in range(5)}}, {}),
     "joined bias": ({"patches": 12, "blocks.0.attention.qkv": 3, "blocks.0.mlp.0": 10}, {}),
     "lengths by name": ({"patches": 12, "blocks.0.attention.qkv": 4, "blocks.0.mlp.0": 10}, {}),
+    "scanned": ({"stem": 6, "into": 10}, {}),
+    "between channels": ({"stem": 6, "asks": 8}, {}),
     "lent": ({"stem": 10}, {"blocks": 2}),
     "cascaded": ({"stem": 10, "one": 6, "proj": 10}, {}),
 }  # fmt: skip
@@ -247,6 +249,8 @@ REASONS = {
     "auxiliary head": ("auxiliary.2", "output of the model"),
     "averages that are no norms": ("makes.layer", "is reduced over channels by mean"),
     "best class": ("classes", "is reduced over channels by max"),
+    "scanned": ("parts", "one channel acts on many (it is broadcast over channels)"),
+    "between channels": ("answers", "matmul pairs every channel with every other"),
 }
 
 
@@ -819,3 +823,20 @@ def test_a_kernel_that_is_no_layers_is_cut_with_the_channels_it_blurs():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         small(images(batch=1))
     assert graph.macs(SearchSpace.of(graph).smallest) == counter.get_total_flops() / 2
+
+
+def test_layers_that_meet_in_training_alone_are_cut_alike():
+    class Autoencoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.mean, self.variance = nets.conv_bn(3, 8), nn.Linear(8, 6), nn.Linear(8, 6)
+            self.out = nn.Linear(6, 5)
+
+        def forward(self, x):
+            x = self.stem(x).relu().mean((2, 3))
+            mean, deviation = self.mean(x), self.variance(x).exp()
+            return self.out(mean + deviation * torch.randn_like(deviation) if self.training else mean)
+
+    graph = trace(perturbed(Autoencoder()), images())
+    assert graph.full.widths == {"stem.0": 8, "mean": 6}
+    assert [width.layers for width in graph.widths if width.name == "mean"] == [("mean", "variance", "out")]
