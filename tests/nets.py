@@ -306,6 +306,37 @@ class SharedInBlocks(nn.Module):
         return self.head(self.stage(self.stem(x)))
 
 
+class TwoNames(nn.Module):
+    """Blocks that are called as parts of a whole beside it, and a layer with its norm that is called by two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stage, self.head = conv_bn(3, 8), nn.Sequential(*[Block(8, 6) for _ in range(3)]), head(10)
+        self.parts = nn.ModuleList([self.stage[:2], self.stage[2:]])
+        self.one, self.two = conv_bn(8, 10), conv_bn(10, 10)
+        self.again = self.two
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for part in self.parts:
+            x = part(x)
+        return self.head(self.again(self.two(self.one(x).relu()).relu()))
+
+
+class LendsToStages(nn.Module):
+    """Blocks that lend layers to a later block of their stage and to another stage: the lender has to stay."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = conv_bn(3, 8), head(8)
+        self.one, self.two = (nn.Sequential(*[Block(8, 6) for _ in range(4)]) for _ in range(2))
+        self.one[3].inner = self.one[2].inner
+        self.two[1].inner[0] = self.two[2].inner[0] = self.one[1].inner[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.two(self.one(self.stem(x))))
+
+
 class Tied(nn.Module):
     """Two layers that share one weight."""
 
@@ -945,6 +976,8 @@ EXACT = {
     "flatten to linear": FlattenToLinear,
     "padded shortcut": PaddedShortcut,
     "shared": Shared,
+    "two names": TwoNames,
+    "lends to stages": LendsToStages,
     "rolled": Rolled,
     "pixel shuffle": PixelShuffled,
     "spatial attention": SpatialAttention,

@@ -470,6 +470,48 @@ class Lends(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+class Scanned(nn.Module):
+    """A selective scan as Mamba has it, in plain torch: what is written into the states and read from them stays."""
+
+    def __init__(self, states: int = 3):
+        super().__init__()
+        self.inner, self.states, self.stem, self.into = 10, states, nn.Conv2d(3, 6, 4, stride=4), nn.Linear(6, 20)
+        self.conv, self.steps = nn.Conv1d(10, 10, 3, groups=10, padding=2), nn.Linear(10, 10)
+        self.parts, self.out, self.head = nn.Linear(10, 2 * states), nn.Linear(10, 6), nn.Linear(6, 5)
+        self.decay, self.skip = nn.Parameter(torch.rand(10, states)), nn.Parameter(torch.rand(10))
+
+    def forward(self, image: Tensor) -> Tensor:
+        tokens = self.stem(image).flatten(2).transpose(1, 2)
+        x, gate = self.into(tokens).split([self.inner, self.inner], -1)
+        x = F.silu(self.conv(x.transpose(1, 2))[..., : x.shape[1]]).transpose(1, 2)
+        step, (write, read) = F.softplus(self.steps(x)), self.parts(x).split([self.states, self.states], -1)
+        kept = torch.exp(torch.einsum("bld,dn->bldn", step, -torch.exp(self.decay)))
+        added = torch.einsum("bld,bln,bld->bldn", step, write, x)
+        state, found = torch.zeros(len(x), self.inner, self.states, dtype=x.dtype), []
+        for place in range(x.shape[1]):
+            state = kept[:, place] * state + added[:, place]
+            found.append(torch.einsum("bdn,bn->bd", state, read[:, place]))
+        x = (torch.stack(found, 1) + x * self.skip) * F.silu(gate)
+        return self.head((tokens + self.out(x)).mean(1))
+
+
+class BetweenChannels(nn.Module):
+    """Attention of one head between channels, as in Restormer: those that ask can be cut, those that answer stay."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 6, 4, stride=2), nn.Linear(6, 5)
+        self.asks, self.answers, self.gives, self.out = (
+            nn.Conv2d(*sizes, 1) for sizes in ((6, 8), (6, 7), (6, 7), (8, 6))
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.stem(image)
+        query, key, value = (layer(x).flatten(2) for layer in (self.asks, self.answers, self.gives))
+        mixed = (query @ key.transpose(1, 2)).softmax(-1) @ value
+        return self.head((x + self.out(mixed.unflatten(2, x.shape[2:]))).mean((2, 3)))
+
+
 class Matrix(nn.Module):
     """A product with a matrix that the module stores, written in one of several ways."""
 
@@ -638,6 +680,8 @@ TOKEN_NETS = {
     "joined bias": lambda: Tokens(JoinedBias(12, 3)),
     "lengths by name": lambda: Tokens(NamedLengths(12, 4)),
     "lent": Lends,
+    "scanned": Scanned,
+    "between channels": BetweenChannels,
     "resampler": Resampler,
     "attention pool": lambda: nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 2, 2), AttentionPool(12, 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,7 @@ from tas.graph import Depth, Graph
 from tas.nn.capture import Captured
 from tas.nn.mixing import FixedSize, Interpolation, Size, as_tensor, interpolation_matrix
 from tas.nn.paths import joined, lies_in
-from tas.nn.program import module_paths
+from tas.nn.program import module_paths, own_paths
 from tas.nn.rules.opened import Opened
 
 PASSES = {"dropout", "relu", "clone", "contiguous", "feature_dropout"}
@@ -31,17 +31,15 @@ def find_depths(model: nn.Module, captured: Captured) -> tuple[Depth, ...]:
     A block can be skipped if it is one tensor in, one out, of the same shape and the same channels, with a sum onto
     its own input inside. The child before a run, or the run's first block, always stays.
     """
-    inside: dict[str, list[fx.Node]] = {}
-    for node in captured.nodes:
-        for path in dict.fromkeys(module_paths(node)):
-            inside.setdefault(path, []).append(node)
+    inside, lent = _called(captured)
     roots = captured.labels.roots()
     depths: list[Depth] = []
     containers = [path for path, module in model.named_modules() if isinstance(module, nn.Sequential | nn.ModuleList)]
     for path in sorted(containers, key=lambda path: -len(path.split(".")) if path else 0):
         children = [joined(path, name) for name, _ in model.get_submodule(path).named_children()]
         taken = [block for depth in depths for block in depth.blocks]
-        runs = [run for run in _runs(children, inside, captured, roots) if not _holds_any(run, taken)]
+        found = (_from_last_lender(run, lent) for run in _runs(children, inside, captured, roots))
+        runs = [run for run in found if len(run) > 1 and not _holds_any(run, taken)]
         for run in runs:
             name = path if len(runs) == 1 and path else run[1]  # run[0] may be a layer, and name a width
             depths.append(Depth(name, tuple(run)))
@@ -67,6 +65,40 @@ def with_returns(model: nn.Module, depths: Sequence[Depth], inputs: Sequence[Ten
     return tuple(replace(depth, returns=seen.get(depth.blocks[1], 0)) for depth in depths)
 
 
+def _called(captured: Captured) -> tuple[dict[str, list[fx.Node]], set[tuple[str, str]]]:
+    """The nodes of every module that may be a block, and what is called by several paths: the first, and another.
+
+    No block is what is called by several paths itself, or calls what lies elsewhere: it cannot go alone.
+    """
+    inside: dict[str, list[fx.Node]] = {}
+    lent: set[tuple[str, str]] = set()
+    bound: set[str] = set()
+    for node in captured.nodes:
+        paths = module_paths(node)
+        for path in dict.fromkeys(paths):
+            inside.setdefault(path, []).append(node)
+        lent |= {pair for pair in zip(own_paths(node), paths, strict=True) if len({*pair}) > 1}
+        bound |= {path for path in paths if not all(lies_in(inner, path) for inner in paths[paths.index(path) :])}
+    bound |= {path for pair in lent for path in pair}
+    return {path: nodes for path, nodes in inside.items() if path not in bound}, lent
+
+
+def _from_last_lender(run: list[str], lent: Set[tuple[str, str]]) -> list[str]:
+    """The blocks from the last one on in which a module is that more than the later blocks call: it has to stay.
+
+    Args:
+        run: paths of blocks.
+        lent: first path of a module, and another by which it is called.
+    """
+    lenders = [
+        place
+        for place, block in enumerate(run)
+        for own, called in lent
+        if lies_in(own, block) and not any(lies_in(called, later) for later in run[place:])
+    ]
+    return run[max(lenders, default=0) :]
+
+
 def _holds_any(blocks: list[str], others: list[str]) -> bool:
     return any(lies_in(other, block) for block in blocks for other in others)
 
@@ -90,7 +122,7 @@ def _runs(
         else:
             runs.append(current)
             current = []
-    return [run for run in [*runs, current] if len(run) > 1]
+    return [*runs, current]
 
 
 def _ends(nodes: list[fx.Node], captured: Captured) -> tuple[fx.Node | None, fx.Node | None]:

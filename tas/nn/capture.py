@@ -72,7 +72,7 @@ def capture(
     run = _LabelRun(model, example[0].shape[0], stages or {})
     run.follow(program)
     nodes = list(run.nodes)
-    if any(unseen_layers(model, run.labels)):
+    if any(unseen_layers(model, run.labels)) or any(map(_is_for_nothing, nodes)):
         run.follow_training(example)
     run.note_numbers_of_constants()
     refuse_what_is_no_norm(run.labels, run.drafts)
@@ -101,6 +101,11 @@ def unseen_layers(model: nn.Module, labels: Labels) -> Iterator[str]:
         is_layer = isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
         if is_layer and name not in names and weights.get(name) not in seen:
             yield path
+
+
+def _is_for_nothing(node: fx.Node) -> bool:
+    """Whether nobody reads what is computed, unless in training: the variance of an autoencoder, say."""
+    return node.op == "call_function" and not node.users and isinstance(node.meta.get("val"), Tensor)
 
 
 class _LabelRun:
@@ -252,8 +257,8 @@ class _LabelRun:
         op = op[:-1] if op.endswith("_") and not op.endswith("__") else op
         op = "cat" if op in ("concat", "concatenate") else op
         return Call(
-            op, _arguments(node, self.values), shapes, module_path(node), self.labels, self.drafts, self._model,
-            self._batch, maker, lambda: self._entry(node), lambda: self._example(node),
+            op, _arguments(node, self.values), shapes, module_path(node), module_paths(node)[-1], self.labels,
+            self.drafts, self._model, self._batch, maker, lambda: self._entry(node), lambda: self._example(node),
         )  # fmt: skip
 
     def _example(self, node: fx.Node) -> dict[str, Any]:
@@ -272,8 +277,8 @@ class _LabelRun:
 
     def _entry(self, node: fx.Node) -> Tensor | None:
         """Labels that the module around this node reads."""
-        path = module_path(node)
-        while lies_in(module_path(node), path):
+        path = module_paths(node)[-1]
+        while lies_in(module_paths(node)[-1], path):
             sources = [source for source in node.all_input_nodes if isinstance(self.values.get(source), Tensor | list)]
             if not sources:
                 return None

@@ -43,7 +43,8 @@ def build_graph(
     layouts = _layouts(captured, roots, places)
     gates = {block: (depth.name, place) for depth in depths for place, block in enumerate(depth.blocks) if place}
     shortcuts = _shortcuts(captured, roots, places, widths, gates)
-    unique = {name for name, _ in model.named_parameters()}  # a parameter shared by two modules is counted once
+    # a parameter shared by two modules is counted once, and a module of two paths has its tensors at the first
+    unique = {*(name for name, _ in model.named_parameters()), *(path for path, _ in model.named_modules())}
     layers = tuple(
         _layer(model, path, captured.drafts.get(path), captured, layouts, gates, roots, places, unique)
         for path in _layer_order(model, captured)
@@ -227,7 +228,8 @@ def _layer(
 ) -> Layer:
     module = model.get_submodule(path)
     parameters = []
-    for is_buffer, tensors in ((False, module.named_parameters), (True, module.named_buffers)):
+    held = ((False, module.named_parameters), (True, module.named_buffers))
+    for is_buffer, tensors in held if path in unique else ():
         for name, tensor in tensors(recurse=False):
             full = joined(path, name)
             dims = tuple(layouts.get((full, dim)) for dim in range(tensor.dim()))
@@ -252,7 +254,7 @@ def _mixed_by(path: str, kind: str, captured: Captured, layouts: dict[tuple[str,
         is_alone = (
             has_tensors and len(makers) == 1 and maker is not None and _makes_width(maker, captured, layouts) == 1
         )
-        is_alone = is_alone and maker is not None and len(captured.drafts[maker].products) == 1  # called once
+        is_alone = is_alone and maker is not None and captured.drafts[maker].calls == 1
         readers = [name for name, draft in captured.drafts.items() if maker in draft.makers]
         return path if is_alone and len(readers) == 1 else None
     if not _makes_width(path, captured, layouts):

@@ -17,7 +17,7 @@ from tas.layout import Place, runs_of
 from tas.nn.capture import Captured
 from tas.nn.labels import Echo, along, condense, varying_dims
 from tas.nn.paths import joined
-from tas.nn.program import module_paths
+from tas.nn.program import own_paths
 
 OF_ONE_HEAD = re.compile("^(?!all|total).*head.*(dim|size|width|channels)|(dim|size|width).*head|^d_(head|k|v|kv)$")
 
@@ -34,7 +34,7 @@ def find_attributes(
     """
     found: dict[tuple[str, str, int | str | None], tuple[Attribute, torch.Tensor]] = {}
     classes = torch.as_tensor(roots)
-    called = {path for node in captured.nodes for path in module_paths(node)}
+    called = {path for node in captured.nodes for path in own_paths(node)}
     for path, labels, part in _with_holders(model, captured.numbers, called):
         if kinds.get(path, "other") not in _WITHOUT_RULE:
             continue
@@ -69,8 +69,8 @@ def find_numbers_read(
     read: dict[str, dict[bytes, np.ndarray]] = defaultdict(dict)
     for node in captured.nodes:
         for source in node.all_input_nodes:
-            labels, inside = captured.values.get(source), module_paths(source)
-            paths = [path for path in module_paths(node) if path not in inside]
+            labels, inside = captured.values.get(source), own_paths(source)
+            paths = [path for path in own_paths(node) if path not in inside]
             if not isinstance(labels, Tensor) or not paths:
                 continue
             for dim in varying_dims(labels):

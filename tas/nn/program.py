@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
@@ -16,6 +17,8 @@ from torch.export.graph_signature import InputKind
 from tas.errors import ModelError, first_line
 from tas.nn.paths import joined
 from tas.nn.surgery import shared_copy
+
+_OWN, _CALLED = "tas_own_paths", "tas_called_paths"  # what is noted in `meta` of a node
 
 
 @contextmanager
@@ -89,29 +92,28 @@ def _drop_what_nobody_reads(program: torch.export.ExportedProgram) -> None:
 
 
 def _name_modules_by_their_first_paths(model: nn.Module, program: torch.export.ExportedProgram) -> None:
-    """Say the path that `named_modules` gives, of every module that is called by one path only.
+    """Say the path that `named_modules` gives, of every module around a node, beside the path by which it is called.
 
-    It may have others, as in nnU-Net; what is lent to several blocks is told apart by its paths. Of a module in
-    `self.layers[:-1]` torch may say `layers.slice(None, -1, None).3`.
+    It may have others, as in nnU-Net. The two differ only for what is called by several, such as a layer that is lent
+    to several blocks. Of a module in `self.layers[:-1]` torch may say `layers.slice(None, -1, None).3`.
     """
-    own = {module: path for path, module in model.named_modules()}
-    stacks = [node.meta.get("nn_module_stack") or {} for node in program.graph.nodes]
-    called: dict[nn.Module, set[str]] = {}
-    for path in {path for stack in stacks for path, _ in stack.values()}:
+    own: dict[nn.Module, str] = {module: path for path, module in model.named_modules()}
+    parts = [part for part in program.graph_module.modules() if isinstance(part, fx.GraphModule)]
+    nodes = [node for part in parts for node in part.graph.nodes]
+    stacks = [[path for path, _ in (node.meta.get("nn_module_stack") or {}).values()] for node in nodes]
+    first: dict[str, str | None] = {path: path for stack in stacks for path in stack}
+    for path in first:
         with suppress(AttributeError):  # of no module
-            called.setdefault(_module_at(model, path), set()).add(path)
-    first = {path: own.get(module) for module, paths in called.items() for path in paths if len(paths) == 1}
-    first |= {path: own.get(_module_at(model, path)) for paths in called.values() for path in paths if "slice(" in path}
-    for node, stack in zip(program.graph.nodes, stacks, strict=True):
-        if any(first.get(path, path) != path for path, _ in stack.values()):
-            found = {key: (first.get(path, path), kind) for key, (path, kind) in stack.items()}
-            node.meta["nn_module_stack"] = {key: entry for key, entry in found.items() if entry[0] is not None}
+            first[path] = own.get(_module_at(model, path))
+    names = Counter(first.values())
+    called = {path: name if names[name] < 2 or "slice(" in path else path for path, name in first.items()}
+    for node, stack in zip(nodes, stacks, strict=True):
+        known = [path for path in stack if first[path] is not None]  # a part of a Sequential is made anew
+        node.meta[_OWN], node.meta[_CALLED] = ([of[path] for path in known] for of in (first, called))
     for spec in program.graph_signature.input_specs:
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and "." in str(spec.target):
             path, _, short = str(spec.target).rpartition(".")
-            module = model.get_submodule(path)
-            if len(called.get(module, ())) == 1:
-                spec.target = joined(own[module], short)
+            spec.target = joined(own[model.get_submodule(path)], short)
 
 
 def _module_at(model: nn.Module, path: str) -> nn.Module:
@@ -125,11 +127,15 @@ def _module_at(model: nn.Module, path: str) -> nn.Module:
 
 
 def module_path(node: fx.Node) -> str:
-    """Path of the innermost module a node belongs to."""
-    stack = node.meta.get("nn_module_stack") or {"": ("", None)}
-    return list(stack.values())[-1][0]
+    """The first path of the innermost module a node belongs to."""
+    return own_paths(node)[-1]
+
+
+def own_paths(node: fx.Node) -> list[str]:
+    """The first paths of all modules around a node, outermost first."""
+    return node.meta.get(_OWN) or [""]
 
 
 def module_paths(node: fx.Node) -> list[str]:
-    """Paths of all modules around a node, outermost first."""
-    return [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    """The paths by which all modules around a node are called, outermost first."""
+    return node.meta.get(_CALLED) or [""]

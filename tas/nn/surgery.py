@@ -276,11 +276,9 @@ def _skip(model: nn.Module, graph: Graph, architecture: Architecture) -> None:
     returns = {block: depth.returns for depth in graph.depths for block in depth.blocks}
     dropped: dict[nn.Module, nn.Module] = {}
     for block in graph.skipped(architecture):
-        parent, _, name = block.rpartition(".")
         old = model.get_submodule(block)
         dropped[old] = Dropped(old, returns[block])
-        setattr(model.get_submodule(parent), name, dropped[old])
-    _replace_in_containers(model, dropped)
+    replaced(model, dropped)
 
 
 def _is_skipped(path: str, graph: Graph, architecture: Architecture) -> bool:

@@ -424,7 +424,7 @@ def test_weights_can_start_anew_in_every_net(name):
         one.model.named_parameters(), other.weights(), Supernet(model, graph, space).weights(), strict=True
     ):
         if re.search(
-            r"\b(token|position|query|queries|scale|table|gamma|gain|matrix|proj|experts|scales\..*|shifts\..*)$|\.parametrizations\.",
+            r"\b(token|position|query|queries|scale|table|gamma|gain|decay|matrix|proj|experts|scales\..*|shifts\..*)$|\.parametrizations\.",
             path,
         ):
             continue  # nobody knows how these start

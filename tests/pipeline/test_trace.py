@@ -118,7 +118,7 @@ def test_every_layer_is_searched_or_frozen_with_a_reason(name):
     }
     for path, module in model.named_modules():
         # a weight that two layers share stands under one of its names
-        if isinstance(module, nn.Conv2d | nn.Linear) and name not in ("tied weights", "shared in blocks", "lent"):
+        if isinstance(module, nn.Conv2d | nn.Linear) and name != "tied weights":
             assert f"{path}.weight[0]" in frozen | searched
     assert all(item.reason for item in graph.frozen)
 
@@ -134,6 +134,19 @@ EXPECTED = {  # widths by name, depths by name
     "depthwise with multiplier": ({"expand.0": 8, "project.0": 10}, {}),
     "flatten to linear": ({"conv.0": 6, "hidden": 10}, {}),
     "shared": ({"stem.0": 8}, {}),
+    "shared in blocks": (
+        {"stem.0": 8, "stage.0.inner.0": 6, "stage.1.inner.0": 6}, {"stage": 3},
+    ),
+    "two names": (
+        {"stem.0": 8, "stage.0.inner.0": 6, "stage.1.inner.0": 6, "stage.2.inner.0": 6, "one.0": 10}, {"stage": 3},
+    ),
+    "lends to stages": (
+        {
+            "stem.0": 8, "one.0.inner.0": 6, "one.1.inner.0": 6, "one.2.inner.0": 6,
+            "two.0.inner.0": 6, "two.3.inner.0": 6,
+        },
+        {"one": 3, "two": 4},
+    ),
     "rolled": ({"stem.0": 8, "last.0": 10}, {}),
     "pixel shuffle": ({"stem.0": 4, "last.0": 10}, {}),
     "grouped": ({"first.0": 4, "grouped": 4, "last.0": 10}, {}),
@@ -198,7 +211,9 @@ EXPECTED = {  # widths by name, depths by name
     "own matrices": ({"patches": 12, **{f"layers.{place}": 12 for place in range(5)}}, {}),
     "joined bias": ({"patches": 12, "blocks.0.attention.qkv": 3, "blocks.0.mlp.0": 10}, {}),
     "lengths by name": ({"patches": 12, "blocks.0.attention.qkv": 4, "blocks.0.mlp.0": 10}, {}),
-    "lent": ({}, {"blocks": 2}),
+    "scanned": ({"stem": 6, "into": 10}, {}),
+    "between channels": ({"stem": 6, "asks": 8}, {}),
+    "lent": ({"stem": 10}, {"blocks": 2}),
     "cascaded": ({"stem": 10, "one": 6, "proj": 10}, {}),
 }  # fmt: skip
 
@@ -224,6 +239,8 @@ REASONS = {
     "auxiliary head": ("auxiliary.2", "output of the model"),
     "averages that are no norms": ("makes.layer", "is reduced over channels by mean"),
     "best class": ("classes", "is reduced over channels by max"),
+    "scanned": ("parts", "one channel acts on many (it is broadcast over channels)"),
+    "between channels": ("answers", "matmul pairs every channel with every other"),
 }
 
 
@@ -796,10 +813,18 @@ def test_a_kernel_that_is_no_layers_is_cut_with_the_channels_it_blurs():
     assert graph.macs(SearchSpace.of(graph).smallest) == counted_macs(small, images(batch=1))
 
 
-def test_a_layer_with_two_names_is_not_said_to_have_the_weight_of_another_module():
-    twice = nn.Conv2d(8, 8, 1)
-    graph = trace(nn.Sequential(nn.Conv2d(3, 8, 3), twice, nn.ReLU(), twice, nets.head(8)), images())
-    assert {item.reason for item in graph.frozen if item.module == "1"} == {
-        "is read by 1: it is also called as 3; a layer that has one name only can be cut",
-        "it is also called as 3; a layer that has one name only can be cut",
-    }
+def test_layers_that_meet_in_training_alone_are_cut_alike():
+    class Autoencoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.mean, self.variance = nets.conv_bn(3, 8), nn.Linear(8, 6), nn.Linear(8, 6)
+            self.out = nn.Linear(6, 5)
+
+        def forward(self, x):
+            x = self.stem(x).relu().mean((2, 3))
+            mean, deviation = self.mean(x), self.variance(x).exp()
+            return self.out(mean + deviation * torch.randn_like(deviation) if self.training else mean)
+
+    graph = trace(perturbed(Autoencoder()), images())
+    assert graph.full.widths == {"stem.0": 8, "mean": 6}
+    assert [width.layers for width in graph.widths if width.name == "mean"] == [("mean", "variance", "out")]

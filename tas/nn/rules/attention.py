@@ -89,7 +89,7 @@ def _projection(call: Call, name: str, rows: Tensor, positions: int) -> Any:
     if call.tensor(bias) is not None:
         call.labels.attach(bias, 0, makes)
     call.labels.attach(name, 1, reads)
-    call.draft("attention").products.append((positions, (makes[rows], reads)))
+    call.count(call.draft("attention"), positions, (makes[rows], reads))
     return spread(makes[rows], last, call.shape)
 
 

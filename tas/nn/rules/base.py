@@ -56,12 +56,14 @@ def positions_in(shape: tuple[int, ...]) -> Tensor:
 class Draft:
     """A layer while it is being traced: `products` hold label vectors instead of counts.
 
-    `makers` has, for every call of a norm, the path of the layer whose output it alone reads, or None; `channels` what
-    a module reads whose own forward averages over channels, and `averaged` the operations that do, with their labels.
+    `calls` says how often products were noted; `makers` has, for every call of a norm, the path of the layer whose
+    output it alone reads, or None; `channels` what a module reads whose own forward averages over channels, and
+    `averaged` the operations that do, with their labels.
     """
 
     kind: str
     products: list[tuple[int, tuple[Tensor, ...]]] = field(default_factory=list)
+    calls: int = 0
     makers: list[str | None] = field(default_factory=list)
     channel_dim: int = 1
     channels: Tensor | None = None
@@ -76,7 +78,8 @@ class Call:
         op: name without namespace, overload and in-place underscore.
         arguments: by the operator's own argument names; label tensors, `Constant`s and plain values.
         shapes: of the results.
-        module: path of the innermost module.
+        module: path of the innermost module, the first that it has.
+        called: the path by which it is called.
         labels: of the whole trace.
         drafts: layers found so far, by path.
         model: the module tree.
@@ -90,6 +93,7 @@ class Call:
     arguments: dict[str, Any]
     shapes: list[tuple[int, ...]]
     module: str
+    called: str
     labels: Labels
     drafts: dict[str, Draft]
     model: nn.Module
@@ -137,6 +141,12 @@ class Call:
             found.kind = kind
         return found
 
+    def count(self, draft: Draft, macs: int, factors: tuple[Tensor, ...] = ()) -> None:
+        """Note multiply-adds of one sample; those of a layer that is lent to a block go when that is dropped."""
+        draft.calls += 1
+        noted = draft if self.called == self.module else self.draft("other", self.called)
+        noted.products.append((macs, factors))
+
     def is_parametrised(self) -> bool:
         """Whether the module computes its parameters from others (`torch.nn.utils.parametrize`)."""
         return torch.nn.utils.parametrize.is_parametrized(self.model.get_submodule(self.module))
@@ -155,13 +165,11 @@ class Call:
             )
         path, _, short = name.rpartition(".")
         if short != "weight" or not lies_in(path, self.module):
-            owner = self.model.get_submodule(path)
-            if owner is self.model.get_submodule(self.module):
-                return self.module, (
-                    f"its weight {name} is no weight of a layer" if path == self.module
-                    else f"it is also called as {path}; a layer that has one name only can be cut"
-                )  # fmt: skip
-            return self.module, f"its weight {name} belongs to another module"
+            is_own = path == self.module
+            return (
+                self.module,
+                f"its weight {name} {'is no weight of a layer' if is_own else 'belongs to another module'}",
+            )
         owner = self.model.get_submodule(path)
         if not isinstance(owner, kind):
             return path, f"{type(owner).__name__} is not a layer with a rule"

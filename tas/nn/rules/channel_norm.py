@@ -114,7 +114,10 @@ def refuse_what_is_no_norm(labels: Labels, drafts: Mapping[str, Draft], read: Se
 def _problem(call: Call, weight: Any) -> str | None:
     owner = call.model.get_submodule(call.module)
     if weight is None:
-        return f"is normalised by {call.module or 'the model'}, which has no weights that could follow a cut"
+        return (
+            f"is normalised by {call.module or 'the model'}, which has no weights that could follow a cut; a norm that "
+            f"is a module of its own, such as nn.LayerNorm(…, elementwise_affine=False), is cut"
+        )
     is_norm = isinstance(owner, nn.GroupNorm) or isinstance(getattr(owner, "normalized_shape", None), tuple)
     if not is_norm or not isinstance(weight, Constant) or weight.name != f"{call.module}.weight":
         return f"is normalised by {type(owner).__name__}, which has no rule"

@@ -39,13 +39,15 @@ def contraction(call: Call, left: Any, right: Any, letters: tuple[str, str, str]
         return spread(vector, result.index(met), call.shape) if met in result else fixed(call.shape)
     for letter, other in ((chosen[0], 1), (chosen[1], 0)):
         current = chosen[other]
-        if letter is not None and letter in letters[other] and current is not None and current != letter:
+        is_head = letter is not None and letter in letters[other] and letter in result
+        if letter is not None and is_head and current is not None and current != letter:
             call.labels.merge_along((left, right)[other], [letters[other].index(current)], call.module)
             chosen[other] = letter
-    operands = {word: labels for labels, word in ((left, first), (right, second))}
     vectors: dict[str, Tensor] = {}
-    for word, labels in operands.items():
+    for labels, word, own in ((left, first, chosen[0]), (right, second, chosen[1])):
         for letter in dict.fromkeys(letter for letter in chosen if letter is not None and letter in word):
+            if own not in (None, letter):  # what the other has there is summed over, and stays
+                continue
             vector = call.labels.channel_vector(labels, word.index(letter))
             if letter in vectors:
                 call.labels.union(vectors[letter], vector, call.module)
@@ -59,9 +61,9 @@ def contraction(call: Call, left: Any, right: Any, letters: tuple[str, str, str]
         ):  # what is dropped would have to be zero here, and norms or biases make it something else
             call.labels.freeze(vector, f"{call.op} sums over it; of attention, only whole heads are cut", call.module)
     _count(call, (left, right), letters, vectors)
-    kept = [letter for letter in vectors if letter in result]
-    if len(kept) > 1:
-        return call.refuse(f"{call.op} pairs every channel with every other")
+    kept = sorted((letter for letter in vectors if letter in result), key=lambda letter: -len(vectors[letter]))
+    for letter in kept[1:]:
+        call.labels.freeze(vectors[letter], f"{call.op} pairs every channel with every other", call.module)
     return spread(vectors[kept[0]], result.index(kept[0]), call.shape) if kept else fixed(call.shape)
 
 
@@ -105,7 +107,7 @@ def _count(call: Call, operands: tuple[Any, Any], letters: tuple[str, str, str],
         others //= call.batch
     elif factors:  # samples and heads stand on one dimension
         factors[0] = factors[0].view(call.batch, -1)[0]
-    call.draft("other").products.append((others, tuple(factors)))
+    call.count(call.draft("other"), others, tuple(factors))
 
 
 def matrix_product(call: Call) -> Any:
@@ -127,9 +129,19 @@ def einsum(call: Call) -> Any:
     tensors, equation = call.arguments["tensors"], call.arguments["equation"].replace(" ", "")
     words, _, result = _spelled_out(equation, tensors).partition("->")
     words = words.split(",")
-    if len(words) != 2 or any(len(set(word)) < len(word) for word in words):
+    if any(len(set(word)) < len(word) for word in words):
+        return unknown(call)
+    if len(words) > 2 and {*result} == {*"".join(words)} and not call.constants():  # sums over nothing
+        return elementwise(sum_call(call, [_laid_out(*pair, result) for pair in zip(tensors, words, strict=True)]))
+    if len(words) != 2:
         return unknown(call)
     return contraction(call, tensors[0], tensors[1], (words[0], words[1], result))
+
+
+def _laid_out(labels: Tensor, word: str, result: str) -> Tensor:
+    """Labels in the order of the result's letters."""
+    moved = labels.permute([word.index(letter) for letter in result if letter in word])
+    return moved[tuple(slice(None) if letter in word else None for letter in result)]
 
 
 def _spelled_out(equation: str, operands: Sequence[Any]) -> str:
@@ -150,7 +162,15 @@ def _spelled_out(equation: str, operands: Sequence[Any]) -> str:
 def sum_call(call: Call, operands: list[Any]) -> Call:
     """The sum of some operands, in the place of this call."""
     return Call(
-        "add", {"tensors": operands}, call.shapes, call.module, call.labels, call.drafts, call.model, call.batch
+        "add",
+        {"tensors": operands},
+        call.shapes,
+        call.module,
+        call.called,
+        call.labels,
+        call.drafts,
+        call.model,
+        call.batch,
     )
 
 

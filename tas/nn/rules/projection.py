@@ -45,7 +45,7 @@ def convolution(call: Call) -> Any:
         problem = f"{call.op} runs along channels, not over them"
     reads = call.labels.channel_vector(inputs, 1)
     if problem and not is_transposed and groups == call.shape[1] == len(reads) > 1 and _passes(call, weight, reads):
-        call.draft("other").products.append((positions // groups, (reads,)))
+        call.count(call.draft("other"), positions // groups, (reads,))
         return spread(reads, 1, call.shape)
     if problem:
         return _refused(call, problem, positions * weight.shape[1])
@@ -131,7 +131,7 @@ def _passing_by(call: Call, draft: Draft, inputs: Tensor, macs: int, *, mixed: i
     call.labels.freeze(makes, "mixes positions, not channels", call.module)
     if len(along) > 1:
         return call.refuse(f"{call.op} runs over positions that hold different channels")
-    draft.products.append((macs // inputs.shape[along[0]], (call.labels.channel_vector(inputs, along[0]),)))
+    call.count(draft, macs // inputs.shape[along[0]], (call.labels.channel_vector(inputs, along[0]),))
     return inputs.narrow(mixed, 0, 1).expand(call.shape)
 
 
@@ -145,7 +145,7 @@ def _connected(
     channel_dim: int = 1,
 ) -> Tensor:
     """Note the cost and the axes of a layer; give the labels of its output."""
-    draft.products.append((positions, factors))
+    call.count(draft, positions, factors)
     weight, bias = call.arguments["weight"], call.arguments.get("bias")
     for dim, labels in (*makes.values(), *(reads or {}).values()):
         call.labels.attach(weight.name or joined(call.module, "weight"), dim, labels)
@@ -169,7 +169,7 @@ def _attach_vectors(call: Call, made: Tensor) -> None:
 
 def _refused(call: Call, reason: str, cost: int) -> Any:
     """Count it all the same, and report its output as frozen."""
-    call.draft("other").products.append((cost, ()))
+    call.count(call.draft("other"), cost)
     weight, dim = call.arguments["weight"], 1 if call.op.startswith("conv_transpose") else 0
     makes, name = call.labels.fresh(weight.shape[dim]), weight.name if isinstance(weight, Constant) else None
     call.labels.attach(name or joined(call.module, "weight"), dim, makes)

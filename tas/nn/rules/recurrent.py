@@ -36,9 +36,9 @@ def recurrent(call: Call) -> Any:
         short, weight = str(name).rpartition(".")[2], call.tensor(str(name))
         if short in _READS:
             call.labels.attach(str(name), 1, reads)
-            draft.products.append((steps * weight.shape[0], (reads,)))
+            call.count(draft, steps * weight.shape[0], (reads,))
         elif weight.dim() > 1:
-            draft.products.append((steps * weight.numel(), ()))
+            call.count(draft, steps * weight.numel())
     states = call.arguments["hx"]
     for state in states if isinstance(states, list | tuple) else [states]:
         if isinstance(state, Tensor):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tas.nn.labels import FIXED, expanded, fixed, spread, varying_dims
+from tas.nn.labels import FIXED, condense, expanded, fixed, spread, varying_dims
 from tas.nn.rules.base import Call, Constant, positions_in
 from tas.nn.rules.channel_norm import in_own_norm
 from tas.nn.rules.parameter import bind
@@ -18,13 +18,12 @@ def elementwise(call: Call) -> Any:
     tensors, shape = call.label_tensors(), call.shape
     if not tensors:
         return fixed(shape)
-    varying = {dim - tensor.dim() for tensor in tensors for dim in varying_dims(tensor)}  # counted from the right
-    whole = [t for t in tensors if all(-dim <= t.dim() and t.shape[dim] == shape[dim] for dim in varying)]
+    whole = _whole(tensors, tensors, shape)
+    if not whole:  # every channel of one meets every channel of another, which stays
+        whole = _whole(tensors, [max(tensors, key=lambda labels: condense(labels).unique().numel())], shape)
     for tensor in tensors:
         if not any(tensor is other for other in whole):
             call.labels.freeze(tensor, "one channel acts on many (it is broadcast over channels)", call.module)
-    if not whole:
-        return call.refuse("operands are broadcast against each other over channels")
     result = whole[0].expand(shape)
     for other in whole[1:]:
         call.labels.union(result, other, call.module)
@@ -35,6 +34,12 @@ def elementwise(call: Call) -> Any:
         if problem:
             return call.refuse(problem)
     return result
+
+
+def _whole(tensors: list[Tensor], like: list[Tensor], shape: tuple[int, ...]) -> list[Tensor]:
+    """Those that are as long as the result wherever some others have different channels."""
+    varying = {dim - tensor.dim() for tensor in like for dim in varying_dims(tensor)}  # counted from the right
+    return [t for t in tensors if all(-dim <= t.dim() and t.shape[dim] == shape[dim] for dim in varying)]
 
 
 def pooling(call: Call) -> Any:
