@@ -250,9 +250,11 @@ class CompactAxis:
         return tensor if count == tensor.shape[dim] else tensor.narrow(dim, 0, count)
 
     def put(self, whole: Tensor, part: Tensor) -> None:
-        """Write back what `take` made of a vector, in place; a prefix is a view, and there already."""
-        index = self._active(whole.device)[1] if self._layout is not None else None
-        if index is not None:
+        """Write what `take` gathered from a vector back into it, in place."""
+        count, index = self._active(whole.device)
+        if index is None:
+            whole[:count].copy_(part)
+        else:
             whole.index_copy_(0, index, part)
 
     def _active(self, device: torch.device) -> tuple[int, Tensor | None]:

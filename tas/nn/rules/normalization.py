@@ -146,8 +146,9 @@ def _as_image(inputs: Tensor) -> Tensor:
 
 
 def _write_back(axis: CompactAxis, held: tuple[Any, Any], updated: tuple[Any, Any]) -> None:
+    """Statistics that were gathered (not a prefix) are copies: put them back."""
     for whole, part in zip(held, updated, strict=True):
-        if whole is not None:
+        if whole is not None and part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
             axis.put(whole, part)
 
 

@@ -44,16 +44,12 @@ def call_with(module: nn.Module, tensors: dict[str, Tensor], numbers: dict[str, 
     """Call a module with other tensors and other numbers (`groups`) than it has."""
     before = {name: getattr(module, name) for name in numbers}
     try:
-        _set(module, numbers)
+        for name, value in numbers.items():
+            setattr(module, name, value)
         return functional_call(module, tensors, inputs, options, tie_weights=False)
     finally:
-        _set(module, before)
-
-
-def _set(module: nn.Module, numbers: Mapping[str, Any]) -> None:
-    """As assignments do; but torch's own first looks for the name among parameters, buffers and modules."""
-    for name, value in numbers.items():
-        object.__setattr__(module, name, value)
+        for name, value in before.items():
+            setattr(module, name, value)
 
 
 class ActiveTensors:

@@ -223,8 +223,7 @@ class OpenProjection(Opened):
 
     def _stored(self) -> dict[str, Tensor]:
         """Weight and bias in full; what else a subclass holds stays as it is."""
-        held = {name: getattr(self.module, name, None) for name in ("weight", "bias")}
-        return {name: value for name, value in held.items() if isinstance(value, nn.Parameter)}
+        return {n: value for n, value in self.module.named_parameters(recurse=False) if n in ("weight", "bias")}
 
     def _effective(self, name: str) -> Tensor | None:
         tensors = self._active()
