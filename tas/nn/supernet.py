@@ -27,7 +27,7 @@ from tas.nn.mixing import (
     gumbel_weights,
 )  # fmt: skip
 from tas.nn.rules import KINDS
-from tas.nn.rules.normalization import OpenBatchNorm
+from tas.nn.rules.normalization import MixedAffines, OpenBatchNorm
 from tas.nn.rules.opened import Opened
 from tas.nn.rules.shortcut import CompactShortcut, DenseShortcut
 from tas.nn.surgery import forget, fresh_copy, replaced, require_fit, set_attribute
@@ -101,6 +101,7 @@ class Supernet(nn.Module):
         # of one size they may keep what is wrong for the next
         self._keeping = [module for module in opened.modules() if type(module).train is not nn.Module.train]
         self.model = _opened(opened, graph, self._sizes, self._depths, execution)
+        self._affines = MixedAffines(self.model)
         self._is_compiled = execution == "compact" and is_compiled(self.model)
         self._settle()
         choices = space.choices.values()
@@ -130,6 +131,7 @@ class Supernet(nn.Module):
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What the model's own forward returns, under the choices open now."""
+        self._affines.make()
         with as_written(self._is_compiled):
             return self.model(*inputs, **options)
 
@@ -192,6 +194,7 @@ class Supernet(nn.Module):
 
     def _settle(self) -> None:
         """Let numbers on modules follow the sizes open now; what modules keep in evaluation mode is computed anew."""
+        self._affines.made = {}
         for module in self._keeping:
             if not module.training:
                 forget(module)

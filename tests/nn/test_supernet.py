@@ -7,12 +7,14 @@ import nets
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from nets import images, perturbed
 from torch import Tensor, nn
 
 from tas.architecture import Architecture
 from tas.errors import ArchitectureError, ConfigError, ModelError
 from tas.graph import Graph
+from tas.nn.mixing import CompactWidth
 from tas.nn.supernet import Supernet
 from tas.pipeline.derive import derive
 from tas.pipeline.trace import trace
@@ -173,18 +175,20 @@ def compare(compact: Supernet, dense: Supernet, inputs: Tensor, tolerance: float
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("fragments", [1, 2, 3, 8])
 @pytest.mark.parametrize("depth_samples", ["drawn", "all"])
-def test_compact_equals_dense_for_any_number_of_fragments(fragments, depth_samples, training):
-    pair = twins("residual", torch.float64, fragments=fragments, depth_samples=depth_samples)
+@pytest.mark.parametrize("interpolation", ["average", "none"])
+def test_compact_equals_dense_for_any_number_of_fragments(fragments, depth_samples, interpolation, training):
+    options = {"fragments": fragments, "depth_samples": depth_samples, "interpolation": interpolation}
+    pair = twins("residual", torch.float64, **options)
     for supernet in pair:
         supernet.train(training)
     for seed in range(3):
         compare(*pair, images(dtype=torch.float64), 1e-10, seed)
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("training", "interpolation"), [(False, "average"), (True, "average"), (True, "none")])
 @pytest.mark.parametrize("name", nets.ALL)
-def test_compact_equals_dense_in_every_net(name, training):
-    pair = twins(name, torch.float64)
+def test_compact_equals_dense_in_every_net(name, training, interpolation):
+    pair = twins(name, torch.float64, interpolation=interpolation)
     for supernet in pair:
         supernet.train(training)
     compare(*pair, images(dtype=torch.float64), 1e-10, 0)
@@ -209,6 +213,36 @@ def test_named_models_compact_equals_dense(named):
     pair[0].draw(1.0, torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert relative(outputs[0], pair[0](named.images)) > 1e-2
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(self.module, inputs, use_reentrant=False)
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_without_interpolation_the_affines_of_all_norms_are_made_at_once(is_checkpointed, monkeypatch):
+    supernet = randomised(Supernet(*prepared("plain"), interpolation="none")).train()
+    supernet.draw(1.5, torch.Generator().manual_seed(0), differentiable=False)
+    alone = CompactWidth.affine
+    wanted = torch.autograd.grad(supernet.model(images()).square().sum(), supernet.weights())  # each norm by itself
+    if is_checkpointed:
+        supernet.model.first = Checkpointed(supernet.model.first)
+    monkeypatch.setattr(CompactWidth, "affine", lambda *given: pytest.fail("a norm makes its own"))
+    for _ in range(2):
+        found = torch.autograd.grad(supernet(images()).square().sum(), supernet.weights())
+        torch.testing.assert_close(found, wanted)
+    copy.deepcopy(supernet)
+    with torch.no_grad():
+        supernet.weights()[1].add_(1.0)
+        moved = supernet(images())
+        monkeypatch.setattr(CompactWidth, "affine", alone)
+        supernet.draw(1.5, torch.Generator().manual_seed(0))
+        torch.testing.assert_close(moved, supernet.model(images()))
 
 
 def interpolated(x: Tensor, channels: int) -> Tensor:

@@ -5,7 +5,7 @@ Instance norm, which knows no other channels either, passes them on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +63,7 @@ class OpenBatchNorm(Opened):
         self.width = widths[self.width_name] if self.width_name is not None else None
         # per candidate: the released code gives every candidate a norm of its own
         self.scales = self.shifts = None
+        self.affines: MixedAffines | None = None  # by which that of the mixture may be made
         if self.width is not None and module.affine:
             count = len(self.width.candidates)
             weight, bias = module.weight, module.bias
@@ -71,6 +72,11 @@ class OpenBatchNorm(Opened):
             module.register_parameter("weight", None)
             module.register_parameter("bias", None)
             module.affine = False  # torch's reset_parameters asks
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the channels of its width stand here once."""
+        return self._copies == 1
 
     def _momentum(self) -> float:
         """Share of the new statistics; counts the batch as torch's own module does."""
@@ -112,6 +118,8 @@ class OpenBatchNorm(Opened):
     def _mixed(self, inputs: Tensor, mean: Any, variance: Any, *, fused: bool) -> Tensor:
         """The norm, affine, interpolation and sum of all fragments."""
         assert self.width is not None
+        if self.affines is not None and self in self.affines.made:
+            return self._normalise(inputs, mean, variance, *self.affines.made[self])
         held = self._per_copy(self.scales), self._per_copy(self.shifts)
         if self.width.how == "none":  # channels do not mix: the sum is an affine of the norm's own
             like = inputs.new_empty(0, dtype=torch.promote_types(inputs.dtype, torch.float32))
@@ -199,6 +207,62 @@ class DenseBatchNorm(OpenBatchNorm):
                 # channels that are off keep their statistics, as in compact
                 whole.copy_(torch.where(self._axis.mask(torch.ones_like(whole), 0) > 0, new, whole))
         return self._finish(result)
+
+
+class MixedAffines:
+    """The affines of all batch norms that mix fragments without interpolation, made together for a forward.
+
+    A norm alone takes ten small operations for its own and as many for their gradients: of small images, longer than
+    the norm itself. What was made stays until other sizes are open: a checkpoint computes parts of a forward again.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.made: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._groups: dict[Any, list[Any]] = {}
+        self._tables: dict[Any, tuple[Tensor, Tensor]] = {}
+        for norm in model.modules():
+            if isinstance(norm, CompactBatchNorm) and norm.scales is not None and norm.is_single:
+                key = (len(norm.scales), norm.scales.dtype, norm.scales.device)
+                self._groups.setdefault(key, []).append(norm)
+                norm.affines = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was made, which carries gradients and cannot be copied."""
+        return {**vars(self), "made": {}}
+
+    def make(self) -> None:
+        """For what is drawn now; nothing where fragments are interpolated, or one architecture is fixed."""
+        self.made = {}
+        for norms in self._groups.values():
+            if all(norm.width.weights is not None and norm.width.how == "none" for norm in norms):
+                self._make(norms)
+
+    def _make(self, norms: Sequence[Any]) -> None:
+        held = torch.cat([norm.scales for norm in norms] + [norm.shifts for norm in norms], 1)
+        held = held.to(torch.promote_types(held.dtype, torch.float32))
+        widths = list(dict.fromkeys(norm.width for norm in norms))
+        rows, is_open = self._tables_of(norms, widths, held)
+        drawn = torch.stack([width.weights for width in widths]).to(held)
+        chosen = torch.tensor([width.chosen for width in widths], device=held.device)
+        weights = drawn.new_zeros(len(widths), len(held)).scatter(1, chosen, drawn)  # (widths, candidates)
+        mixed = (held * (weights.T.index_select(1, rows) * is_open)).sum(0)
+        sizes = [size for norm in norms for size in (norm.width.active, norm.scales.shape[1] - norm.width.active)]
+        parts = mixed.split(sizes * 2)[::2]  # the channels that are open, and not those that are not
+        self.made = self.made | dict(
+            zip(norms, zip(parts[: len(norms)], parts[len(norms) :], strict=True), strict=True)
+        )
+
+    def _tables_of(self, norms: Sequence[Any], widths: Sequence[CompactWidth], like: Tensor) -> tuple[Tensor, Tensor]:
+        """Of all channels of all scales, then of all shifts: the row of their width, and which candidates have them."""
+        key = (len(like), like.dtype, like.device)
+        if key not in self._tables:
+            counts = torch.tensor([norm.scales.shape[1] for norm in norms])
+            rows = torch.tensor([widths.index(norm.width) for norm in norms]).repeat_interleave(counts)
+            channels = torch.cat([torch.arange(count) for count in counts.tolist()])
+            is_open = channels < torch.tensor([width.candidates for width in widths])[rows].T
+            with torch.inference_mode(False):  # with gradients: what is kept may serve a pass that needs them
+                self._tables[key] = rows.repeat(2).to(like.device), is_open.repeat(1, 2).to(like)
+        return self._tables[key]
 
 
 class CompactInstanceNorm(CompactLayer):
