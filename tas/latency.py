@@ -13,11 +13,11 @@ from tas.lookup import Lookup
 
 @dataclass(frozen=True)
 class Part:
-    """What one layer takes.
+    """What one call of a layer takes.
 
     Attributes:
         layer: its name; one that more than two widths reach has several parts, which are summed.
-        gate: (depth, position) when it lies in a block that can be dropped.
+        gate: (depth, position) when it is called in a block that can be dropped.
         lookup: nanoseconds by the sizes of its widths.
     """
 

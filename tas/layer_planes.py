@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, product
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -32,7 +34,7 @@ class Plane:
 
     Attributes:
         layer: its name.
-        gate: (depth, position) when it lies in a block that can be dropped.
+        gate: (depth, position) when it is called in a block that can be dropped.
         sides: the widths it reads and makes, by name; a number is a size that does not change.
         grids: the sizes of both sides.
         features: (features, sizes of the first side, sizes of the second).
@@ -60,20 +62,29 @@ def _bilinear(plane: np.ndarray, row: float, column: float) -> float:
     return float(rows @ plane @ columns)
 
 
-def _read_shapes(model: nn.Module, graph: Graph, inputs: Tensor) -> dict[str, list[tuple[int, ...]]]:
-    """Shapes that every layer reads in one pass of the full model, once per call."""
-    found: dict[str, list[tuple[int, ...]]] = {}
+def _read_shapes(
+    model: nn.Module, graph: Graph, inputs: Tensor
+) -> dict[nn.Module, list[tuple[Gate | None, tuple[int, ...]]]]:
+    """What every layer reads in one pass of the full model, once per call: in which block, and of which shape."""
+    found: dict[nn.Module, list[tuple[Gate | None, tuple[int, ...]]]] = {}
+    inside: Gate | None = None
 
-    def note(name: str):
-        def hook(_module: nn.Module, arguments: tuple, options: Mapping[str, Tensor]) -> None:
-            inputs = arguments[0] if arguments else next(iter(options.values()))
-            found.setdefault(name, []).append(tuple(inputs.shape))
+    def enter(gate: Gate | None, *_: Any) -> None:
+        nonlocal inside
+        inside = gate
 
-        return hook
+    def note(layer: nn.Module, arguments: tuple, options: Mapping[str, Tensor]) -> None:
+        inputs = arguments[0] if arguments else next(iter(options.values()))
+        found.setdefault(layer, []).append((inside, tuple(inputs.shape)))
 
     with ExitStack() as hooks:
-        for name in [layer.name for layer in graph.layers if layer.kind in _TIMED]:
-            hooks.enter_context(model.get_submodule(name).register_forward_pre_hook(note(name), with_kwargs=True))
+        for depth in graph.depths:
+            for place, path in enumerate(depth.blocks[1:], 1):  # a block is called by one path, and lies in no other
+                block = model.get_submodule(path)
+                hooks.enter_context(block.register_forward_pre_hook(partial(enter, (depth.name, place))))
+                hooks.enter_context(block.register_forward_hook(partial(enter, None)))
+        for layer in {model.get_submodule(layer.name) for layer in graph.layers if layer.kind in _TIMED}:
+            hooks.enter_context(layer.register_forward_pre_hook(note, with_kwargs=True))
         model(inputs)
     return found
 
@@ -101,12 +112,12 @@ def layer_planes(
         seconds: spent on a layer at one point of the grid.
         clock: as in `measure_latency`.
     """
-    shapes = _read_shapes(model, graph, inputs)
+    calls = _read_shapes(model, graph, inputs)
     grids = {name: _thinned(sizes, grid) for name, sizes in space.widths.items()}
     full = dict(graph.full.widths)
     points, wanted = [], {}
     for layer in graph.layers:
-        for shape in shapes.get(layer.name, ()):
+        for gate, shape in calls.get(model.get_submodule(layer.name), ()) if layer.kind in _TIMED else ():
             for sides, sign in _side_pairs(layer):
                 sizes = [grids[side] if isinstance(side, str) else (side,) for side in sides]
                 names: dict[tuple[int, ...], tuple[str, np.ndarray]] = {}
@@ -115,20 +126,20 @@ def layer_planes(
                     name, small, read = _at(model, layer, shape, {**full, **chosen})
                     wanted.setdefault(name, (small, read))
                     names[place] = name, _facts(small, read)
-                points.append((layer, sides, sign, sizes, names))
+                points.append((layer, gate, sides, sign, sizes, names))
     rounds = 3
     missing = sum(name not in times.seconds for name in wanted)
     with progress_bar("latency", rounds * missing) as bar:
         times.measure(wanted, device=inputs.device, seconds=seconds, rounds=rounds, clock=clock, advance=bar.advance)
     planes = []
-    for layer, sides, sign, sizes, names in points:
+    for layer, gate, sides, sign, sizes, names in points:
         features = np.zeros((5, *map(len, sizes)))
         for place, (name, facts) in names.items():
             kind = 0 if layer.kind in _PROJECTIONS else 1
             features[(kind, *place)] = times.seconds[name] * 1e9
             features[(slice(2, 5), *place)] = facts
-        planes.append(Plane(layer.name, layer.gate, sides, (sizes[0], sizes[1]), sign * features))
-    return planes, tuple(layer.name for layer in graph.layers if layer.name not in shapes)
+        planes.append(Plane(layer.name, gate, sides, (sizes[0], sizes[1]), sign * features))
+    return planes, tuple(layer.name for layer in graph.layers if model.get_submodule(layer.name) not in calls)
 
 
 def _thinned(sizes: Sequence[int], most: int) -> tuple[int, ...]:

@@ -75,15 +75,22 @@ def test_costs_of_toy_nets_are_real_counts(name):
         assert graph.params(architecture) == sum(parameter.numel() for parameter in small.parameters())
 
 
-def test_an_einsum_that_sums_over_nothing_costs_nothing():
+@pytest.mark.parametrize("equation", ["bi,bj->bij", "...i,...j"])
+def test_an_einsum_that_sums_over_nothing_costs_nothing(equation):
     class Gate(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.scale, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Conv2d(8, 4, 1)
+            self.conv, self.scale, self.few, self.last = (
+                nn.Conv2d(3, 8, 3),
+                nn.Linear(8, 8),
+                nn.Linear(8, 6),
+                nn.Linear(8, 4),
+            )
 
         def forward(self, x):
             x = self.conv(x)
-            return self.last(torch.einsum("bchw,bc->bchw", x, self.scale(x.mean((2, 3))).sigmoid()))
+            x = torch.einsum("bchw,bc->bchw", x, self.scale(x.mean((2, 3))).sigmoid()).mean((2, 3))
+            return self.last(torch.einsum(equation, self.few(x), x).mean(1))
 
     graph = trace(Gate(), images())
     assert graph.full.widths == {"conv": 8}

@@ -36,6 +36,14 @@ def test_the_full_model_is_predicted_as_it_was_measured(traced):
     assert tas.Graph.from_json(found.to_json()) == found
 
 
+def test_a_layer_that_is_lent_to_a_block_takes_no_time_where_that_is_dropped():
+    model = nets.SharedInBlocks().eval()
+    graph = tas.trace(model, nets.images(1))
+    found = with_latency(model, graph, tas.SearchSpace.of(graph), nets.images(1), config=QUICK).latency
+    gates = [part.gate for part in found.parts if part.layer == "stage.1.inner.0"]
+    assert (gates, found.untimed) == ([("stage", 1), ("stage", 2)], ())
+
+
 def test_times_are_kept_and_read_by_the_same_setting_alone(tmp_path):
     with torch.device("meta"):
         layer = nn.Conv2d(3, 4, 1)

@@ -165,11 +165,8 @@ class Call:
             )
         path, _, short = name.rpartition(".")
         if short != "weight" or not lies_in(path, self.module):
-            is_own = path == self.module
-            return (
-                self.module,
-                f"its weight {name} {'is no weight of a layer' if is_own else 'belongs to another module'}",
-            )
+            what = "is no weight of a layer" if path == self.module else "belongs to another module"
+            return self.module, f"its weight {name} {what}"
         owner = self.model.get_submodule(path)
         if not isinstance(owner, kind):
             return path, f"{type(owner).__name__} is not a layer with a rule"

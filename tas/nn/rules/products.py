@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from string import ascii_letters
 from typing import Any
@@ -40,7 +41,7 @@ def contraction(call: Call, left: Any, right: Any, letters: tuple[str, str, str]
     for letter, other in ((chosen[0], 1), (chosen[1], 0)):
         current = chosen[other]
         is_head = letter is not None and letter in letters[other] and letter in result
-        if letter is not None and is_head and current is not None and current != letter:
+        if is_head and current is not None and current != letter:
             call.labels.merge_along((left, right)[other], [letters[other].index(current)], call.module)
             chosen[other] = letter
     vectors: dict[str, Tensor] = {}
@@ -145,8 +146,11 @@ def _laid_out(labels: Tensor, word: str, result: str) -> Tensor:
 
 
 def _spelled_out(equation: str, operands: Sequence[Any]) -> str:
-    """The equation with letters for the dimensions in front that it leaves out."""
+    """The equation with letters for the dimensions in front that it leaves out, and with its result."""
     words, arrow, result = equation.partition("->")
+    if not arrow:  # what stands once, in the order of the alphabet
+        once = sorted(letter for letter in words if letter.isalpha() and words.count(letter) == 1)
+        result = "".join(["..." * ("..." in words), *once])
     front = [
         len(operand.shape) - len(word) + 3 if "..." in word else 0
         for word, operand in zip(words.split(","), operands, strict=True)
@@ -156,22 +160,12 @@ def _spelled_out(equation: str, operands: Sequence[Any]) -> str:
         word.replace("...", "".join(others[len(others) - count :]))
         for word, count in zip(words.split(","), front, strict=True)
     ]
-    return f"{','.join(filled)}{arrow}{result.replace('...', ''.join(others))}"
+    return f"{','.join(filled)}->{result.replace('...', ''.join(others))}"
 
 
 def sum_call(call: Call, operands: list[Any]) -> Call:
     """The sum of some operands, in the place of this call."""
-    return Call(
-        "add",
-        {"tensors": operands},
-        call.shapes,
-        call.module,
-        call.called,
-        call.labels,
-        call.drafts,
-        call.model,
-        call.batch,
-    )
+    return replace(call, op="add", arguments={"tensors": operands})
 
 
 LABELS = dict.fromkeys(("matmul", "bmm", "mm", "baddbmm", "addmm"), matrix_product) | {"einsum": einsum}
