@@ -12,6 +12,8 @@
 A message says what was wrong, the value, the limit and the way out. The command line prints it alone and exits with 1.
 """
 
+LONGEST_LINE = 400  # characters of somebody else's words: torch can say six thousand about one condition
+
 
 class TasError(Exception):
     """Root of every error this package raises on purpose."""
@@ -46,5 +48,6 @@ class RunError(TasError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what somebody else's error says; its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of what somebody else's error says, at most LONGEST_LINE of it; its type where it says nothing."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE].rstrip() + " …"

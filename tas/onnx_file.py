@@ -19,7 +19,7 @@ from tas.data import Source
 from tas.errors import ConfigError, DataError, ModelError
 from tas.nn.modes import evaluating
 from tas.nn.outputs import named_tensors, no_fast_path
-from tas.nn.program import torch_warnings_hidden
+from tas.nn.program import graph_not_printed, torch_warnings_hidden
 from tas.task import run_model
 
 SIZE_LIMIT = 2**31 - 1  # bytes of one protobuf message
@@ -70,7 +70,7 @@ def capture_any_batch(
     run_model(model, images)
     plain = model.register_forward_hook(lambda _module, _inputs, found: outputs(found))
     try:
-        with plain, no_fast_path(), torch.no_grad(), torch_warnings_hidden():
+        with plain, no_fast_path(), torch.no_grad(), torch_warnings_hidden(), graph_not_printed():
             capture = partial(torch.export.export, model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
             try:
                 return capture()

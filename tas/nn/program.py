@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -29,6 +32,13 @@ def torch_warnings_hidden() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def graph_not_printed() -> Iterator[None]:
+    """In the block nothing appears on stderr, where torch prints the graph of an export that fails: megabytes of it."""
+    with redirect_stderr(io.StringIO()):
+        yield
+
+
 def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.ExportedProgram:
     """Capture `model` in evaluation mode; it stays as it was, whatever its forward keeps.
 
@@ -47,11 +57,12 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
             is_float = all(tensor.is_floating_point() for tensor in example)
             hint = "" if is_float else "; v2.ToDtype(torch.float32, scale=True) makes images of its whole numbers"
             raise ModelError(
-                f"{name} does not run on an example of shape {shapes}: {first_line(error)}. Give an example with "
+                f"{name} does not run on an example of shape {shapes}: {_said(error)}. Give an example with "
                 f"all the inputs its forward takes, of the size and channels it was built for{hint}"
             ) from error
         try:
-            program = torch.export.export(captured, tuple(example))
+            with graph_not_printed():
+                program = torch.export.export(captured, tuple(example))
         except Exception as error:  # export has no error root of its own
             way_out = (
                 "Rewrite the part of forward that depends on values of tensors, or trace a module of your own that "
@@ -66,12 +77,22 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
             if is_dataclass(result) and kind in str(error):
                 way_out = f"Return a tuple or a dict instead of a {kind}, or call torch.export.register_dataclass on it"
             raise ModelError(
-                f"torch.export cannot capture {name}: {type(error).__name__}: {first_line(error)}. {way_out}"
+                f"torch.export cannot capture {name}: {type(error).__name__}: {_said(error)}. {way_out}"
             ) from error
         _read_no_more_than_a_type(program)
         _drop_what_nobody_reads(program)
         _name_modules_by_their_first_paths(model, program)
         return program
+
+
+def _said(error: Exception) -> str:
+    """The first line of what it says, and where in the code of the model, which is not torch's, it was raised."""
+    ours = Path(torch.__file__).parent, Path(__file__).parents[1]
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not any(Path(frame.filename).is_relative_to(folder) for folder in ours)]
+    if not theirs or not theirs[-1].line:
+        return first_line(error)
+    return f"{first_line(error)} (line {theirs[-1].lineno} of {theirs[-1].filename}: {theirs[-1].line})"
 
 
 def _read_no_more_than_a_type(program: torch.export.ExportedProgram) -> None:

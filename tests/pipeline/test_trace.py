@@ -406,10 +406,11 @@ class DataDependent(nn.Module):
         return self.conv(x) if x.sum() > 0 else x
 
 
-def test_a_forward_that_depends_on_values_is_an_error_that_says_so():
+def test_a_forward_that_depends_on_values_is_an_error_that_says_so_and_where():
     with pytest.raises(
         ModelError,
-        match="torch.export cannot capture DataDependent: .*Rewrite the part of forward that depends on values",
+        match=r"torch.export cannot capture DataDependent: .*\(line \d+ of \S*test_trace.py: return self.conv.x. if "
+        r"x.sum.*\)\. Rewrite the part of forward that depends on values",
     ):
         trace(DataDependent(), images())
 
@@ -683,7 +684,7 @@ def test_concat_is_cat():
     assert len(graph.frozen) == 1
 
 
-def test_a_detector_is_cut_through_what_lies_before_its_boxes():
+def test_a_detector_is_cut_through_what_lies_before_its_boxes(capfd):
     class Backbone(nn.Module):
         out_channels = 8
 
@@ -709,8 +710,10 @@ def test_a_detector_is_cut_through_what_lies_before_its_boxes():
         Backbone(), 3, anchor_generator=anchors, min_size=32, max_size=32,
         head=RetinaNetHead(8, 1, 3, partial(nn.GroupNorm, 4)),
     ).eval()  # fmt: skip
-    with pytest.raises(ModelError, match=r"cannot capture RetinaNet.* or trace a module of your own"):
+    with pytest.raises(ModelError, match=r"cannot capture RetinaNet.* or trace a module of your own") as refused:
         trace(detector, torch.zeros(1, 3, 32, 32))
+    assert len(str(refused.value)) < 1000  # torch says thousands of characters
+    assert capfd.readouterr() == ("", "")  # and prints its graph
     graph = trace(Raw(detector), torch.zeros(1, 3, 32, 32))
     smallest = SearchSpace.of(graph).smallest
     small = derive(Raw(detector), graph, smallest)
