@@ -183,20 +183,16 @@ def _written_out(words: Sequence[str], function: Callable) -> list[str]:
 def _call(name: str, words: list[str]) -> int:
     from argparse import ArgumentError
 
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+    from jsonargparse import ArgumentParser
 
-    class Formatter(DefaultHelpFormatter):
-        """Keeps the line breaks of the examples."""
-
-        def _fill_text(self, text: str, width: int, indent: str) -> str:
-            return "\n".join(indent + line for line in text.splitlines())
+    from tas.help import HelpFormatter, usage
 
     command = import_module(f"tas.commands.{name}")
     function = getattr(command, name)
     examples = "\n".join(f"  {line}" for line in EXAMPLES[name])
     parser = ArgumentParser(
-        prog=f"tas {name}", description=COMMANDS[name], epilog=f"examples:\n{examples}", exit_on_error=False,
-        formatter_class=Formatter,
+        prog=f"tas {name}", usage=usage(name, function), description=COMMANDS[name], epilog=f"examples:\n{examples}",
+        exit_on_error=False, formatter_class=HelpFormatter,
     )  # fmt: skip
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     words = _written_out(words, function)

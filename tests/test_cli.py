@@ -466,6 +466,9 @@ def test_every_option_is_explained(name):
     assert explained == list(inspect.signature(function).parameters)
 
 
+UNNAMED = {"export": "RUN", "report": "RUN [RUN …]"}
+
+
 def test_every_command_has_help_and_examples(capsys):
     assert COMMANDS.keys() == EXAMPLES.keys()
     for name, line in COMMANDS.items():
@@ -475,6 +478,8 @@ def test_every_command_has_help_and_examples(capsys):
         out = capsys.readouterr().out
         assert line in out.replace("\n", " ")
         assert EXAMPLES[name][0] in out
+        assert "type:" not in out  # Python's, such as Union[str, list[list[float]], null]
+        assert out.splitlines()[0] == f"usage: tas {name} {UNNAMED.get(name, '[MODEL]')} [--option value …]"
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in COMMANDS)
