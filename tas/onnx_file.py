@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tas.data import Source
 from tas.errors import ConfigError, DataError, ModelError
 from tas.nn.modes import evaluating
-from tas.nn.outputs import named_tensors, no_fast_path
+from tas.nn.outputs import named_tensors, no_fast_path, with_tensors
 from tas.nn.program import graph_not_printed, torch_warnings_hidden
 from tas.task import run_model
 
@@ -215,18 +215,20 @@ def in_onnx_runtime(model: nn.Module, example: Tensor) -> Exported:
     images = example[:1].cpu().expand(2, *example.shape[1:]).contiguous()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        program = capture_any_batch(evaluating(copy.deepcopy(model).cpu()), images)
+        model = evaluating(copy.deepcopy(model).cpu())
+        program = capture_any_batch(model, images)
         write_onnx(program, path, opset=None, name=type(model).__name__)
-        return open_onnx(path, device, name=type(model).__name__)
+        return open_onnx(path, device, model=model, images=images)
 
 
-def open_onnx(path: Path, device: torch.device | None = None, *, name: str) -> Exported:
-    """A file as ONNX Runtime runs it: a tensor in, one or a list of them out, on the CPU.
+def open_onnx(path: Path, device: torch.device | None = None, *, model: nn.Module, images: Tensor) -> Exported:
+    """A file as ONNX Runtime runs it, on the CPU; what it returns is nested as what the model returns.
 
     Args:
         path: of the file, which is not needed afterwards.
         device: that computes, and on which the inputs must lie; the CPU by default.
-        name: of the model, for messages.
+        model: that the file is of, in evaluation mode.
+        images: that it accepts.
 
     Raises:
         ConfigError: ONNX Runtime cannot use the device.
@@ -243,10 +245,12 @@ def open_onnx(path: Path, device: torch.device | None = None, *, name: str) -> E
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, settings)])
     except Exception as error:  # types and operations that it has no kernel for
-        raise ModelError(failure("ONNX Runtime cannot run it", name, error)) from error
+        raise ModelError(failure("ONNX Runtime cannot run it", type(model).__name__, error)) from error
     if provider not in session.get_providers():  # its libraries are not there: it would go on without, on the CPU
         raise ConfigError(f"ONNX Runtime cannot start {provider}; check that its CUDA and cuDNN are installed")
-    return Exported(partial(_run_session, session, device), device)
+    with torch.no_grad():
+        outputs = model(images)
+    return Exported(partial(_run_session, session, device, outputs), device)
 
 
 def _provider(device: torch.device) -> str:
@@ -259,7 +263,7 @@ def _provider(device: torch.device) -> str:
     return name
 
 
-def _run_session(session: Any, device: torch.device, inputs: Tensor) -> Any:
+def _run_session(session: Any, device: torch.device, outputs: Any, inputs: Tensor) -> Any:
     """Inputs are read where they lie; outputs pass through the CPU, so that they are there when this ends."""
     inputs, binding = inputs.contiguous(), session.io_binding()
     kind = torch.empty(0, dtype=inputs.dtype).numpy().dtype
@@ -270,8 +274,8 @@ def _run_session(session: Any, device: torch.device, inputs: Tensor) -> Any:
     for output in session.get_outputs():
         binding.bind_output(output.name)
     session.run_with_iobinding(binding)
-    found = [torch.from_numpy(value).to(inputs.device) for value in binding.copy_outputs_to_cpu()]
-    return found[0] if len(found) == 1 else found
+    found = (torch.from_numpy(value).to(inputs.device) for value in binding.copy_outputs_to_cpu())
+    return with_tensors(outputs, found)
 
 
 def failure(what: str, name: str, error: BaseException) -> str:

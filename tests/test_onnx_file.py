@@ -22,16 +22,16 @@ def test_a_model_under_onnx_runtime_computes_the_same_and_is_not_changed():
         assert torch.allclose(exported(images), model.eval()(images), atol=1e-5)
 
 
-def test_several_outputs_come_as_a_list():
+def test_several_outputs_come_as_the_model_gives_them():
     class Two(TinyNet):
         def forward(self, images):
             features = self.stem(images)
             return {"features": features, "mean": features.mean((2, 3))}
 
     model = Two().eval()
-    features, mean = in_onnx_runtime(model, torch.zeros(1, 3, 8, 8))(torch.ones(3, 3, 8, 8))
-    assert torch.allclose(features.mean((2, 3)), mean, atol=1e-5)
-    assert features.shape == (3, 8, 8, 8)
+    found = in_onnx_runtime(model, torch.zeros(1, 3, 8, 8))(torch.ones(3, 3, 8, 8))
+    assert torch.allclose(found["features"].mean((2, 3)), found["mean"], atol=1e-5)
+    assert found["features"].shape == (3, 8, 8, 8)
 
 
 class Named(TinyNet):
@@ -90,13 +90,13 @@ def test_a_device_that_onnx_runtime_cannot_use_is_an_error(tmp_path, monkeypatch
     if "CUDAExecutionProvider" in known:
         pytest.skip("this ONNX Runtime can use CUDA")
     with pytest.raises(ConfigError, match="cannot use cuda.*pip install onnxruntime-gpu"):
-        open_onnx(tmp_path / "m.onnx", torch.device("cuda"), name="M")
+        open_onnx(tmp_path / "m.onnx", torch.device("cuda"), model=TinyNet(), images=torch.zeros(2, 3, 8, 8))
     with pytest.raises(ConfigError, match="cannot use meta.*use cpu or cuda"):
         in_onnx_runtime(TinyNet().to("meta"), torch.zeros(1, 3, 8, 8))
     tas.export(TinyNet(), tmp_path / "m.onnx", example=torch.zeros(1, 3, 8, 8), seconds=0.01)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *known])
     with pytest.warns(UserWarning, match="CUDA"), pytest.raises(ConfigError, match="cannot start CUDAExecutionProv"):
-        open_onnx(tmp_path / "m.onnx", torch.device("cuda"), name="M")
+        open_onnx(tmp_path / "m.onnx", torch.device("cuda"), model=TinyNet(), images=torch.zeros(2, 3, 8, 8))
 
 
 def test_a_missing_onnx_runtime_is_an_error_that_names_the_extra(monkeypatch):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -97,6 +98,29 @@ def _named(outputs: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(outputs, Mapping):
         for key, value in outputs.items():
             yield from _named(value, f"{name}_{key}" if name else str(key))
+
+
+def with_tensors(outputs: Any, tensors: Iterable[Tensor]) -> Any:
+    """What a model returns with others in the places of its tensors, in the order of `tensors_of`."""
+    left = iter(tensors)
+
+    def filled(old: Any) -> Any:
+        if isinstance(old, Tensor):
+            return next(left)
+        if isinstance(old, MutableMapping):  # of any class: Hugging Face's are read by attributes, too
+            new = copy.copy(old)
+            new.update({name: filled(value) for name, value in old.items()})
+            return new
+        if is_dataclass(old) and not isinstance(old, type):
+            new = copy.copy(old)
+            for field in fields(old):
+                object.__setattr__(new, field.name, filled(getattr(old, field.name)))  # it may be frozen
+            return new
+        if isinstance(old, tuple) and hasattr(old, "_make"):  # a named one
+            return type(old)._make(map(filled, old))  # type: ignore[attr-defined]
+        return (list if isinstance(old, list) else tuple)(map(filled, old)) if isinstance(old, list | tuple) else old
+
+    return filled(outputs)
 
 
 def plain_outputs(outputs: Any) -> Any:

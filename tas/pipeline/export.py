@@ -199,7 +199,7 @@ def _write_and_check(
         exported = Exported(partial(_run_program, reloaded))
     elif format == "onnx":
         write_onnx(program, path, opset=config.opset, name=type(model).__name__)
-        exported = open_onnx(path, name=type(model).__name__)
+        exported = open_onnx(path, model=model, images=images[:2])
     else:
         assert source is not None
         write_int8(
@@ -209,7 +209,7 @@ def _write_and_check(
             opset=config.opset,
             name=type(model).__name__,
         )
-        exported = open_onnx(path, name=type(model).__name__)
+        exported = open_onnx(path, model=model, images=images[:2])
         accuracies = evaluate(exported, source, metric=metric), evaluate(model, source, metric=metric)
         _require_accuracy(*accuracies, config.accuracy_tolerance, metric_name(metric))
     difference = largest_difference(model, exported, images)

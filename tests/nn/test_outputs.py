@@ -1,8 +1,10 @@
-from typing import NamedTuple
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
-from tas.nn.outputs import difference, named_tensors, shows_something
+from tas.nn.outputs import difference, named_tensors, shows_something, tensors_of, with_tensors
 
 
 def test_outputs_are_alike_up_to_rounding():
@@ -48,3 +50,30 @@ def test_fields_of_named_tuples_name_the_tensors():
     found = Found(torch.zeros(1), torch.ones(1))
     assert list(named_tensors(found)) == ["boxes", "scores"]
     assert list(named_tensors({"first": found, "last": (torch.ones(1),)})) == ["first_boxes", "first_scores", "last_0"]
+
+
+@dataclass(frozen=True)
+class Scaled:
+    maps: Any
+    scale: float = 2.0
+
+
+class Ordered(OrderedDict):
+    @property
+    def first(self):
+        return self["first"]
+
+
+def test_other_tensors_take_the_places_of_a_nest_of_any_kind():
+    a, b, c = torch.zeros(2), torch.ones(3), torch.zeros(1)
+    for nest in (a, [a, [b]], (a, None, b), {"x": a, "y": {"z": (b,)}}, Found(a, b), Scaled((a, b)),
+                 Ordered(first=a, second=Scaled([b, c]))):  # fmt: skip
+        before = tensors_of(nest)
+        new = [tensor + 5 for tensor in before]
+        found = with_tensors(nest, new)
+        assert type(found) is type(nest)
+        assert all(one is other for one, other in zip(tensors_of(found), new, strict=True))
+        assert all(one is other for one, other in zip(tensors_of(nest), before, strict=True))  # as it was
+    assert with_tensors(Ordered(first=a), [b]).first is b
+    assert with_tensors(Scaled((a, b)), [b, a]).scale == 2.0
+    assert with_tensors((a, None, b), [b, a])[1] is None

@@ -132,6 +132,21 @@ def test_int8_is_judged_by_a_metric_of_the_users_own(trained, tmp_path):
         export(trained, tmp_path / "n.onnx", accuracy_tolerance=0.0, **options | {"metric": lambda *_: next(values)})
 
 
+def test_a_metric_reads_the_outputs_of_int8_as_those_of_the_model(tmp_path):
+    class Keyed(TinyNet):
+        def forward(self, images):
+            return {"found": super().forward(images), "scale": images.mean((2, 3))}
+
+    def smallness(outputs, labels):
+        return -(outputs["found"] - labels[:, None]).abs().mean() - 0 * outputs["scale"].sum()
+
+    options = {"format": "onnx-int8", "data": tiny_source(), "metric": smallness, "accuracy_tolerance": 1.0, **QUICK}
+    found = export(Keyed(), tmp_path / "m.onnx", **options)
+    assert found.accuracy == pytest.approx(found.model_accuracy, abs=0.5)
+    profile = tas.measure(Keyed(), tiny_source(), metric=smallness, runtime="onnxruntime", seconds=0.01)
+    assert profile.accuracy < 0
+
+
 def test_int8_that_loses_too_much_leaves_no_file(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(
         verb, "calibration_batches", lambda source, count: iter([torch.zeros(1, 3, 8, 8)])
