@@ -52,7 +52,7 @@ def compare(
     keep: tuple[str, ...] | str = (),
     residuals: Literal["tied", "free"] = "tied",
     execution: Literal["compact", "dense"] = "compact",
-    init: Literal["inherit", "interpolate"] = "inherit",
+    init: Literal["inherit", "reconstruct", "interpolate"] = "reconstruct",
     workers: int | None = None,
     threads: int | None = None,
     seed: int = 0,
@@ -87,7 +87,8 @@ def compare(
         keep: modules to leave alone, as patterns of their paths, such as layer1.*,fc
         residuals: one width per residual stream (tied), or one per convolution as in the paper (free)
         execution: of the supernet; both compute the same, compact is faster on a CPU
-        init: with a transfer that begins with init, weights are inherited, or average neighbouring channels
+        init: with a transfer that begins with init, weights are inherited; inherited and fitted layer by layer to what
+            the full model makes of training images (reconstruct); or averages of neighbouring channels (interpolate)
         workers: processes side by side; by default one per GPU, without GPUs as many as there are cores for threads
         threads: of each worker, 1 by default
         seed: of the full model, where it is trained first

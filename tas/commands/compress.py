@@ -11,6 +11,7 @@ from tas.errors import ConfigError
 from tas.options import split_patterns
 from tas.pipeline.compress import CompressConfig, short_search, short_teacher, short_train
 from tas.pipeline.compress import compress as compress_model
+from tas.pipeline.derive import Weights
 from tas.pipeline.latency import LatencyConfig
 from tas.pipeline.search import SearchConfig
 from tas.pipeline.train import TrainConfig
@@ -38,7 +39,7 @@ def compress(
     keep: tuple[str, ...] | str = (),
     residuals: Literal["tied", "free"] = "tied",
     execution: Literal["compact", "dense"] = "compact",
-    init: Literal["inherit", "interpolate", "fresh"] = "inherit",
+    init: Weights = "reconstruct",
     latency_batch: int = 1,
     latency: LatencyConfig = LatencyConfig(),  # noqa: B008
     seed: int = 0,
@@ -67,7 +68,8 @@ def compress(
         keep: modules to leave alone, as patterns of their paths, such as layer1.*,fc
         residuals: one width per residual stream (tied), or one per convolution as in the paper (free)
         execution: of the supernet; both compute the same, compact is faster on a CPU
-        init: the small model inherits weights, averages neighbouring channels, or starts fresh as in the paper
+        init: the small model inherits weights; inherits them and is fitted layer by layer to what the full one makes of
+            training images (reconstruct); averages neighbouring channels (interpolate); or starts fresh as in the paper
         latency_batch: images in the timed forward pass
         latency: how latency is predicted, where a budget bounds it
         seed: of everything random

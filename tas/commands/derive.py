@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from tas.commands.inputs import build_model, classes_of, found_in, load_data, origin_of
 from tas.errors import ConfigError, RunError
+from tas.pipeline.derive import Weights, recalibrate
 from tas.pipeline.derive import derive as derive_model
-from tas.pipeline.derive import recalibrate
 from tas.pipeline.rank import rank
 from tas.pipeline.store import save
 from tas.run import SUMMARY, TRAINED, RunFolder
@@ -23,7 +22,7 @@ def derive(
     weights: str | None = None,
     pretrained: bool = False,
     run: str = "runs/search",
-    init: Literal["inherit", "interpolate", "fresh"] = "inherit",
+    init: Weights = "inherit",
     data: str | None = None,
     data_dir: str | None = None,
     image_size: int | None = None,
@@ -38,12 +37,14 @@ def derive(
         weights: its trained weights, to inherit from; those of the run by default
         pretrained: use the released weights of torchvision, timm or transformers
         run: folder with graph.json and architecture.json, from tas search
-        init: inherit the most important channels, average neighbouring ones (interpolate), or start fresh
-        data: data set to recalibrate the norms on; without it they keep their old statistics until trained
+        init: inherit the most important channels; inherit them and fit every layer to what the full model makes of the
+            training images of --data (reconstruct); average neighbouring ones (interpolate); or start fresh
+        data: data set to reconstruct on, and to recalibrate the norms on; without it they keep their old statistics
+            until trained
         data_dir: where cifar10 and cifar100 lie
         image_size: resize images to this many pixels a side
         normalization: of images: imagenet, inception or [[means],[stds]]; the constants of the data set by default
-        seed: of fresh weights
+        seed: of fresh weights, and of the images that are looked at
         json: print the costs as JSON
     """
     graph, architecture = found_in(run)
@@ -58,10 +59,13 @@ def derive(
     if init != "fresh" and origin["weights"] is None and not origin["pretrained"]:
         raise ConfigError("there is nothing to inherit; give --weights or --pretrained, or --init fresh")
     full = build_model(origin["model"], classes_of(graph), origin["weights"], origin["pretrained"], seed)
-    ranked = rank(full, graph) if init == "inherit" else full
-    small = derive_model(ranked, graph, architecture, weights=init, seed=seed)
-    if data is not None:
-        small = recalibrate(small, load_data({**origin, "data": data}), seed=seed)
+    if init == "reconstruct" and data is None:
+        raise ConfigError("to reconstruct takes training images; give --data, or --init inherit")
+    source = None if data is None else load_data({**origin, "data": data})
+    ranked = rank(full, graph) if init in ("inherit", "reconstruct") else full
+    small = derive_model(ranked, graph, architecture, weights=init, data=source, seed=seed)
+    if source is not None:
+        small = recalibrate(small, source, seed=seed)
     save(run, small, graph, architecture)
     RunFolder(Path(run)).drop_checkpoints()  # of the training of another derived network
     cost = {"macs": graph.macs(architecture), "params": graph.params(architecture)}

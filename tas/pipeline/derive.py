@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tas.architecture import Architecture
 from tas.data import as_source
 from tas.data.augment import own_randomness, seed_everything
-from tas.errors import ConfigError
+from tas.errors import ConfigError, DataError
 from tas.graph import Graph
 from tas.nn.interpolate import interpolate
 from tas.nn.modes import evaluating
+from tas.nn.reconstruction import reconstruct
 from tas.nn.statistics import batch_norms, measure_statistics
 from tas.nn.supernet import reset_weights
 from tas.nn.surgery import cut, require_fit
+
+Weights = Literal["inherit", "reconstruct", "interpolate", "fresh"]
+FEWEST, MOST = 64, 1024  # images to reconstruct on
+VALUES = 2**24  # in them: 1,024 images of 64x64, 111 of 224x224
 
 
 def derive(
@@ -25,7 +30,8 @@ def derive(
     graph: Graph,
     architecture: Architecture,
     *,
-    weights: Literal["inherit", "interpolate", "fresh"] = "inherit",
+    weights: Weights = "inherit",
+    data: Any = None,
     seed: int = 0,
 ) -> nn.Module:
     """The network of one architecture: modules of the user's own classes, smaller; dropped blocks become identities.
@@ -35,18 +41,23 @@ def derive(
             `supernet.collapse(architecture)` to inherit what the search has learned.
         graph: traced from it.
         architecture: sizes to keep.
-        weights: inherit the first channels of each width from `model`; interpolate, so that each channel is the mean of
-            neighbouring ones of the full model (then do not rank it first); or start anew with each layer's
-            `reset_parameters`, as the paper does.
-        seed: of fresh weights.
+        weights: inherit the first channels of each width from `model`; reconstruct, which inherits them and then fits
+            every layer to what it made in `model` on training images (He et al., 2017), without their labels;
+            interpolate, so that each channel is the mean of neighbouring ones of the full model (then do not rank it
+            first); or start anew (fresh) with each layer's `reset_parameters`, as the paper does.
+        data: a source, or a pair of loaders, to reconstruct on: 64 to 1,024 training images, fewer of large ones. The
+            network is then in evaluation mode, its batch norms with the statistics of these images.
+        seed: of fresh weights, and of the choice of images.
 
     Raises:
-        ConfigError: there is no such origin of weights.
+        ConfigError: there is no such origin of weights, or no data to reconstruct on.
         ModelError: the graph does not fit the model.
         ArchitectureError: the architecture does not belong to the graph.
     """
-    if weights not in ("inherit", "interpolate", "fresh"):
-        raise ConfigError(f"weights is {weights!r}; it can be inherit or interpolate or fresh")
+    if weights not in get_args(Weights):
+        raise ConfigError(f"weights is {weights!r}; it can be {' or '.join(get_args(Weights))}")
+    if weights == "reconstruct" and data is None:
+        raise ConfigError("weights that are reconstructed are fitted on training images; give data, or inherit them")
     require_fit(model, graph)
     make = interpolate if weights == "interpolate" else cut
     small = make(model, graph, graph.check(architecture))
@@ -54,7 +65,29 @@ def derive(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             reset_weights(small)
+    if weights == "reconstruct":
+        reconstruct(small, model, graph, architecture, _images(model, data, seed), seed=seed)
     return small
+
+
+def _images(model: nn.Module, data: Any, seed: int) -> Tensor:
+    """Training images to reconstruct on, on the model's device.
+
+    Raises:
+        DataError: there are none.
+    """
+    device = str(next(model.parameters()).device)
+    found: list[Tensor] = []
+    with own_randomness():
+        seed_everything(seed)  # data sets of the user may draw from the global generators
+        for inputs, _ in as_source(data).train_batches(FEWEST, seed=seed, device=device):
+            found.append(inputs)
+            wanted = max(FEWEST, min(MOST, VALUES // inputs[0].numel()))
+            if sum(map(len, found)) >= wanted:
+                return torch.cat(found)[:wanted]
+    if not found:
+        raise DataError(f"{as_source(data).name} gives no training batch; give it more samples, or smaller batches")
+    return torch.cat(found)
 
 
 def recalibrate(model: nn.Module, data: Any, *, batches: int = 20, batch_size: int = 256, seed: int = 0) -> nn.Module:

@@ -6,13 +6,15 @@ import pytest
 import torch
 from nets import images, perturbed
 from torch import nn
-from toys import TinyNet
+from toys import TinyNet, tiny_source
 
+import tas.pipeline.derive
 from tas.architecture import Architecture
-from tas.errors import ArchitectureError, ConfigError, ModelError
+from tas.errors import ArchitectureError, ConfigError, DataError, ModelError
 from tas.nn.statistics import measure_statistics
 from tas.pipeline.derive import derive, recalibrate
 from tas.pipeline.trace import trace
+from tas.pipeline.train import TrainConfig, train
 from tas.space import SearchSpace
 
 
@@ -188,8 +190,47 @@ def test_a_model_without_norms_needs_no_recalibration():
 
 def test_an_unknown_origin_of_weights_is_refused():
     model, graph, space = prepared(nets.Plain())
-    with pytest.raises(ConfigError, match="weights is 'none'; it can be inherit or interpolate or fresh"):
+    with pytest.raises(ConfigError, match="weights is 'none'; it can be inherit or reconstruct or interpolate"):
         derive(model, graph, space.smallest, weights="none")  # type: ignore[arg-type]
+
+
+def test_to_reconstruct_takes_training_images_and_makes_a_network_that_works_at_once(monkeypatch):
+    torch.manual_seed(0)
+    model, source = TinyNet(), tiny_source()
+    train(model, source, config=TrainConfig(epochs=12, batch_size=16))
+    graph = trace(model, torch.zeros(1, 3, 8, 8))
+    architecture = Architecture(dict.fromkeys(SearchSpace.of(graph).widths, 4), {"blocks": 2})
+    looked_at = []
+    fit = tas.pipeline.derive.reconstruct
+    monkeypatch.setattr(tas.pipeline.derive, "reconstruct", lambda *a, **o: looked_at.append(a[-1]) or fit(*a, **o))
+    numbers = torch.get_rng_state()
+    small = derive(model, graph, architecture, weights="reconstruct", data=source, seed=1)
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert not small.training
+    inherited = recalibrate(derive(model, graph, architecture), source)
+    unseen, _ = next(iter(source.test_batches(64)))
+    with torch.no_grad():
+        distance, before = ((one(unseen) - model(unseen)).norm() for one in (small, inherited))
+    assert distance < 0.6 * before
+    again = derive(model, graph, architecture, weights="reconstruct", data=source, seed=1)
+    assert all(torch.equal(one, other) for one, other in zip(small.parameters(), again.parameters(), strict=True))
+    assert len(looked_at[0]) == 64  # all there are
+    with pytest.raises(ConfigError, match="fitted on training images; give data, or inherit"):
+        derive(model, graph, architecture, weights="reconstruct")
+    monkeypatch.setattr(source, "train_batches", lambda *_, **__: iter(()))
+    with pytest.raises(DataError, match="quarters gives no training batch"):
+        derive(model, graph, architecture, weights="reconstruct", data=source)
+
+
+def test_large_images_are_fewer(monkeypatch):
+    seen = []
+    monkeypatch.setattr("tas.pipeline.derive.reconstruct", lambda *given, **_: seen.append(given[-1]))
+    monkeypatch.setattr("tas.pipeline.derive.VALUES", 3 * 8 * 8 * 100)
+    model = TinyNet()
+    graph = trace(model, torch.zeros(1, 3, 8, 8))
+    for size in (8, 16, 4):
+        derive(model, graph, graph.full, weights="reconstruct", data=tiny_source(3000, size=size))
+    assert [len(images) for images in seen] == [100, 64, 400]
 
 
 def test_a_graph_of_another_model_is_refused():

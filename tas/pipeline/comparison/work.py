@@ -240,7 +240,8 @@ def _cell(bench: Bench, job: Job) -> dict[str, Any]:
     architecture = graph.check(read_as(search.parent / ARCHITECTURE, Architecture.from_json))
     inherits, transfer = read_transfer(job.transfer)
     model = bench.filled(search.parent / RANKED_WEIGHTS) if inherits else bench.model
-    small = derive(model, graph, architecture, weights=own.init if inherits else "fresh", seed=job.seed)
+    weights = own.init if inherits else "fresh"
+    small = derive(model, graph, architecture, weights=weights, data=bench.source, seed=job.seed)
     epochs = bench.epochs(method, own, choice["epochs"])
     config = with_transfer(own.train, transfer, epochs)
     record = Record(bench.checkpoint(job).with_suffix(".jsonl"))

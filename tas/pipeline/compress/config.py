@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from tas.options import check_options, plain, split_patterns
+from tas.pipeline.derive import Weights
 from tas.pipeline.latency import LatencyConfig
 from tas.pipeline.search import SearchConfig
 from tas.pipeline.train import TrainConfig
@@ -44,8 +45,9 @@ class CompressConfig:
         keep: modules to leave alone, as in `trace`.
         residuals: tied or free, as in `trace`.
         execution: of the supernet; both compute the same, compact is faster on a CPU.
-        init: the small network inherits the ranked channels of the full one, averages neighbouring channels of it, or
-            starts fresh as in the paper.
+        init: the small network inherits the ranked channels of the full one; inherits them and is fitted, layer by
+            layer, to what these made of training images (reconstruct); averages neighbouring channels of the full one
+            (interpolate); or starts fresh as in the paper.
         latency_batch: samples in the timed forward pass.
         latency: see `LatencyConfig`; how it is predicted where a budget bounds it.
         seed: takes the place of every stage's own seed.
@@ -58,7 +60,7 @@ class CompressConfig:
     keep: tuple[str, ...] = ()
     residuals: Literal["tied", "free"] = "tied"
     execution: Literal["compact", "dense"] = "compact"
-    init: Literal["inherit", "interpolate", "fresh"] = "inherit"
+    init: Weights = "reconstruct"
     latency_batch: int = 1
     latency: LatencyConfig = field(default_factory=LatencyConfig)
     seed: int = 0

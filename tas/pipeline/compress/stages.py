@@ -96,7 +96,7 @@ def shrink(
         checkpoint=run.checkpoint("search"), scores=scores,
     )  # fmt: skip
     run.write_json(SCORES, found.scores.to_dict())
-    small = derive(ranked, graph, found.architecture, weights=config.init, seed=config.seed)
+    small = derive(ranked, graph, found.architecture, weights=config.init, data=job.source, seed=config.seed)
     small = train(
         small, job.source, teacher=job.teacher, config=config.train, loss=job.loss, record=record,
         checkpoint=run.checkpoint("train"),
@@ -153,7 +153,7 @@ def find_architecture(
     Returns:
         The full model whose first channels the small one inherits, and what was found.
     """
-    ranked = rank(model, graph) if config.init == "inherit" else model
+    ranked = rank(model, graph) if config.init in ("inherit", "reconstruct") else model
     supernet = Supernet(ranked, graph, space, execution=config.execution)
     return ranked, search(
         supernet, source, budget=budget, config=config.search, teacher=model, loss=loss, record=record,

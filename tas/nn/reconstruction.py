@@ -1,0 +1,211 @@
+"""The weights of a small network by regression: every layer makes what it made in the full one, as far as it can."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tas.architecture import Architecture
+from tas.graph import Graph, positions_of
+from tas.nn.modes import evaluating
+from tas.nn.rules.base import layout_of
+from tas.nn.rules.shortcut import untrained_norms
+from tas.nn.statistics import batch_norms, measure_statistics
+from tas.nn.surgery import shared_copy
+
+RIDGE = 0.1  # pull towards the inherited weights, as a share of the mean square of what a layer reads
+ROWS = 2**16  # outputs of a layer that are fitted, at most
+READ = 2**26  # values that these are computed from, at most: what is held of one layer
+MADE = 2**23  # values in these, at most: what is held of every layer
+_KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # not what inherits from them: it may compute its weights
+
+_Fitted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+@dataclass
+class _Goal:
+    """What a layer made in the full model, in some places and the channels that are kept.
+
+    Attributes:
+        count: places there are, in all samples.
+        places: those looked at.
+        values: (places, channels).
+        is_shifted: whether a batch norm behind takes out what is added to a channel everywhere.
+    """
+
+    count: int
+    places: Tensor
+    values: Tensor
+    is_shifted: bool = False
+
+
+@torch.no_grad()
+def reconstruct(
+    small: nn.Module, model: nn.Module, graph: Graph, architecture: Architecture, inputs: Tensor, *, seed: int = 0
+) -> nn.Module:
+    """Fit the weights of convolutions and linear layers, one after another, to what they made in the full model.
+
+    Each is a ridge regression from what the layer reads in the small network, whose earlier layers are fitted already,
+    to what it made in the full one, towards the inherited weights. Batch norms take the statistics of these inputs. A
+    layer stays as it is where it is called several times, is frozen, or shares its weight, or where its outputs are
+    not those of the full model one by one (positions were cut).
+
+    Args:
+        small: derived from `model`; changed in place and returned in evaluation mode.
+        model: the full model, its channels in the order in which `small` inherited them; not changed.
+        graph: of it.
+        architecture: of `small`.
+        inputs: (samples, ...), on the device of both; all in one forward without gradients.
+        seed: of the places that are looked at.
+
+    Source:
+        Y. He, X. Zhang and J. Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, section 3.1,
+        its least squares; here of all layers in one forward of the small network, and with a ridge.
+    """
+    evaluating(small)
+    layers = _layers(small, graph)
+    sizes, kept = graph.sizes(architecture), {}
+    for layer in graph.layers:
+        if layer.name in layers:
+            layout = layout_of(layer, "weight", 0)
+            kept[layer.name] = None if layout is None else torch.as_tensor(positions_of(layout, sizes))
+    goals = _goals(evaluating(shared_copy(model)), kept, inputs, seed)
+    batch = [(inputs, inputs)]
+    if untrained_norms(small):
+        measure_statistics(small, batch)  # projection shortcuts then pass on what they align
+    with ExitStack() as hooks:
+        for name, goal in goals.items():
+            hooks.enter_context(layers[name].register_forward_pre_hook(_fit(goal)))
+        if batch_norms(small):
+            measure_statistics(small, batch)
+        else:
+            small(inputs)
+    return small
+
+
+def _layers(small: nn.Module, graph: Graph) -> dict[str, _Fitted]:
+    """Those that may be fitted, by path."""
+    names = {layer.name for layer in graph.layers}
+    held = [parameter for module in small.modules() for parameter in module.parameters(recurse=False)]
+    users: Counter[Tensor] = Counter(held)
+    return {
+        name: module
+        for name, module in small.named_modules()
+        if name in names and isinstance(module, _KINDS) and type(module) in _KINDS
+        if module.weight.requires_grad and users[module.weight] == 1
+    }
+
+
+def _goals(model: nn.Module, kept: dict[str, Tensor | None], inputs: Tensor, seed: int) -> dict[str, _Goal]:
+    """By layer; none of those that are called several times."""
+    goals: dict[str, _Goal] = {}
+    called: set[str] = set()
+    last: list[tuple[Tensor, str]] = []
+    generator = torch.Generator().manual_seed(seed)
+
+    def note(name: str, channels: Tensor | None) -> Callable[..., None]:
+        def hook(module: _Fitted, _inputs: Any, outputs: Tensor) -> None:
+            last[:] = [(outputs, name)]
+            if name in called:
+                goals.pop(name, None)
+                return
+            called.add(name)
+            rows = outputs.movedim(1, -1) if not isinstance(module, nn.Linear) else outputs
+            rows = rows.reshape(-1, module.weight.shape[0])
+            count = max(1, min(ROWS, READ // module.weight[0].numel(), MADE // rows.shape[1]))
+            places = torch.randperm(len(rows), generator=generator)[:count].to(rows.device)
+            values = rows[places] if channels is None else rows[places][:, channels.to(rows.device)]
+            goals[name] = _Goal(len(rows), places, values)
+
+        return hook
+
+    def follow(_norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if last and given[0] is last[0][0] and last[0][1] in goals:
+            goals[last[0][1]].is_shifted = True
+
+    with ExitStack() as hooks:
+        for name, channels in kept.items():
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(note(name, channels)))
+        for norm in batch_norms(model):
+            hooks.enter_context(norm.register_forward_pre_hook(follow))
+        model(inputs)
+    return goals
+
+
+def _fit(goal: _Goal) -> Callable[..., None]:
+    """Before a layer of the small network runs: its weights are what fits best what it is about to read."""
+
+    def hook(module: _Fitted, given: tuple[Tensor, ...]) -> None:
+        read = _read(module, given[0], goal) if given else None
+        if read is None:
+            return
+        places, groups, width = read.shape
+        made = goal.values.float().reshape(places, groups, -1)
+        weight = module.weight.float().reshape(groups, -1, width)
+        is_centred = module.bias is not None or goal.is_shifted
+        read_mean, made_mean = (part.mean(0) if is_centred else torch.zeros_like(part[0]) for part in (read, made))
+        read, made = read - read_mean, made - made_mean
+        weight = weight + _regression(read, made - torch.einsum("pgi,goi->pgo", read, weight))
+        if not torch.isfinite(weight).all():
+            return
+        module.weight.copy_(weight.reshape(module.weight.shape))
+        if module.bias is not None:
+            module.bias.copy_((made_mean - torch.einsum("gi,goi->go", read_mean, weight)).flatten())
+
+    return hook
+
+
+def _read(module: _Fitted, inputs: Tensor, goal: _Goal) -> Tensor | None:
+    """(places, groups, values): what the outputs in some places are computed from; None if they are others."""
+    if isinstance(module, nn.Linear):
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        return rows[goal.places][:, None].float() if len(rows) == goal.count else None
+    if inputs.dim() != 2 + len(module.kernel_size):
+        return None
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    windows = F.pad(inputs, list(_padding(module)), mode=mode)
+    for dim, (size, stride, dilation) in enumerate(
+        zip(module.kernel_size, module.stride, module.dilation, strict=True), start=2
+    ):
+        windows = windows.unfold(dim, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    shape = windows.shape[0], *windows.shape[2 : inputs.dim()]
+    if math.prod(shape) != goal.count:
+        return None
+    sample, *place = torch.unravel_index(goal.places, shape)
+    return windows[(sample, slice(None), *place)].reshape(len(goal.places), module.groups, -1).float()
+
+
+def _padding(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Iterator[int]:
+    """Before and behind, of the last dimension first, as `F.pad` has it."""
+    for place in reversed(range(len(module.kernel_size))):
+        if isinstance(module.padding, str):
+            total = module.dilation[place] * (module.kernel_size[place] - 1) if module.padding == "same" else 0
+            yield from (total // 2, total - total // 2)
+        else:
+            yield from (module.padding[place],) * 2
+
+
+def _regression(read: Tensor, missing: Tensor) -> Tensor:
+    """(groups, outputs, values): by how much weights change so that what is missing appears, but for the ridge.
+
+    Args:
+        read: (places, groups, values).
+        missing: (places, groups, outputs).
+    """
+    read, missing = read.movedim(1, 0), missing.movedim(1, 0)
+    places, width = read.shape[1:]
+    ridge = (RIDGE * read.square().mean((1, 2)) * places).double().clamp_min(1e-12)[:, None, None]
+    if width <= places:
+        gram, right = (read.mT @ read).double(), (read.mT @ missing).double()
+        return torch.linalg.solve(gram + ridge * torch.eye(width).to(gram), right).mT.float()
+    gram = (read @ read.mT).double()
+    right = torch.linalg.solve(gram + ridge * torch.eye(places).to(gram), missing.double())
+    return (right.mT @ read.double()).float()
