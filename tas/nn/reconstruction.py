@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tas.architecture import Architecture
-from tas.graph import Graph, positions_of
+from tas.graph import Graph, Layer, positions_of
 from tas.nn.modes import evaluating
 from tas.nn.rules.base import layout_of
 from tas.nn.rules.shortcut import untrained_norms
@@ -38,13 +38,11 @@ class _Goal:
         count: places there are, in all samples.
         places: those looked at.
         values: (places, channels).
-        is_shifted: whether a batch norm behind takes out what is added to a channel everywhere.
     """
 
     count: int
     places: Tensor
     values: Tensor
-    is_shifted: bool = False
 
 
 @torch.no_grad()
@@ -70,20 +68,16 @@ def reconstruct(
         Y. He, X. Zhang and J. Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, section 3.1,
         its least squares; here of all layers in one forward of the small network, and with a ridge.
     """
-    evaluating(small)
-    layers = _layers(small, graph)
-    sizes, kept = graph.sizes(architecture), {}
-    for layer in graph.layers:
-        if layer.name in layers:
-            layout = layout_of(layer, "weight", 0)
-            kept[layer.name] = None if layout is None else torch.as_tensor(positions_of(layout, sizes))
-    goals = _goals(evaluating(shared_copy(model)), kept, inputs, seed)
+    fitted = _layers(evaluating(small), graph)
+    sizes = graph.sizes(architecture)
+    goals = _goals(evaluating(shared_copy(model)), [layer for layer, _ in fitted], sizes, inputs, seed)
     batch = [(inputs, inputs)]
     if untrained_norms(small):
         measure_statistics(small, batch)  # projection shortcuts then pass on what they align
     with ExitStack() as hooks:
-        for name, goal in goals.items():
-            hooks.enter_context(layers[name].register_forward_pre_hook(_fit(goal)))
+        for layer, module in fitted:
+            if layer.name in goals:
+                hooks.enter_context(module.register_forward_pre_hook(_fit(layer, goals[layer.name])))
         if batch_norms(small):
             measure_statistics(small, batch)
         else:
@@ -91,57 +85,58 @@ def reconstruct(
     return small
 
 
-def _layers(small: nn.Module, graph: Graph) -> dict[str, _Fitted]:
-    """Those that may be fitted, by path."""
-    names = {layer.name for layer in graph.layers}
-    held = [parameter for module in small.modules() for parameter in module.parameters(recurse=False)]
+def _layers(small: nn.Module, graph: Graph) -> list[tuple[Layer, _Fitted]]:
+    """Those that may be fitted."""
+    modules = dict(small.named_modules())
+    held = [parameter for module in modules.values() for parameter in module.parameters(recurse=False)]
     users: Counter[Tensor] = Counter(held)
-    return {
-        name: module
-        for name, module in small.named_modules()
-        if name in names and isinstance(module, _KINDS) and type(module) in _KINDS
+    found = [(layer, modules.get(layer.name)) for layer in graph.layers]
+    return [
+        (layer, module)
+        for layer, module in found
+        if isinstance(module, _KINDS) and type(module) in _KINDS
         if module.weight.requires_grad and users[module.weight] == 1
-    }
+    ]
 
 
-def _goals(model: nn.Module, kept: dict[str, Tensor | None], inputs: Tensor, seed: int) -> dict[str, _Goal]:
-    """By layer; none of those that are called several times."""
+def _goals(
+    model: nn.Module, layers: list[Layer], sizes: Mapping[str, int], inputs: Tensor, seed: int
+) -> dict[str, _Goal]:
+    """By layer; none of those that are called several times, or of a single sample."""
     goals: dict[str, _Goal] = {}
     called: set[str] = set()
-    last: list[tuple[Tensor, str]] = []
     generator = torch.Generator().manual_seed(seed)
 
-    def note(name: str, channels: Tensor | None) -> Callable[..., None]:
+    def note(layer: Layer) -> Callable[..., None]:
+        layout = layout_of(layer, "weight", 0)
+
         def hook(module: _Fitted, _inputs: Any, outputs: Tensor) -> None:
-            last[:] = [(outputs, name)]
-            if name in called:
-                goals.pop(name, None)
+            is_linear = isinstance(module, nn.Linear)
+            if layer.name in called or not (is_linear or outputs.dim() == 2 + len(module.kernel_size)):
+                goals.pop(layer.name, None)
                 return
-            called.add(name)
-            rows = outputs.movedim(1, -1) if not isinstance(module, nn.Linear) else outputs
-            rows = rows.reshape(-1, module.weight.shape[0])
-            count = max(1, min(ROWS, READ // module.weight[0].numel(), MADE // rows.shape[1]))
+            called.add(layer.name)
+            rows = (outputs if is_linear else outputs.movedim(1, -1)).reshape(-1, module.weight.shape[0])
+            read = module.weight[0].numel() * (1 if is_linear else module.groups)
+            count = max(1, min(ROWS, READ // read, MADE // rows.shape[1]))
             places = torch.randperm(len(rows), generator=generator)[:count].to(rows.device)
-            values = rows[places] if channels is None else rows[places][:, channels.to(rows.device)]
-            goals[name] = _Goal(len(rows), places, values)
+            values = rows[places]
+            if layout is not None:
+                values = values[:, torch.as_tensor(positions_of(layout, sizes), device=rows.device)]
+            goals[layer.name] = _Goal(len(rows), places, values)
 
         return hook
 
-    def follow(_norm: nn.Module, given: tuple[Tensor, ...]) -> None:
-        if last and given[0] is last[0][0] and last[0][1] in goals:
-            goals[last[0][1]].is_shifted = True
-
     with ExitStack() as hooks:
-        for name, channels in kept.items():
-            hooks.enter_context(model.get_submodule(name).register_forward_hook(note(name, channels)))
-        for norm in batch_norms(model):
-            hooks.enter_context(norm.register_forward_pre_hook(follow))
+        for layer in layers:
+            hooks.enter_context(model.get_submodule(layer.name).register_forward_hook(note(layer)))
         model(inputs)
     return goals
 
 
-def _fit(goal: _Goal) -> Callable[..., None]:
+def _fit(layer: Layer, goal: _Goal) -> Callable[..., None]:
     """Before a layer of the small network runs: its weights are what fits best what it is about to read."""
+    is_shifted = layer.mixed_by not in (None, layer.name)  # by the batch norm behind it, whatever is added everywhere
 
     def hook(module: _Fitted, given: tuple[Tensor, ...]) -> None:
         read = _read(module, given[0], goal) if given else None
@@ -150,7 +145,7 @@ def _fit(goal: _Goal) -> Callable[..., None]:
         places, groups, width = read.shape
         made = goal.values.float().reshape(places, groups, -1)
         weight = module.weight.float().reshape(groups, -1, width)
-        is_centred = module.bias is not None or goal.is_shifted
+        is_centred = module.bias is not None or is_shifted
         read_mean, made_mean = (part.mean(0) if is_centred else torch.zeros_like(part[0]) for part in (read, made))
         read, made = read - read_mean, made - made_mean
         weight = weight + _regression(read, made - torch.einsum("pgi,goi->pgo", read, weight))
