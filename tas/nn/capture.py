@@ -252,13 +252,14 @@ class _LabelRun:
     def _described(self, node: fx.Node, shapes: list[tuple[int, ...]]) -> Call:
         first = node.all_input_nodes[0] if node.all_input_nodes else None
         maker = module_path(first) if first is not None and len(first.users) == 1 else None
-        name = getattr(node.target, "_schema", None)
-        op = name.name.rpartition("::")[2] if name is not None else str(node.target)
+        schema = getattr(node.target, "_schema", None)
+        namespace, _, op = (f"aten::{node.target}" if schema is None else schema.name).rpartition("::")
         op = op[:-1] if op.endswith("_") and not op.endswith("__") else op
         op = "cat" if op in ("concat", "concatenate") else op
         return Call(
             op, _arguments(node, self.values), shapes, module_path(node), module_paths(node)[-1], self.labels,
             self.drafts, self._model, self._batch, maker, lambda: self._entry(node), lambda: self._example(node),
+            namespace,
         )  # fmt: skip
 
     def _example(self, node: fx.Node) -> dict[str, Any]:
