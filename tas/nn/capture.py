@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 from tas.errors import ModelError
 from tas.nn.labels import Echo, Labels, Stage, along, expanded, fixed, spread, varying_dims
 from tas.nn.paths import joined, lies_in
-from tas.nn.program import export, module_path, module_paths
+from tas.nn.program import WITHOUT_VALUES, export, module_path, module_paths
 from tas.nn.rules import (
     WITH_WEIGHTS,
     Call,
@@ -230,6 +230,8 @@ class _LabelRun:
             if call.op in _WITH_SIZES:
                 self._constants += [(call.module, constant) for constant in constants]
             return constants if is_list else constants[0]
+        if any(not isinstance(size, int) for shape in shapes for size in shape):
+            raise ModelError(f"how large {call.op} in {call.module} is depends on values of tensors. {WITHOUT_VALUES}")
         try:
             result = label_rule(call)(call)
         except Exception as error:  # its rule did not foresee such a call; that must not end the trace
