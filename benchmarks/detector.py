@@ -4,8 +4,7 @@
     python benchmarks/detector.py --output runs/detector           # some twenty minutes on one core
     python benchmarks/detector.py --output runs/detector --seed 1  # the same teacher, another search and training
 
-The 1,797 digits are real (E. Alpaydin and C. Kaynak, 1998): the first 1,400 lie on the 1,500 training images, the
-others on the 300 test images. docs/detectors.md explains it.
+docs/detectors.md explains it.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
+from scattered_digits import scattered_digits
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 from ultralytics.utils.loss import v8DetectionLoss
@@ -29,7 +27,6 @@ from ultralytics.utils.tal import make_anchors
 import tas
 
 SIZE = 64  # of the images
-TRAINING_DIGITS = 1400
 
 
 class Detector(nn.Module):
@@ -101,38 +98,6 @@ class MeanPrecision:
         return right
 
 
-def scattered_digits(seed: int = 0, batch: int = 32) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """1,500 training and 300 test images with one to three digits each, of 14 to 28 pixels, on noise."""
-    from sklearn.datasets import load_digits
-
-    digits, draw = load_digits(), torch.Generator().manual_seed(seed)
-    pictures = torch.tensor(digits.images, dtype=torch.float32) / 16
-
-    def number(low: int, high: int) -> int:
-        return int(torch.randint(low, high, (), generator=draw))
-
-    def canvases(count: int, first: int, last: int) -> TensorDataset:
-        images, targets = torch.rand(count, 1, SIZE, SIZE, generator=draw) * 0.3, torch.full((count, 3, 5), -1.0)
-        for image, objects in zip(images, targets, strict=True):
-            taken: list[tuple[int, int, int]] = []
-            for target in objects[: number(1, 4)]:
-                size = number(14, 29)
-                x, y = number(0, SIZE - size), number(0, SIZE - size)
-                if any(x < a + s and a < x + size and y < b + s and b < y + size for a, b, s in taken):
-                    continue
-                taken.append((x, y, size))
-                which = number(first, last)
-                digit = F.interpolate(pictures[which][None, None], (size, size), mode="bilinear")[0]
-                patch = image[:, y : y + size, x : x + size]
-                patch.copy_(torch.maximum(patch, digit))
-                place = torch.tensor([x + size / 2, y + size / 2, size, size]) / SIZE
-                target.copy_(torch.cat([torch.tensor([float(digits.target[which])]), place]))
-        return TensorDataset(images.repeat(1, 3, 1, 1), targets)
-
-    train, test = canvases(1500, 0, TRAINING_DIGITS), canvases(300, TRAINING_DIGITS, len(pictures))
-    return DataLoader(train, batch, shuffle=True), DataLoader(test, len(test))
-
-
 def main(words: list[str]) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -141,7 +106,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the search and the training")
     options = parser.parse_args(words)
     torch.manual_seed(0)
-    model, data, weights = Detector(), scattered_digits(), options.output / "teacher.pt"
+    model, (train, test), weights = Detector(), scattered_digits(size=SIZE), options.output / "teacher.pt"
+    data = DataLoader(train, 32, shuffle=True), DataLoader(test, len(test))
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # where its loss then is, too
     loss, metric = DetectionLoss(model, SIZE), MeanPrecision(model, SIZE)
     if weights.exists():

@@ -225,12 +225,51 @@ def _canvases(source: TensorSource, patch: pytest.MonkeyPatch) -> dict[str, obje
     return {"train_loader": loader, "test_loader": loader}
 
 
+class Map(nn.Module):
+    """A backbone that gives one map at a stride of 32."""
+
+    def __init__(self, out_channels: int | list[int]):
+        super().__init__()
+        self.conv, self.norm, self.out_channels = nn.Conv2d(3, 8, 32, 32), nn.BatchNorm2d(8), out_channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"0": torch.relu(self.norm(self.conv(images)))}
+
+
+def _boxes(source: TensorSource, patch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Loaders with one box in every image, and detectors of torchvision that have hardly a layer."""
+    from torchvision.models import detection
+    from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+    from torchvision.models.detection.ssd import SSD
+    from torchvision.ops import MultiScaleRoIAlign
+
+    def ssd(num_classes, **_):
+        return SSD(Map([8]), DefaultBoxGenerator([[2]]), (320, 320), num_classes)
+
+    def faster(num_classes, weights_backbone, **sizes):
+        return detection.FasterRCNN(
+            Map(8), rpn_anchor_generator=AnchorGenerator(((128,),), ((1.0,),)),
+            box_roi_pool=MultiScaleRoIAlign(["0"], 2, 2), box_head=TwoMLPHead(32, 16),
+            box_predictor=FastRCNNPredictor(16, num_classes), **sizes,
+        )  # fmt: skip
+
+    patch.setattr(detection, "ssdlite320_mobilenet_v3_large", ssd)
+    patch.setattr(detection, "fasterrcnn_mobilenet_v3_large_320_fpn", faster)
+    boxes = torch.tensor([[100.0, 90, 220, 210], [-1, -1, -1, -1]]).expand(16, 2, 4)
+    labels = torch.stack([torch.arange(16.0).remainder(4) + 1, torch.full((16,), -1.0)], 1)
+    loader = DataLoader(TensorDataset(torch.rand(16, 3, 320, 320), torch.cat([labels[..., None], boxes], 2)), 8)
+    return {"train_loader": loader, "test_loader": loader}
+
+
 PREPARE = {  # what a page takes for granted
     "docs/detectors.md": _canvases,
+    "docs/faster-rcnn.md": _boxes,
     "docs/other-tasks.md": _masks,
     "docs/prune-your-model.md": _weights_of_a_file,
     "docs/read-the-report.md": _run_of_digits,
     "docs/reload-and-export.md": _run_of_digits,
+    "docs/torchvision-detectors.md": _boxes,
 }
 
 

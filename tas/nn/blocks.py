@@ -25,7 +25,7 @@ _PROJECTIONS = {"conv2d", "linear", "conv1d", "conv3d"}
 
 
 def find_depths(model: nn.Module, captured: Captured) -> tuple[Depth, ...]:
-    """Runs of residual blocks in every Sequential and ModuleList.
+    """Runs of residual blocks in every Sequential, ModuleList and ModuleDict.
 
     Innermost containers come first: dropping single blocks leaves more to choose than dropping stages.
     A block can be skipped if it is one tensor in, one out, of the same shape and the same channels, with a sum onto
@@ -34,7 +34,8 @@ def find_depths(model: nn.Module, captured: Captured) -> tuple[Depth, ...]:
     inside, lent = _called(captured)
     roots = captured.labels.roots()
     depths: list[Depth] = []
-    containers = [path for path, module in model.named_modules() if isinstance(module, nn.Sequential | nn.ModuleList)]
+    kinds = nn.Sequential | nn.ModuleList | nn.ModuleDict
+    containers = [path for path, module in model.named_modules() if isinstance(module, kinds)]
     for path in sorted(containers, key=lambda path: -len(path.split(".")) if path else 0):
         children = [joined(path, name) for name, _ in model.get_submodule(path).named_children()]
         taken = [block for depth in depths for block in depth.blocks]

@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 from tas.errors import ModelError
 from tas.nn.labels import Echo, Labels, Stage, along, expanded, fixed, spread, varying_dims
 from tas.nn.paths import joined, lies_in
-from tas.nn.program import export, module_path, module_paths
+from tas.nn.program import WITHOUT_VALUES, export, module_path, module_paths
 from tas.nn.rules import (
     WITH_WEIGHTS,
     Call,
@@ -230,6 +230,8 @@ class _LabelRun:
             if call.op in _WITH_SIZES:
                 self._constants += [(call.module, constant) for constant in constants]
             return constants if is_list else constants[0]
+        if any(not isinstance(size, int) for shape in shapes for size in shape):
+            raise ModelError(f"how large {call.op} in {call.module} is depends on values of tensors. {WITHOUT_VALUES}")
         try:
             result = label_rule(call)(call)
         except Exception as error:  # its rule did not foresee such a call; that must not end the trace
@@ -252,13 +254,14 @@ class _LabelRun:
     def _described(self, node: fx.Node, shapes: list[tuple[int, ...]]) -> Call:
         first = node.all_input_nodes[0] if node.all_input_nodes else None
         maker = module_path(first) if first is not None and len(first.users) == 1 else None
-        name = getattr(node.target, "_schema", None)
-        op = name.name.rpartition("::")[2] if name is not None else str(node.target)
+        schema = getattr(node.target, "_schema", None)
+        namespace, _, op = (f"aten::{node.target}" if schema is None else schema.name).rpartition("::")
         op = op[:-1] if op.endswith("_") and not op.endswith("__") else op
         op = "cat" if op in ("concat", "concatenate") else op
         return Call(
             op, _arguments(node, self.values), shapes, module_path(node), module_paths(node)[-1], self.labels,
             self.drafts, self._model, self._batch, maker, lambda: self._entry(node), lambda: self._example(node),
+            namespace,
         )  # fmt: skip
 
     def _example(self, node: fx.Node) -> dict[str, Any]:

@@ -23,6 +23,11 @@ from tas.nn.surgery import shared_copy
 
 _OWN, _CALLED = "tas_own_paths", "tas_called_paths"  # what is noted in `meta` of a node
 
+WITHOUT_VALUES = (
+    "Rewrite the part of forward that depends on values of tensors, or trace a module of your own that leaves it out, "
+    "as a detector's boxes behind its head"
+)
+
 
 @contextmanager
 def torch_warnings_hidden() -> Iterator[None]:
@@ -64,10 +69,7 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
             with graph_not_printed():
                 program = torch.export.export(captured, tuple(example))
         except Exception as error:  # export has no error root of its own
-            way_out = (
-                "Rewrite the part of forward that depends on values of tensors, or trace a module of your own that "
-                "leaves it out, as a detector's boxes behind its head"
-            )
+            way_out = WITHOUT_VALUES
             if "fake tensor in the exported program constant's list" in str(error):
                 way_out = (
                     "Its forward reads or sets .data of a parameter: do without .data, or, where it merges branches "

@@ -121,7 +121,9 @@ def _proven(witness: _Witness, graph: Graph, seed: int, numbers: Callable[[], Se
         )
         if failed is None:
             return graph
-        graph = _without_culprits(witness, graph, failed, "cut to some sizes")
+        graph = _without_sizes(witness, graph, failed)
+        allowed = {width.name: width.allowed(failed.widths[width.name]) for width in graph.widths}
+        graph = _without_culprits(witness, graph, replace(failed, widths=allowed), "cut to some sizes")
     reason = witness.failure(graph, architectures_to_try(graph, seed))
     if reason is not None:  # nothing can be promised
         graph = _without_all(graph, [*graph.full.widths, *graph.full.depths], f"cut to some sizes, {reason}")
@@ -144,6 +146,22 @@ def _without_numbers_by_chance(
         if len(left) < len(names & failing.keys()):
             graph, failing = fewer, {name: failing[name] for name in failing if name not in names} | left
     return graph, failing
+
+
+def _without_sizes(witness: _Witness, graph: Graph, trial: Architecture) -> Graph:
+    """The graph without the sizes below those that are known to do, for widths that fail alone at one of them.
+
+    A group norm, say, has nothing to average over where one channel of a group is left of a map of one position. Others
+    of as many channels are tried at the same size, which no trial may have.
+    """
+    least, full = small(graph).widths, graph.full.widths
+    below = [name for name in least if trial.widths[name] < least[name]]
+    for size, channels in {(trial.widths[name], full[name]) for name in _failing(witness, graph, below, trial)}:
+        alike = [name for name in least if full[name] == channels]
+        for name in _failing(witness, graph, alike, cut_to(graph, dict.fromkeys(alike, size))):
+            for excluded in range(1, least[name]):
+                graph = without_size(graph, name, excluded)
+    return graph
 
 
 def _without_culprits(witness: _Witness, graph: Graph, trial: Architecture, how: str) -> Graph:

@@ -58,6 +58,20 @@ def test_runs_of_residual_blocks_are_depths(children, wanted):
     assert {depth.name: depth.blocks for depth in graph.depths} == wanted
 
 
+def test_runs_in_a_dictionary_end_where_others_read_them_too():
+    class Taps(nn.ModuleDict):  # as the backbones of torchvision's detectors
+        def forward(self, x):
+            means = []
+            for name, child in self.items():
+                x = child(x)
+                means += [x.mean((2, 3))] if name in ("b", "d") else []
+            return torch.cat(means, 1)
+
+    body = Taps({"a": nets.conv_bn(3, 8), "b": block(), "c": block(), "d": block()})
+    graph = trace(perturbed(nn.Sequential(body, nn.Linear(16, 5))), images())
+    assert {depth.name: depth.blocks for depth in graph.depths} == {"0.b": ("0.a", "0.b"), "0.d": ("0.c", "0.d")}
+
+
 def test_of_nested_blocks_the_inner_ones_can_be_dropped_one_by_one():
     class Group(nn.Module):
         def __init__(self):

@@ -2,9 +2,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.ops import roi_align
 
 from tas.nn.capture import capture
 
+BOXES = [torch.tensor([[1.0, 1.0, 6.0, 7.0]])] * 2
 BACKWARDS = torch.arange(63, -1, -1)
 
 
@@ -53,6 +55,7 @@ APART = {
     "turned by letters": lambda x: torch.einsum("bchw->bcwh", x),
     "letters left out of one": lambda x: torch.einsum("...hw,wv->...hv", x, torch.ones(8, 8)),
     "letters left out": lambda x: torch.einsum("...hw,...vw->...hv", x, x),
+    "of another package": lambda x: roi_align(x, BOXES, 8),
     "windows": lambda x: x.unfold(2, 2, 2).mean(-1),
 }
 MIXED = {

@@ -725,6 +725,23 @@ def test_a_detector_is_cut_through_what_lies_before_its_boxes(capfd):
     assert small.detector([torch.rand(3, 32, 32)])[0].keys() == {"boxes", "scores", "labels"}
 
 
+class Chooses(nn.Module):
+    """How many rows the last layer reads depends on their values."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 8, 1), nn.Linear(8, 2)
+
+    def forward(self, images):
+        rows = self.conv(images).flatten(2).mT.flatten(0, 1)
+        return self.last(rows[images[:, 0].flatten() > 0])
+
+
+def test_a_number_of_rows_that_depends_on_values_is_an_error_of_ours():
+    with pytest.raises(ModelError, match=r"how large .* is depends on values .* or trace a module of your own"):
+        trace(Chooses(), images())
+
+
 class MergedLinear(nn.Linear):
     """LoRA as loralib writes it: evaluation adds the low-rank part to the weights, training takes it out."""
 

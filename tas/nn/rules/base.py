@@ -87,6 +87,7 @@ class Call:
         maker: path of the layer that made the first argument, if nothing else reads it.
         entry: gives the label tensor that the innermost module reads, if there is one.
         example: gives values for all arguments, noise in the place of labels.
+        namespace: of the operation: aten, or that of the package which registered it.
     """
 
     op: str
@@ -101,6 +102,12 @@ class Call:
     maker: str | None = None
     entry: Callable[[], Tensor | None] = lambda: None
     example: Callable[[], dict[str, Any]] = dict
+    namespace: str = "aten"
+
+    @property
+    def operation(self) -> Callable[..., Any]:
+        """What computes it, never in place."""
+        return getattr(getattr(torch.ops, self.namespace), self.op)
 
     @property
     def shape(self) -> tuple[int, ...]:

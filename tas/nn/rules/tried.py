@@ -54,7 +54,7 @@ def _dims_passed(call: Call, tensors: list[Tensor], with_others: bool) -> list[i
             dims = [dim for dim in place if value.dim() == tensors[0].dim() and value.shape[dim] == count]
         return value.index_select(dims[0], chosen) if dims else value
 
-    operation, example = getattr(torch.ops.aten, call.op), call.example()
+    operation, example = call.operation, call.example()
     with FlopCounterMode(display=False) as counter:
         whole = _results(operation, example)
     part = _results(operation, {name: some(call.arguments[name], value) for name, value in example.items()})
