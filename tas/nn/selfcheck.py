@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ from tas.nn.cuts import (
 )  # fmt: skip
 from tas.nn.freeze import without, without_size
 from tas.nn.importance import ranked
-from tas.nn.outputs import difference, no_fast_path, run, shows_something
+from tas.nn.outputs import DIFFERS, difference, no_fast_path, run, shows_something
 from tas.nn.perturb import calibrate, noise_like, perturbed, tokens_like
 from tas.nn.supernet import Supernet
 from tas.nn.surgery import cut, fresh_copy, mask, shared_copy
@@ -66,17 +67,13 @@ def self_check(
     if witness is None:
         names = [*graph.full.widths, *graph.full.depths]
         return _without_all(graph, names, _NOTHING_TO_SEE)
-    if witness.failure(graph, architectures_to_try(graph, seed)) is not None:  # rounding is no fault of the graph
-        witness = witness.in_double() or witness
-        graph = _proven(witness, graph, seed, numbers)
+    graph = _proven(witness, graph, seed, numbers)
     graph = _without_numbers_that_stay(witness, graph, seed)
     for trial in architectures_alike(graph):
         if witness.failure(graph, [trial], ()) is not None:
-            witness = witness.in_double() or witness
             graph = _without_culprits(witness, graph, trial, _AS_MANY)
     for trial in architectures_like_others(graph):
         if witness.failure(graph, [trial], ()) is not None:
-            witness = witness.in_double() or witness
             single = _failing(witness, graph, [*graph.full.widths], trial)
             for name in single:
                 graph = without_size(graph, name, trial.widths[name])
@@ -149,20 +146,22 @@ def _without_numbers_by_chance(
 def _without_culprits(witness: _Witness, graph: Graph, trial: Architecture, how: str) -> Graph:
     """The graph without the groups with which it fails where those before them are cut to the sizes of a trial, too.
 
-    How many can be cut together is found by halving: mostly one or two groups are to blame, of hundreds.
+    How many can be cut together is found by halving: mostly one or two groups are to blame, of hundreds. Where there
+    are more, the next one often is (the same layer of the next block), and looked at first.
     """
-    names, good = [*graph.full.widths, *graph.full.depths], 0
-    more = len(names)
-    while good < len(names):
-        part = cut_only(graph, set(names[: good + more]), trial)
-        reason = witness.failure(graph, [part], EXECUTIONS)
-        if reason is not None and more > 1:
-            more //= 2
-            continue
-        if reason is not None:
-            graph = without(graph, names[good], f"{how}, {reason}")
-        good += more
-        more = len(names) - good
+    names, good, guess = [*graph.full.widths, *graph.full.depths], 0, 0
+
+    def failing(count: int) -> str | None:
+        return witness.failure(graph, [cut_only(graph, set(names[:count]), trial)], EXECUTIONS)
+
+    while good < len(names) and (reason := failing(bad := len(names))) is not None:
+        while bad - good > 1:
+            middle, guess = guess or (good + bad) // 2, 0
+            found = failing(middle)
+            good, bad, reason = (middle, bad, reason) if found is None else (good, middle, found)
+        graph = without(graph, names[good], f"{how}, {reason}")
+        good += 1
+        guess = good + 1
     return graph
 
 
@@ -222,8 +221,11 @@ class _Witness:
             raise ModelError(f"{type(model).__name__} fails on the example: {first_line(error)}") from error
         return None
 
+    @cached_property
     def in_double(self) -> _Witness | None:
-        """The same in double precision; None where the model does not run in it."""
+        """The same in double precision; None where the model does not run in it, or this is it."""
+        if all(tensor.dtype == torch.double for tensor in self.outputs):
+            return None
         try:
             model = fresh_copy(self.model).double()
             inputs = [tensor.double() if tensor.is_floating_point() else tensor for tensor in self.inputs]
@@ -238,8 +240,16 @@ class _Witness:
         """Why a cut model, or the supernet in these executions, differs from the masked one; None if none does.
 
         Where those are None, architectures take turns in them, the dear one where most is cut: that both agree is
-        hardly ever a property of the model.
+        hardly ever a property of the model. Rounding is no fault of the graph: what differs is looked at again in
+        double precision, which takes several times as long.
         """
+        reason = self._failure(graph, architectures, executions)
+        is_close = reason is not None and DIFFERS in reason and self.in_double is not None
+        return self.in_double.failure(graph, architectures, executions) if is_close else reason
+
+    def _failure(
+        self, graph: Graph, architectures: Sequence[Architecture], executions: Sequence[Execution] | None
+    ) -> str | None:
         for place, architecture in enumerate(architectures):
             found, reason = self._cut(graph, architecture)
             if reason is not None:

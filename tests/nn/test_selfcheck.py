@@ -273,6 +273,15 @@ def test_what_does_not_run_in_double_is_judged_as_it_is():
     assert "differs from the masked one" in " ".join(item.reason for item in graph.frozen)
 
 
+def test_what_fails_is_not_tried_again_in_double_precision(monkeypatch):
+    def double(model: nn.Module, *given: object) -> nn.Module:
+        raise AssertionError("only what differs may be rounding")
+
+    monkeypatch.setattr(selfcheck, "fresh_copy", double)
+    model = perturbed(nets.HardCoded())
+    assert set(self_check(model, by_rules_alone(model), [images()]).full.widths) == {"free.0"}
+
+
 def test_numbers_that_are_compared_stay_where_nothing_needs_them():
     model = perturbed(nets.Compares(), dtype=torch.double)
     assert {(item.module, item.name) for item in by_rules_alone(nets.Compares()).attributes} == {
@@ -464,6 +473,22 @@ def test_whoever_fails_only_together_is_found_by_halving(monkeypatch):
     (reason,) = {item.reason for item in graph.frozen if item.axis == f"{culprit}.weight[0]"}
     assert reason.startswith("cut together with other groups, the cut model fails")
     assert len(trials) < 30  # of 41 groups
+
+
+def test_culprits_in_a_row_are_found_with_two_trials_each():
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), *(nn.Conv2d(6, 6, 1) for _ in range(31)), nets.head(6))
+    graph, trials = by_rules_alone(model), []
+    culprits = {str(place) for place in range(10, 20)}
+
+    class Witness:
+        def failure(self, graph, architectures, executions):
+            trials.append(1)
+            sizes = architectures[0].widths
+            return "fails" if any(sizes.get(name, 6) < 6 for name in culprits) else None
+
+    left = selfcheck._without_culprits(Witness(), graph, selfcheck.small(graph), "cut")  # type: ignore[arg-type]
+    assert set(graph.full.widths) - set(left.full.widths) == culprits
+    assert len(trials) < 30  # of 32 groups, six trials for the first
 
 
 def test_a_size_that_equals_a_number_which_is_compared_is_left_out():
