@@ -105,7 +105,8 @@ def unseen_layers(model: nn.Module, labels: Labels) -> Iterator[str]:
 
 def _is_for_nothing(node: fx.Node) -> bool:
     """Whether nobody reads what is computed, unless in training: the variance of an autoencoder, say."""
-    return node.op == "call_function" and not node.users and isinstance(node.meta.get("val"), Tensor)
+    is_unread = node.op == "call_function" and not node.users and isinstance(node.meta.get("val"), Tensor)
+    return is_unread and not node.is_impure()  # what is written in place is read there
 
 
 class _LabelRun:
