@@ -207,7 +207,8 @@ def fresh_copy(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
     shared = [tensor for tensor in shared if id(tensor) not in written]
     # most of what modules hold are empty dicts, for hooks; copied one by one they take more time than all else
     empty = [held for module in model.modules() for held in vars(module).values() if type(held) in _PLAIN and not held]
-    copied = copy.deepcopy(model, {id(held): type(held)() for held in empty} | {id(tensor): tensor for tensor in shared})
+    memo = {id(held): type(held)() for held in empty} | {id(tensor): tensor for tensor in shared}
+    copied = copy.deepcopy(model, memo)
     forget(copied)
     for module in copied.modules():
         for name in tables(module):
