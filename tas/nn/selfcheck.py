@@ -244,8 +244,8 @@ class _Witness:
         double precision, which takes several times as long.
         """
         reason = self._failure(graph, architectures, executions)
-        is_close = reason is not None and DIFFERS in reason and self.in_double is not None
-        return self.in_double.failure(graph, architectures, executions) if is_close else reason
+        precise = self.in_double if reason is not None and DIFFERS in reason else None
+        return reason if precise is None else precise.failure(graph, architectures, executions)
 
     def _failure(
         self, graph: Graph, architectures: Sequence[Architecture], executions: Sequence[Execution] | None
