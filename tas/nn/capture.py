@@ -105,7 +105,8 @@ def unseen_layers(model: nn.Module, labels: Labels) -> Iterator[str]:
 
 def _is_for_nothing(node: fx.Node) -> bool:
     """Whether nobody reads what is computed, unless in training: the variance of an autoencoder, say."""
-    return node.op == "call_function" and not node.users and isinstance(node.meta.get("val"), Tensor)
+    is_unread = node.op == "call_function" and not node.users and not node.is_impure()  # nor written in place
+    return is_unread and isinstance(node.meta.get("val"), Tensor)
 
 
 class _LabelRun:
@@ -130,9 +131,8 @@ class _LabelRun:
         """Give every node of a captured graph its labels."""
         signature = program.graph_signature
         self._stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        self._lifted = {
-            name: program.constants[target] for name, target in signature.inputs_to_lifted_tensor_constants.items()
-        }
+        lifted = signature.inputs_to_lifted_tensor_constants
+        self._lifted = {name: program.constants[target] for name, target in lifted.items()}
         self._inputs, self._root = set(signature.user_inputs), program.graph_module
         ends: dict[fx.Node, tuple[str, int]] = {}
         for stage, paths in self._stages.items():

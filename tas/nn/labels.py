@@ -184,7 +184,10 @@ class Labels:
 
     def roots(self) -> np.ndarray:
         """The class of every label."""
-        return np.array([self._find(label) for label in range(len(self._parent))])
+        roots = np.array(self._parent, dtype=int)
+        while not np.array_equal(roots, higher := roots[roots]):
+            roots = higher
+        return roots
 
     def channel_vector(self, labels: Tensor, dim: int) -> Tensor:
         """Labels along one dimension; positions that differ along the others are merged."""

@@ -129,12 +129,11 @@ class CompactWidth:
             like: a tensor with the wanted device and dtype.
 
         Shape:
-            (…, active, active) and (…, active).
+            (…, active, active) and (…, active); without interpolation (…, active) twice, of the matrix its diagonal.
         """
         assert self.weights is not None
         if self.how == "none":
-            scale, shift = self.affine(scales, shifts, like)
-            return torch.diag_embed(scale), shift
+            return self.affine(scales, shifts, like)
         total, shift = 0, None
         for weight, index in zip(self.weights.to(like.dtype), self.chosen, strict=True):
             size = self.candidates[index]
@@ -201,10 +200,9 @@ class DenseWidth:
         self.weights, self.active = torch.ones(1, device=device), self.sizes[0]
 
     def mixture(self, scales: Tensor | None, shifts: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As `CompactWidth.mixture`, over all channels: (…, size, size) and (…, size), zero from the active size on."""
+        """As `CompactWidth.mixture`, over all channels; zero from the active size on."""
         if self.how == "none":
-            scale, shift = self.affine(scales, shifts, like)
-            return torch.diag_embed(scale), shift
+            return self.affine(scales, shifts, like)
         options = {"how": self.how, "device": like.device, "dtype": like.dtype}
         sizes = self.sizes.to(like.device)
         parts = torch.stack([interpolation_matrix(n, self.active, self.size, self.size, **options) for n in sizes])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 TOLERANCE = 1e-4  # relative to the largest value of a row
+DIFFERS = "differs"  # in the words for values, not for shapes or numbers of tensors
 _FLOOR = 1e-6  # of the largest value of all: below are zeros that are rounded
 _LONG = 8  # values of a row that are hardly ever all small by chance
 
@@ -57,7 +58,7 @@ def difference(
         for rows, errors in zip(_rows(one.abs()), _rows((one - other).abs()), strict=True):
             error = float((errors.amax(1) / rows.amax(1).clamp_min(floor)).max())
             if not error <= tolerance:
-                return f"differs from {of} by {error:.1e}"
+                return f"{DIFFERS} from {of} by {error:.1e}"
     return None
 
 

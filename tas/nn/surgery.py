@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -187,6 +188,9 @@ def mask(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Modul
     return replaced(masked, wrapped)
 
 
+_PLAIN = (dict, OrderedDict, set)
+
+
 def shared_copy(model: nn.Module) -> nn.Module:
     """A copy with modules and buffers of its own, and the same parameters: giants are not copied."""
     return fresh_copy(model, model.parameters())
@@ -201,7 +205,10 @@ def fresh_copy(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
                    and not type(module).train.__module__.startswith("transformers."))]  # fmt: skip
     written = {id(weight) for module in writers for weight in module.parameters()}
     shared = [tensor for tensor in shared if id(tensor) not in written]
-    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    # most of what modules hold are empty dicts, for hooks; copied one by one they take more time than all else
+    empty = [held for module in model.modules() for held in vars(module).values() if type(held) in _PLAIN and not held]
+    memo = {id(held): type(held)() for held in empty} | {id(tensor): tensor for tensor in shared}
+    copied = copy.deepcopy(model, memo)
     forget(copied)
     for module in copied.modules():
         for name in tables(module):

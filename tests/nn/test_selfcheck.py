@@ -13,7 +13,7 @@ from torch import nn
 from tas.architecture import Architecture
 from tas.errors import ModelError
 from tas.graph import Run
-from tas.nn import selfcheck
+from tas.nn import selfcheck, witness
 from tas.nn.blocks import find_depths
 from tas.nn.capture import capture
 from tas.nn.grouping import build_graph
@@ -273,6 +273,15 @@ def test_what_does_not_run_in_double_is_judged_as_it_is():
     assert "differs from the masked one" in " ".join(item.reason for item in graph.frozen)
 
 
+def test_what_fails_is_not_tried_again_in_double_precision(monkeypatch):
+    def double(model: nn.Module, *given: object) -> nn.Module:
+        raise AssertionError("only what differs may be rounding")
+
+    monkeypatch.setattr(selfcheck, "fresh_copy", double)
+    model = perturbed(nets.HardCoded())
+    assert set(self_check(model, by_rules_alone(model), [images()]).full.widths) == {"free.0"}
+
+
 def test_numbers_that_are_compared_stay_where_nothing_needs_them():
     model = perturbed(nets.Compares(), dtype=torch.double)
     assert {(item.module, item.name) for item in by_rules_alone(nets.Compares()).attributes} == {
@@ -456,8 +465,8 @@ def test_whoever_fails_only_together_is_found_by_halving(monkeypatch):
             return super().forward(x)
 
     model = Quarrel(nn.Conv2d(3, 6, 1), *(nn.Conv2d(6, 6, 1) for _ in range(39)), nets.head(6))
-    trials, fails = [], selfcheck._Witness.failure
-    monkeypatch.setattr(selfcheck._Witness, "failure", lambda self, *given: trials.append(1) or fails(self, *given))
+    trials, fails = [], witness.Witness.failure
+    monkeypatch.setattr(witness.Witness, "failure", lambda self, *given: trials.append(1) or fails(self, *given))
     graph = self_check(perturbed(model), by_rules_alone(model), [images()])
     (culprit,) = set(by_rules_alone(model).full.widths) - set(graph.full.widths)
     assert culprit in ("9", "30")
@@ -472,6 +481,22 @@ def test_of_what_fails_at_small_sizes_alone_only_those_are_excluded_and_of_other
     graph = trace(model, torch.zeros(1, 3, 8, 8))  # one channel of a group at one position has no variance
     assert [width.excluded for width in graph.widths] == [(), *[(1,)] * 6]
     assert {item.reason for item in graph.frozen} == {"output of the model"}
+
+
+def test_culprits_in_a_row_are_found_with_two_trials_each():
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), *(nn.Conv2d(6, 6, 1) for _ in range(31)), nets.head(6))
+    graph, trials = by_rules_alone(model), []
+    culprits = {str(place) for place in range(10, 20)}
+
+    class Witness:
+        def failure(self, graph, architectures, executions):
+            trials.append(1)
+            sizes = architectures[0].widths
+            return "fails" if any(sizes.get(name, 6) < 6 for name in culprits) else None
+
+    left = selfcheck._without_culprits(Witness(), graph, selfcheck.small(graph), "cut")  # type: ignore[arg-type]
+    assert set(graph.full.widths) - set(left.full.widths) == culprits
+    assert len(trials) < 30  # of 32 groups, six trials for the first
 
 
 def test_a_size_that_equals_a_number_which_is_compared_is_left_out():

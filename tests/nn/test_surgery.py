@@ -107,3 +107,15 @@ def test_weights_that_a_module_may_write_into_are_copied_and_no_others():
     copied = shared_copy(model)
     assert copied[0].weight is model[0].weight
     assert copied[1].weight is not model[1].weight
+
+
+def test_hooks_and_submodules_of_a_copy_are_its_own():
+    model, calls = nets.Plain(), []
+    copied = shared_copy(model)
+    copied.first.register_forward_hook(lambda *call: calls.append(call))
+    copied.first.add_module("more", nn.Identity())
+    model(images(dtype=torch.float32))
+    assert not calls
+    assert "more" not in dict(model.first.named_children())
+    copied(images(dtype=torch.float32))
+    assert len(calls) == 1

@@ -855,3 +855,23 @@ def test_layers_that_meet_in_training_alone_are_cut_alike():
     graph = trace(perturbed(Autoencoder()), images())
     assert graph.full.widths == {"stem.0": 8, "mean": 6}
     assert [width.layers for width in graph.widths if width.name == "mean"] == [("mean", "variance", "out")]
+
+
+class ClearsPart(nn.Module):
+    """A part of a copied bias is set to zero before it is used, as in torchvision's Swin V2."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.linear = nets.conv_bn(3, 6), nn.Linear(6, 8)
+
+    def forward(self, x):
+        bias = self.linear.bias.clone()
+        bias[2:4].zero_()
+        return F.linear(self.first(x).mean((2, 3)), self.linear.weight, bias)
+
+
+def test_what_is_written_in_place_is_no_reason_to_capture_the_training_too(monkeypatch):
+    exports, export = [], torch.export.export
+    monkeypatch.setattr(torch.export, "export", lambda *given: exports.append(1) or export(*given))
+    assert "first.0" in trace(perturbed(ClearsPart()), images()).full.widths
+    assert len(exports) == 1

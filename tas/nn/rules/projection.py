@@ -250,7 +250,8 @@ class OpenProjection(Opened):
             return call_with(self.module, tensors, numbers, inputs, *others)
         is_linear = isinstance(self.module, nn.Linear) and weight.shape[0] == len(matrix)
         if is_linear and inputs.numel() < weight.shape[1] ** 2:  # fewer outputs than weights to mix
-            return F.linear(call_with(self.module, tensors, numbers, inputs), matrix)
+            outputs = call_with(self.module, tensors, numbers, inputs)
+            return F.linear(outputs, matrix) if matrix.dim() > 1 else outputs * matrix
         return call_with(self.module, self._folded(tensors, matrix), numbers, inputs, *others)
 
     def _numbers(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -314,7 +315,7 @@ def fold(values: Tensor, matrix: Tensor, repeat: int, dim: int = 0) -> Tensor:
 
     Args:
         values: weight or bias; along `dim` stand copies of the width, every channel in `repeat` positions in a row.
-        matrix: (channels, channels), from `mixture`.
+        matrix: (channels, channels), from `mixture`; its diagonal alone where fragments are not interpolated.
         repeat: positions of a channel.
         dim: axis of the channels.
 
@@ -323,7 +324,9 @@ def fold(values: Tensor, matrix: Tensor, repeat: int, dim: int = 0) -> Tensor:
     """
     moved = values.movedim(dim, 0)
     copies = moved.shape[0] // (len(matrix) * repeat)
-    return (matrix @ moved.reshape(copies, len(matrix), -1)).view(moved.shape).movedim(0, dim)
+    by_channel = moved.reshape(copies, len(matrix), -1)
+    mixed = matrix @ by_channel if matrix.dim() > 1 else matrix[:, None] * by_channel
+    return mixed.view(moved.shape).movedim(0, dim)
 
 
 _WEIGHT_0, _WEIGHT_1 = {"weight": 0}, {"weight": 1}
