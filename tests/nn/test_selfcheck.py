@@ -277,7 +277,7 @@ def test_what_fails_is_not_tried_again_in_double_precision(monkeypatch):
     def double(model: nn.Module, *given: object) -> nn.Module:
         raise AssertionError("only what differs may be rounding")
 
-    monkeypatch.setattr(selfcheck, "fresh_copy", double)
+    monkeypatch.setattr(witness, "fresh_copy", double)
     model = perturbed(nets.HardCoded())
     assert set(self_check(model, by_rules_alone(model), [images()]).full.widths) == {"free.0"}
 
