@@ -53,8 +53,8 @@ def reconstruct(
 
     Each is a ridge regression from what the layer reads in the small network, whose earlier layers are fitted already,
     to what it made in the full one, towards the inherited weights. Batch norms take the statistics of these inputs. A
-    layer stays as it is where it is called several times, is frozen, or shares its weight, or where its outputs are
-    not those of the full model one by one (positions were cut).
+    layer stays as it is where it is called several times, is frozen, shares its weight or lends it to a product, or
+    where its outputs are not those of the full model one by one (positions were cut).
 
     Args:
         small: derived from `model`; changed in place and returned in evaluation mode.
@@ -96,6 +96,7 @@ def _layers(small: nn.Module, graph: Graph) -> list[tuple[Layer, _Fitted]]:
         for layer, module in found
         if isinstance(module, _KINDS) and type(module) in _KINDS
         if module.weight.requires_grad and users[module.weight] == 1
+        if len(layer.products) <= 1  # a forward may also multiply by the weight itself
     ]
 
 
@@ -129,7 +130,8 @@ def _goals(
 
     with ExitStack() as hooks:
         for layer in layers:
-            hooks.enter_context(model.get_submodule(layer.name).register_forward_hook(note(layer)))
+            module = model.get_submodule(layer.name)
+            hooks.enter_context(module.register_forward_hook(note(layer), prepend=True))  # before hooks of the user's
         model(inputs)
     return goals
 

@@ -45,8 +45,9 @@ def derive(
             every layer to what it made in `model` on training images (He et al., 2017), without their labels;
             interpolate, so that each channel is the mean of neighbouring ones of the full model (then do not rank it
             first); or start anew (fresh) with each layer's `reset_parameters`, as the paper does.
-        data: a source, or a pair of loaders, to reconstruct on: 64 to 1,024 training images, fewer of large ones. The
-            network is then in evaluation mode, its batch norms with the statistics of these images.
+        data: a source, or a pair of loaders, to reconstruct on: 64 to 1,024 training images, fewer of large ones, all
+            of the first one's size. The network is then in evaluation mode, its batch norms with the statistics of
+            these images.
         seed: of fresh weights, and of the choice of images.
 
     Raises:
@@ -66,7 +67,9 @@ def derive(
             torch.manual_seed(seed)
             reset_weights(small)
     if weights == "reconstruct":
-        reconstruct(small, model, graph, architecture, _images(model, data, seed), seed=seed)
+        with own_randomness():
+            seed_everything(seed)  # data sets of the user, and forwards, may draw from the global generators
+            reconstruct(small, model, graph, architecture, _images(model, data, seed), seed=seed)
     return small
 
 
@@ -78,13 +81,13 @@ def _images(model: nn.Module, data: Any, seed: int) -> Tensor:
     """
     device = str(next(model.parameters()).device)
     found: list[Tensor] = []
-    with own_randomness():
-        seed_everything(seed)  # data sets of the user may draw from the global generators
-        for inputs, _ in as_source(data).train_batches(FEWEST, seed=seed, device=device):
-            found.append(inputs)
-            wanted = max(FEWEST, min(MOST, VALUES // inputs[0].numel()))
-            if sum(map(len, found)) >= wanted:
-                return torch.cat(found)[:wanted]
+    for inputs, _ in as_source(data).train_batches(FEWEST, seed=seed, device=device):
+        if found and inputs.shape[1:] != found[0].shape[1:]:
+            continue  # images of several sizes; one forward takes one
+        found.append(inputs)
+        wanted = max(FEWEST, min(MOST, VALUES // inputs[0].numel()))
+        if sum(map(len, found)) >= wanted:
+            return torch.cat(found)[:wanted]
     if not found:
         raise DataError(f"{as_source(data).name} gives no training batch; give it more samples, or smaller batches")
     return torch.cat(found)

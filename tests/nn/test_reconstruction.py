@@ -6,6 +6,7 @@ import nets
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from nets import images, perturbed
 from torch import Tensor, nn
 from toys import TinyNet
@@ -113,7 +114,7 @@ def test_what_is_read_in_a_place_makes_the_output_there(layer, shape):
 
 
 class Special(nn.Module):
-    """Layers that must stay: one that is called twice, one that is frozen, and two that may share a weight."""
+    """Layers that must stay: called twice, frozen, two that may share a weight, and one whose weight is used again."""
 
     def __init__(self):
         super().__init__()
@@ -121,13 +122,15 @@ class Special(nn.Module):
         self.twice = nn.Conv2d(8, 8, 3, padding=1)
         self.frozen = nn.Conv2d(8, 8, 1).requires_grad_(False)
         self.one, self.other = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
-        self.head = nn.Linear(8, 4)
+        self.head, self.lends = nn.Linear(8, 4), nn.Linear(8, 4)
 
     def forward(self, values):
         values = torch.relu(self.stem(values))
+        lent = F.linear(values.amax((2, 3)), self.lends.weight)
         values = torch.relu(self.twice(torch.relu(self.twice(values))))
         values = torch.relu(self.one(torch.relu(self.frozen(values)))) + self.other(values)
-        return self.head(values.mean((2, 3)))
+        values = values.mean((2, 3))
+        return self.head(values) + self.lends(values) * lent.sigmoid()
 
 
 def test_what_cannot_be_fitted_stays_as_it_was_inherited():
@@ -139,11 +142,22 @@ def test_what_cannot_be_fitted_stays_as_it_was_inherited():
     derived.other.weight = derived.one.weight
     fitted = copy.deepcopy(derived)
     reconstruct(fitted, model, graph, half(graph), torch.randn(64, *images().shape[1:]))
-    for name in ("twice", "frozen", "one", "other"):
+    for name in ("twice", "frozen", "one", "other", "lends"):
         assert torch.equal(getattr(derived, name).weight, getattr(fitted, name).weight)
         assert torch.equal(getattr(derived, name).bias, getattr(fitted, name).bias)
     assert fitted.one.weight is fitted.other.weight
     assert not torch.equal(derived.head.weight, fitted.head.weight)
+
+
+def test_a_layer_makes_what_it_made_before_a_hook_of_the_user_changed_it():
+    model = perturbed(nets.WithoutNorm())
+    graph = trace(model, images())
+    for layer in [module for module in model.modules() if isinstance(module, nn.Conv2d)]:
+        layer.register_forward_hook(lambda _module, _inputs, outputs: 3 * outputs + 1)
+    inputs = torch.randn(32, *images().shape[1:])
+    fitted = reconstruct(derive(model, graph, graph.full), model, graph, graph.full, inputs)
+    for old, new in zip(model.parameters(), fitted.parameters(), strict=True):
+        assert torch.allclose(old, new, rtol=1e-3, atol=1e-4)
 
 
 def test_the_full_model_and_random_numbers_are_as_before():

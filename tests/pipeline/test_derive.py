@@ -233,6 +233,32 @@ def test_large_images_are_fewer(monkeypatch):
     assert [len(images) for images in seen] == [100, 64, 400]
 
 
+def test_of_images_of_several_sizes_those_like_the_first_are_looked_at(monkeypatch):
+    seen = []
+    monkeypatch.setattr("tas.pipeline.derive.reconstruct", lambda *given, **_: seen.append(given[-1]))
+    model, source = TinyNet(), tiny_source()
+    batches = [(torch.rand(8, 3, size, size), torch.zeros(8)) for size in (8, 12, 8, 16)]
+    monkeypatch.setattr(source, "train_batches", lambda *_, **__: iter(batches))
+    graph = trace(model, torch.zeros(1, 3, 8, 8))
+    derive(model, graph, graph.full, weights="reconstruct", data=source)
+    assert torch.equal(seen[0], torch.cat([batches[0][0], batches[2][0]]))
+
+
+class Draws(TinyNet):
+    """Drops some of its input in evaluation as well, to no effect."""
+
+    def forward(self, x):
+        return super().forward(x) + 0 * nn.functional.dropout(x, 0.5, training=True).mean()
+
+
+def test_to_reconstruct_leaves_the_generator_that_a_forward_draws_from():
+    model, numbers = Draws(), torch.get_rng_state()
+    graph = trace(TinyNet(), torch.zeros(1, 3, 8, 8))
+    torch.set_rng_state(numbers)
+    derive(model, graph, graph.full, weights="reconstruct", data=tiny_source())
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
 def test_a_graph_of_another_model_is_refused():
     model, graph, space = prepared(nets.Plain())
     with pytest.raises(ModelError, match="the graph does not fit this Residual"):
