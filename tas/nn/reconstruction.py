@@ -25,6 +25,7 @@ RIDGE = 0.1  # pull towards the inherited weights, as a share of the mean square
 ROWS = 2**16  # outputs of a layer that are fitted, at most
 READ = 2**26  # values that these are computed from, at most: what is held of one layer
 MADE = 2**23  # values in these, at most: what is held of every layer
+HELD_OUT = 0.25  # of the samples, which say how far to go
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # not what inherits from them: it may compute its weights
 
 _Fitted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -52,9 +53,10 @@ def reconstruct(
     """Fit the weights of convolutions and linear layers, one after another, to what they made in the full model.
 
     Each is a ridge regression from what the layer reads in the small network, whose earlier layers are fitted already,
-    to what it made in the full one, towards the inherited weights. Batch norms take the statistics of these inputs. A
-    layer stays as it is where it is called several times, is frozen, shares its weight or lends it to a product, or
-    where its outputs are not those of the full model one by one (positions were cut).
+    to what it made in the full one, towards the inherited weights, and as far as it helps on the last samples, which
+    are held out. Batch norms take the statistics of these inputs. A layer stays as it is where it is called several
+    times, is frozen, shares its weight or lends it to a product, or where its outputs are not those of the full model
+    one by one (positions were cut).
 
     Args:
         small: derived from `model`; changed in place and returned in evaluation mode.
@@ -66,7 +68,7 @@ def reconstruct(
 
     Source:
         Y. He, X. Zhang and J. Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, section 3.1,
-        its least squares; here of all layers in one forward of the small network, and with a ridge.
+        its least squares; here of all layers in one forward of the small network, with a ridge and held-out samples.
     """
     fitted = _layers(evaluating(small), graph)
     sizes = graph.sizes(architecture)
@@ -150,7 +152,10 @@ def _fit(layer: Layer, goal: _Goal) -> Callable[..., None]:
         is_centred = module.bias is not None or is_shifted
         read_mean, made_mean = (part.mean(0) if is_centred else torch.zeros_like(part[0]) for part in (read, made))
         read, made = read - read_mean, made - made_mean
-        weight = weight + _regression(read, made - torch.einsum("pgi,goi->pgo", read, weight))
+        missing = made - torch.einsum("pgi,goi->pgo", read, weight)
+        is_held_out = goal.places >= (1 - HELD_OUT) * goal.count  # the last samples
+        change = _regression(read[~is_held_out], missing[~is_held_out])
+        weight = weight + _step(read[is_held_out], missing[is_held_out], change) * change
         if not torch.isfinite(weight).all():
             return
         module.weight.copy_(weight.reshape(module.weight.shape))
@@ -158,6 +163,15 @@ def _fit(layer: Layer, goal: _Goal) -> Callable[..., None]:
             module.bias.copy_((made_mean - torch.einsum("gi,goi->go", read_mean, weight)).flatten())
 
     return hook
+
+
+def _step(read: Tensor, missing: Tensor, change: Tensor) -> Tensor:
+    """The share of a change, in [0, 1], that leaves least missing in places that it was not fitted to.
+
+    Few samples of a layer that reads much can be fitted to the letter, which says nothing about others.
+    """
+    found = torch.einsum("pgi,goi->pgo", read, change)
+    return ((found * missing).sum() / found.square().sum().clamp_min(1e-30)).clamp(0, 1)
 
 
 def _read(module: _Fitted, inputs: Tensor, goal: _Goal) -> Tensor | None:

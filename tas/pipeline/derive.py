@@ -21,8 +21,8 @@ from tas.nn.supernet import reset_weights
 from tas.nn.surgery import cut, require_fit
 
 Weights = Literal["inherit", "reconstruct", "interpolate", "fresh"]
-FEWEST, MOST = 64, 1024  # images to reconstruct on
-VALUES = 2**24  # in them: 1,024 images of 64x64, 111 of 224x224
+FEWEST, MOST = 16, 1024  # images to reconstruct on
+VALUES = 2**24  # in them, if that is no fewer: 1,024 images of 64x64, 111 of 224x224
 
 
 def derive(
@@ -45,7 +45,7 @@ def derive(
             every layer to what it made in `model` on training images (He et al., 2017), without their labels;
             interpolate, so that each channel is the mean of neighbouring ones of the full model (then do not rank it
             first); or start anew (fresh) with each layer's `reset_parameters`, as the paper does.
-        data: a source, or a pair of loaders, to reconstruct on: 64 to 1,024 training images, fewer of large ones, all
+        data: a source, or a pair of loaders, to reconstruct on: 16 to 1,024 training images, fewer of large ones, all
             of the first one's size. The network is then in evaluation mode, its batch norms with the statistics of
             these images.
         seed: of fresh weights, and of the choice of images.
@@ -81,7 +81,7 @@ def _images(model: nn.Module, data: Any, seed: int) -> Tensor:
     """
     device = str(next(model.parameters()).device)
     found: list[Tensor] = []
-    for inputs, _ in as_source(data).train_batches(FEWEST, seed=seed, device=device):
+    for inputs, _ in as_source(data).train_batches(64, seed=seed, device=device):
         if found and inputs.shape[1:] != found[0].shape[1:]:
             continue  # images of several sizes; one forward takes one
         found.append(inputs)

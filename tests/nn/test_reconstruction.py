@@ -160,6 +160,20 @@ def test_a_layer_makes_what_it_made_before_a_hook_of_the_user_changed_it():
         assert torch.allclose(old, new, rtol=1e-3, atol=1e-4)
 
 
+def test_few_samples_make_nothing_worse():
+    torch.manual_seed(0)
+    model = perturbed(
+        nn.Sequential(*nets.conv_bn(3, 8), nn.Flatten(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 5))
+    )
+    graph = trace(model.eval(), images())
+    inputs, unseen = torch.randn(2, 24, 3, 8, 8)
+    derived = derive(model, graph, half(graph))
+    fitted = reconstruct(copy.deepcopy(derived), model, graph, half(graph), inputs)
+    calibrated = measure_statistics(derived, [(inputs, inputs)])
+    wanted = outputs(model, unseen)
+    assert (outputs(fitted, unseen) - wanted).norm() < 1.02 * (outputs(calibrated, unseen) - wanted).norm()
+
+
 def test_the_full_model_and_random_numbers_are_as_before():
     torch.manual_seed(0)
     model = perturbed(TinyNet()).train()
