@@ -67,6 +67,21 @@ def test_a_pretended_gpu_behaves_as_one(gpu):
     assert gpu["waits"] == 3
 
 
+def test_a_network_is_fitted_there_and_comes_back():
+    model = net()
+    graph = tas.trace(model, torch.zeros(1, 3, 8, 8))
+    architecture = tas.Architecture(dict.fromkeys(graph.full.widths, 4), graph.full.depths)
+
+    def fitted() -> nn.Module:
+        return tas.derive(model, graph, architecture, weights="reconstruct", data=tiny_source())
+
+    wanted = weights_of(fitted())
+    with pretended_gpus():
+        found = fitted()
+        assert next(found.parameters()).device.type == next(model.parameters()).device.type == "cpu"
+    assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(weights_of(found), wanted, strict=True))
+
+
 @pytest.mark.parametrize("transfer", ["none", "kd", "dkd", "dist", "hints", "attention"])
 def test_training_gives_the_weights_of_the_cpu_and_waits_once_a_step(transfer):
     def trained() -> list[torch.Tensor]:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from tas.architecture import Architecture
 from tas.data import as_source
 from tas.data.augment import own_randomness, seed_everything
+from tas.distributed import join
 from tas.errors import ConfigError, DataError
 from tas.graph import Graph
 from tas.nn.interpolate import interpolate
-from tas.nn.modes import evaluating
+from tas.nn.modes import evaluating, teaching
 from tas.nn.reconstruction import reconstruct
 from tas.nn.statistics import batch_norms, measure_statistics
 from tas.nn.supernet import reset_weights
@@ -67,19 +68,21 @@ def derive(
             torch.manual_seed(seed)
             reset_weights(small)
     if weights == "reconstruct":
-        with own_randomness():
+        home, place = join(), next(model.parameters()).device
+        with own_randomness(home):
             seed_everything(seed)  # data sets of the user, and forwards, may draw from the global generators
-            reconstruct(small, model, graph, architecture, _images(model, data, seed), seed=seed)
+            inputs = _images(data, str(home), seed)
+            reconstruct(small.to(home), teaching(model, home), graph, architecture, inputs, seed=seed)
+        small.to(place)
     return small
 
 
-def _images(model: nn.Module, data: Any, seed: int) -> Tensor:
-    """Training images to reconstruct on, on the model's device.
+def _images(data: Any, device: str, seed: int) -> Tensor:
+    """Training images to reconstruct on.
 
     Raises:
         DataError: there are none.
     """
-    device = str(next(model.parameters()).device)
     found: list[Tensor] = []
     for inputs, _ in as_source(data).train_batches(64, seed=seed, device=device):
         if found and inputs.shape[1:] != found[0].shape[1:]:
