@@ -106,6 +106,7 @@ def with_tensors(outputs: Any, tensors: Iterable[Tensor]) -> Any:
     left = iter(tensors)
 
     def filled(old: Any) -> Any:
+        """The same part of the nest."""
         if isinstance(old, Tensor):
             return next(left)
         if isinstance(old, MutableMapping):  # of any class: Hugging Face's are read by attributes, too

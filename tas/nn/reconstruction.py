@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def reconstruct(
     with ExitStack() as hooks:
         for layer, module in fitted:
             if layer.name in goals:
-                hooks.enter_context(module.register_forward_pre_hook(_fit(layer, goals[layer.name])))
+                hooks.enter_context(module.register_forward_pre_hook(partial(_fit, layer, goals[layer.name])))
         if batch_norms(small):
             measure_statistics(small, batch)
         else:
@@ -106,63 +107,60 @@ def _goals(
     model: nn.Module, layers: list[Layer], sizes: Mapping[str, int], inputs: Tensor, seed: int
 ) -> dict[str, _Goal]:
     """By layer; none of those that are called several times, or of a single sample."""
-    goals: dict[str, _Goal] = {}
-    called: set[str] = set()
+    goals: dict[str, list[_Goal | None]] = {layer.name: [] for layer in layers}
     generator = torch.Generator().manual_seed(seed)
 
-    def note(layer: Layer) -> Callable[..., None]:
-        layout = layout_of(layer, "weight", 0)
-
-        def hook(module: _Fitted, _inputs: Any, outputs: Tensor) -> None:
-            is_linear = isinstance(module, nn.Linear)
-            if layer.name in called or not (is_linear or outputs.dim() == 2 + len(module.kernel_size)):
-                goals.pop(layer.name, None)
-                return
-            called.add(layer.name)
-            rows = (outputs if is_linear else outputs.movedim(1, -1)).reshape(-1, module.weight.shape[0])
-            read = module.weight[0].numel() * (1 if is_linear else module.groups)
-            count = max(1, min(ROWS, READ // read, MADE // rows.shape[1]))
-            places = torch.randperm(len(rows), generator=generator)[:count].to(rows.device)
-            values = rows[places]
-            if layout is not None:
-                values = values[:, torch.as_tensor(positions_of(layout, sizes), device=rows.device)]
-            goals[layer.name] = _Goal(len(rows), places, values)
-
-        return hook
+    def note(layer: Layer, module: _Fitted, _inputs: Any, outputs: Tensor) -> None:
+        """Behind a layer of the full model."""
+        held = goals[layer.name]
+        held.append(None if held else _goal(layer, module, outputs, sizes, generator))
 
     with ExitStack() as hooks:
-        for layer in layers:
+        for layer in layers:  # before hooks of the user's
             module = model.get_submodule(layer.name)
-            hooks.enter_context(module.register_forward_hook(note(layer), prepend=True))  # before hooks of the user's
+            hooks.enter_context(module.register_forward_hook(partial(note, layer), prepend=True))
         model(inputs)
-    return goals
+    return {name: held[0] for name, held in goals.items() if len(held) == 1 and held[0] is not None}
 
 
-def _fit(layer: Layer, goal: _Goal) -> Callable[..., None]:
+def _goal(
+    layer: Layer, module: _Fitted, outputs: Tensor, sizes: Mapping[str, int], generator: torch.Generator
+) -> _Goal | None:
+    """Of what a layer made; None of a single sample without a dimension for samples."""
+    is_linear = isinstance(module, nn.Linear)
+    if not is_linear and outputs.dim() != 2 + len(module.kernel_size):
+        return None
+    rows = (outputs if is_linear else outputs.movedim(1, -1)).reshape(-1, module.weight.shape[0])
+    read = module.weight[0].numel() * (1 if is_linear else module.groups)
+    count = max(1, min(ROWS, READ // read, MADE // rows.shape[1]))
+    places = torch.randperm(len(rows), generator=generator)[:count].to(rows.device)
+    values, layout = rows[places], layout_of(layer, "weight", 0)
+    if layout is not None:
+        values = values[:, torch.as_tensor(positions_of(layout, sizes), device=rows.device)]
+    return _Goal(len(rows), places, values)
+
+
+def _fit(layer: Layer, goal: _Goal, module: _Fitted, given: tuple[Tensor, ...]) -> None:
     """Before a layer of the small network runs: its weights are what fits best what it is about to read."""
+    read = _read(module, given[0], goal) if given else None
+    if read is None:
+        return
+    places, groups, width = read.shape
+    made = goal.values.float().reshape(places, groups, -1)
+    weight = module.weight.float().reshape(groups, -1, width)
     is_shifted = layer.mixed_by not in (None, layer.name)  # by the batch norm behind it, whatever is added everywhere
-
-    def hook(module: _Fitted, given: tuple[Tensor, ...]) -> None:
-        read = _read(module, given[0], goal) if given else None
-        if read is None:
-            return
-        places, groups, width = read.shape
-        made = goal.values.float().reshape(places, groups, -1)
-        weight = module.weight.float().reshape(groups, -1, width)
-        is_centred = module.bias is not None or is_shifted
-        read_mean, made_mean = (part.mean(0) if is_centred else torch.zeros_like(part[0]) for part in (read, made))
-        read, made = read - read_mean, made - made_mean
-        missing = made - torch.einsum("pgi,goi->pgo", read, weight)
-        is_held_out = goal.places >= (1 - HELD_OUT) * goal.count  # the last samples
-        change = _regression(read[~is_held_out], missing[~is_held_out])
-        weight = weight + _step(read[is_held_out], missing[is_held_out], change) * change
-        if not torch.isfinite(weight).all():
-            return
-        module.weight.copy_(weight.reshape(module.weight.shape))
-        if module.bias is not None:
-            module.bias.copy_((made_mean - torch.einsum("gi,goi->go", read_mean, weight)).flatten())
-
-    return hook
+    is_centred = module.bias is not None or is_shifted
+    read_mean, made_mean = (part.mean(0) if is_centred else torch.zeros_like(part[0]) for part in (read, made))
+    read, made = read - read_mean, made - made_mean
+    missing = made - torch.einsum("pgi,goi->pgo", read, weight)
+    is_held_out = goal.places >= (1 - HELD_OUT) * goal.count  # the last samples
+    change = _regression(read[~is_held_out], missing[~is_held_out])
+    weight = weight + _step(read[is_held_out], missing[is_held_out], change) * change
+    if not torch.isfinite(weight).all():
+        return
+    module.weight.copy_(weight.reshape(module.weight.shape))
+    if module.bias is not None:
+        module.bias.copy_((made_mean - torch.einsum("gi,goi->go", read_mean, weight)).flatten())
 
 
 def _step(read: Tensor, missing: Tensor, change: Tensor) -> Tensor:
