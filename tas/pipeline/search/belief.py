@@ -17,7 +17,6 @@ AMPLITUDE = 1.0  # standard deviation of what the scores do not know about an ar
 NOISE = 0.1  # of what is no sum over choices, and of the images
 ALIKE = 0.35  # widths whose logarithms differ by this have much in common
 STAGE = 0.25  # and this is how far depths are apart that differ by one
-FOR_LARGER = 1e-6  # by which the largest candidate is preferred to equals, so that budgets are used
 
 
 class Belief:
@@ -84,19 +83,15 @@ class Belief:
             scale: of the deviation from the mean.
 
         Returns:
-            One number per candidate, by name; none is better than a larger one of its choice.
+            One number per candidate, by name.
 
         Source:
             Thompson, Biometrika 25, 1933: try what a sample asks for.
         """
         values, vectors = np.linalg.eigh(self._covariance)
         noise = vectors @ (np.sqrt(values.clip(0)) * draw.standard_normal(len(values)))
-        losses = self._mean + scale * noise
-        found = {}
-        for name, row in self._rows.items():
-            falling = np.maximum.accumulate(losses[row][::-1])[::-1]
-            found[name] = (FOR_LARGER * np.arange(len(falling)) - falling).tolist()
-        return found
+        merits = -(self._mean + scale * noise)
+        return {name: merits[row].tolist() for name, row in self._rows.items()}
 
     def _chosen(self, architecture: Architecture) -> np.ndarray:
         """(candidates,): one where a candidate is chosen, in a block that is kept."""

@@ -145,8 +145,6 @@ def test_where_samples_ask_for_nothing_new_it_is_over(prepared):
     rounds, _ = tried(graph, few, lambda one: float(graph.macs(one)), budget="90%", count=500)
     everyone = [one for found in rounds[:-1] for one in found.losses]
     assert 1 < len(everyone) == len({*everyone}) <= math.prod(map(len, few.widths.values()))
-    alone, _ = tried(graph, few, lambda one: 1.0, budget="100%", count=500)
-    assert [list(found.losses) for found in alone] == [[few.largest]], "nothing is better than all channels"
 
 
 def test_losses_that_are_not_finite_teach_nothing_but_that_they_are_bad(prepared):
@@ -168,11 +166,12 @@ def test_a_belief_is_what_the_scores_say_until_losses_say_otherwise(prepared):
     for name, row in scores.items():
         assert np.allclose(np.diff(said[name]), np.diff(row), atol=1e-5)
     generator = torch.Generator().manual_seed(0)
-    losses = {one: fewer_in_the_stem(graph)(one) for one in (space.sample(generator) for _ in range(60))}
+    losses = {one: float(one.widths["stem.0"]) for one in (space.sample(generator) for _ in range(60))}
     belief.learn(losses, first=8)
     learned = belief.sample(draw, scale=0.0)
-    assert np.ptp(learned["stem.0"]) < 0.5 * np.ptp(said["stem.0"]), "no candidate is better than a larger one"
-    assert all(np.all(np.diff(row) > 0) for row in learned.values())
+    assert np.all(np.diff(learned["stem.0"]) < 0), "the scores said the opposite"
+    others = [np.ptp(learned[name]) for name in scores if name != "stem.0"]
+    assert max(others) < 0.3 * np.ptp(learned["stem.0"])
 
 
 def test_neighbours_of_what_was_tried_are_known_better_than_others(prepared):
