@@ -66,7 +66,7 @@ EXAMPLES = {
     "compare": [
         "tas compare",
         "tas compare --methods tas,tas-width,uniform,l1 --transfers none,init+kd --seeds 0,1,2 --budgets 50%",
-        "tas compare --data cifar10 --weights teacher.safetensors --methods tas,tas:search.trials=120,taylor "
+        "tas compare --data cifar10 --weights teacher.safetensors --methods tas,tas:search.halving_steps=400,taylor "
         "--budgets 50%,30% --workers 4 --output runs/versus",
         "tas compare --config runs/versus/config.yaml --output runs/again",
         "tas compare --resume --output runs/versus",

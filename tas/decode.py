@@ -40,27 +40,30 @@ def decode(scores: Mapping[str, Sequence[float]], graph: Graph, space: SearchSpa
         if len(scores.get(name, ())) != len(sizes):
             raise ConfigError(f"scores of {name!r} must be one number for each of its {len(sizes)} candidates")
     budget.require_reachable(graph, space)
-    return Decoder(graph, space, budget).best(scores)
+    return Decoder(scores, graph, space, budget).best()
 
 
 class Decoder:
-    """Decodes scores, whole or in parts of one space, under the same budget.
+    """Decodes parts of one space by the same scores under the same budget.
 
     Args:
+        scores: one number per candidate, by width and depth name.
         graph: of the model.
         space: the candidates.
         budget: bounds, all of which hold for whatever is decoded.
     """
 
-    def __init__(self, graph: Graph, space: SearchSpace, budget: Budget):
+    def __init__(self, scores: Mapping[str, Sequence[float]], graph: Graph, space: SearchSpace, budget: Budget):
         self.graph, self.space, self.limits = graph, space, budget.limits(graph)
+        self._scores = np.full((len(space.choices), max(map(len, space.choices.values()), default=1)), -np.inf)
+        for row, (name, sizes) in enumerate(space.choices.items()):
+            self._scores[row, : len(sizes)] = scores[name]
         self._loads = Loads(graph, space, self.limits)
 
-    def best(self, scores: Mapping[str, Sequence[float]], within: SearchSpace | None = None) -> Architecture:
+    def best(self, within: SearchSpace | None = None) -> Architecture:
         """The architecture with the largest sum of scores.
 
         Args:
-            scores: one number per candidate of the space, by width and depth name.
             within: some of the candidates, of every choice at least one; all by default.
 
         Raises:
@@ -69,13 +72,11 @@ class Decoder:
         if not self.space.choices:
             return self.space.largest
         offered = (within or self.space).choices
-        table = np.full((len(self.space.choices), max(map(len, self.space.choices.values()))), -np.inf)
-        is_open = np.zeros(table.shape, dtype=bool)
+        is_open = np.zeros(self._scores.shape, dtype=bool)
         for row, (name, sizes) in enumerate(self.space.choices.items()):
-            table[row, : len(sizes)] = scores[name]
             is_open[row, : len(sizes)] = np.isin(sizes, offered[name])
         moves = Moves(self.graph, self.space, self._loads, is_open)
-        return self.space.architecture(_Problem(np.where(is_open, table, -np.inf), moves).solve().tolist())
+        return self.space.architecture(_Problem(np.where(is_open, self._scores, -np.inf), moves).solve().tolist())
 
     def share(self, architecture: Architecture) -> float:
         """See `share_used`."""

@@ -29,10 +29,10 @@ def loaders(samples: int = 64, classes: int = 4) -> tuple[DataLoader, DataLoader
 
 
 def searched(model: TinyNet, graph: tas.Graph, folder: Path, teacher: TinyNet) -> dict[str, Any]:
-    """Saliency, two epochs, the second of which is interrupted and done again, and trials."""
+    """Saliency, two epochs, the second of which is interrupted and done again, and successive halving."""
     config = tas.SearchConfig(
-        epochs=2, start="trained", logits_start="saliency", trials=6,
-        trial_images=32, held_out_images=32, batch_size=16, logits_learning_rate=0.05, teacher_weight=0.5,
+        epochs=2, start="trained", logits_start="saliency", architectures=6, halving_steps=6,
+        halving_images=32, held_out_images=32, batch_size=16, logits_learning_rate=0.05, teacher_weight=0.5,
         sync_batch_norm=True,
     )  # fmt: skip
 
@@ -52,7 +52,7 @@ def searched(model: TinyNet, graph: tas.Graph, folder: Path, teacher: TinyNet) -
         except KeyboardInterrupt:
             continue
     losses = [row["loss"] for row in record.rows if "loss" in row]
-    losses += [loss for row in record.rows if row.get("part") == "trials" for loss in row["losses"]]
+    losses += [loss for row in record.rows if row.get("part") == "halving" for loss in row["losses"]]
     return {
         "supernet": supernet.state_dict(),
         "scores": found.scores.log_probabilities,

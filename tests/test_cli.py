@@ -24,12 +24,12 @@ from tas.options import plain
 from tas.pipeline.compress import short_teacher, short_train
 
 SCRATCH = [
-    "--search.start", "scratch", "--search.logits_start", "random", "--search.trials", "0",
+    "--search.start", "scratch", "--search.logits_start", "random", "--search.architectures", "0",
     "--search.epochs", "1",
 ]  # fmt: skip
 TOYS = f"{Path(__file__).parent / 'toys.py'}:build"
 QUICK_SEARCH = [
-    "--search.epochs", "1", "--search.batch_size", "8", "--search.trials", "8",
+    "--search.epochs", "1", "--search.batch_size", "8", "--search.architectures", "8", "--search.halving_steps", "10",
 ]  # fmt: skip
 QUICK_TRAIN = ["--train.epochs", "1", "--train.batch_size", "8"]
 QUICK = [*QUICK_SEARCH, *QUICK_TRAIN]
@@ -661,7 +661,7 @@ def test_export_writes_a_run_as_one_file_and_says_how_it_compares(images, weight
 def three(images, tmp_path_factory) -> Path:
     """Two budgets from one search of a model that is trained first."""
     folder = tmp_path_factory.mktemp("several") / "two"
-    words = ["--budget", "70%,40%", *QUICK, "--search.epochs", "0", "--search.trials", "2", *QUICK_TEACHER]
+    words = ["--budget", "70%,40%", *QUICK, "--search.epochs", "0", "--search.architectures", "2", *QUICK_TEACHER]
     assert run("compress", TOYS, "--data", f"folder:{images}", "--output", folder, *words) == 0
     return folder
 

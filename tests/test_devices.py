@@ -16,11 +16,11 @@ import tas
 from tas.pipeline.train import TrainConfig
 
 SHORT = TrainConfig(epochs=2, batch_size=16, learning_rate=0.05)
-SEARCH = replace(tas.CompressConfig().search, batch_size=16, held_out_images=16, trial_images=16)
+SEARCH = replace(tas.CompressConfig().search, batch_size=16, held_out_images=16, halving_images=16, halving_steps=6)
 STEPS, MEANS = 2 * 4, 2 * 6  # of a training: labels are looked at in every step, losses at the ends of an epoch
 SEARCHES: dict[str, dict[str, Any]] = {
-    "alternation": {"epochs": 1, "trials": 0, "logits_start": "random", "interpolation": "average"},
-    "trials": {"epochs": 0, "trials": 4},
+    "alternation": {"epochs": 1, "architectures": 0, "logits_start": "random", "interpolation": "average"},
+    "halving": {"epochs": 0, "architectures": 4},
 }
 
 
@@ -137,7 +137,7 @@ def test_a_supernet_on_a_gpu_takes_nothing_from_the_host(gpu, execution, waits):
 @pytest.mark.filterwarnings("ignore:.*legacy TorchScript:DeprecationWarning")
 def test_the_whole_job_runs_there_from_the_trace_to_a_measured_network(gpu, tmp_path):
     config = tas.CompressConfig(
-        search=replace(SEARCH, trials=4), train=replace(SHORT, epochs=1), teacher=replace(SHORT, epochs=1)
+        search=replace(SEARCH, architectures=4), train=replace(SHORT, epochs=1), teacher=replace(SHORT, epochs=1)
     )
     model = net().to("cuda")
     before = torch.cuda.get_rng_state("cuda")

@@ -18,8 +18,8 @@ from tas.run import read_summary
 
 ROOT = Path(__file__).parents[1]
 COMPRESS = (
-    "compress --model tests/toys.py:build --data digits --search.trials 4 "
-    "--search.trial-images 64 --search.held-out-images 64 --train.epochs 1 --teacher.epochs 1 --json --output"
+    "compress --model tests/toys.py:build --data digits --search.architectures 4 --search.halving-steps 4 "
+    "--search.halving-images 64 --search.held-out-images 64 --train.epochs 1 --teacher.epochs 1 --json --output"
 )
 
 

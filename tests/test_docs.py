@@ -161,7 +161,7 @@ def reader(tmp_path, monkeypatch) -> dict[str, object]:
     monkeypatch.setattr(tas.models, "load", _load)
     monkeypatch.setattr(tas, "LatencyConfig", partial(tas.LatencyConfig, seconds=0.001, models=3))
     given = CompressConfig()  # what a page leaves to the defaults is short
-    search = replace(given.search, trials=8)
+    search = replace(given.search, architectures=8, halving_steps=10)
     short = partial(CompressConfig, search=search, train=replace(given.train, epochs=2))
     monkeypatch.setattr(tas, "CompressConfig", short)
     monkeypatch.setattr(tas, "compress", partial(tas.compress, config=short()))

@@ -69,13 +69,13 @@ def test_a_part_of_the_space_is_decoded_as_if_it_were_all(problem):
     graph, space = problem
     draw = np.random.default_rng(0)
     scores = {n: np.sort(draw.normal(size=len(s))).tolist() for n, s in (*space.widths.items(), *space.depths.items())}
-    decoder = Decoder(graph, space, tas.Budget(macs="40%"))
+    decoder = Decoder(scores, graph, space, tas.Budget(macs="40%"))
     part = tas.SearchSpace({n: s[:5] for n, s in space.widths.items()}, {n: s[1:] for n, s in space.depths.items()})
     of_part = {n: scores[n][:5] for n in part.widths} | {n: scores[n][1:] for n in part.depths}
-    found = decoder.best(scores, part)
+    found = decoder.best(part)
     assert found in part
-    assert found == Decoder(graph, part, tas.Budget(macs="40%")).best(of_part)
+    assert found == Decoder(of_part, graph, part, tas.Budget(macs="40%")).best()
     assert decoder.share(found) == graph.macs(found) / int(0.4 * graph.macs())
-    assert decoder.best(scores) != found
+    assert decoder.best() != found
     with pytest.raises(tas.BudgetError, match="no architecture was found"):
-        Decoder(graph, space, tas.Budget(macs=graph.macs(space.smallest))).best(scores, part)
+        Decoder(scores, graph, space, tas.Budget(macs=graph.macs(space.smallest))).best(part)

@@ -38,7 +38,7 @@ def test_a_part_or_round_that_was_done_again_counts_once():
     record = Record()
     record.add("search", part="saliency", seconds=1.0)
     for number, seconds in ((0, 2.0), (1, 4.0), (1, 8.0)):
-        record.add("search", part="trials", round=number, seconds=seconds)
+        record.add("search", part="halving", round=number, seconds=seconds)
     assert record.seconds("search") == 1.0 + 2.0 + 8.0
 
 

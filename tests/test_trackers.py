@@ -20,18 +20,18 @@ def scalars(folder):
 def test_every_new_row_goes_to_tensorboard_under_its_stage_at_steps_that_never_go_back(tmp_path):
     record = Record()
     record.add("train", epoch=0, loss=9.0)  # of an interrupted start, as the next
-    record.add("search", part="trials", loss=2.5)
+    record.add("search", part="halving", loss=2.5)
     with tracked(record, "tensorboard", folder=tmp_path, settings={"seed": 3, "train": {"epochs": 2, "how": "kd"}}):
         record.add("train", epoch=1, loss=0.5, seconds=2)
-        record.add("search", part="trials", loss=1.5, architecture={"widths": {"conv1": 7}})
-        record.add("search", part="trials", loss=1.25, architecture={"widths": {"conv1": 8}})
+        record.add("search", part="halving", loss=1.5, architecture={"widths": {"conv1": 7}})
+        record.add("search", part="halving", loss=1.25, architecture={"widths": {"conv1": 8}})
     record.add("train", epoch=2, loss=0.25)
     assert scalars(tmp_path) == {
         "train/epoch": [(2, 1.0)],
         "train/loss": [(2, 0.5)],
         "train/seconds": [(2, 2.0)],
-        "search/trials/loss": [(3, 1.5), (4, 1.25)],
-        "search/trials/architecture/widths/conv1": [(3, 7.0), (4, 8.0)],
+        "search/halving/loss": [(3, 1.5), (4, 1.25)],
+        "search/halving/architecture/widths/conv1": [(3, 7.0), (4, 8.0)],
     }
     assert len(record.rows) == 6
 

@@ -72,7 +72,7 @@ def compare(
         image_size: resize images to this many pixels a side
         normalization: of images: imagenet, inception or [[means],[stds]]; the constants of the data set by default
         methods: tas, tas-width, tas-depth, tas-paper, uniform, random, evolution, l1, l2, fpgm, taylor, bn_scale, sfp,
-            between spaces or commas; each may have options, tas:search.trials=120,space.round_to=8; in YAML a
+            between spaces or commas; each may have options, tas:search.halving_steps=400,space.round_to=8; in YAML a
             list of these, or a mapping of labels to {method, options}
         transfers: none, init, kd, dkd, dist, hints, attention, init+kd and so on, between spaces or commas
         seeds: of the searches and trainings, between spaces or commas

@@ -112,7 +112,7 @@ def search(
     if search.start == "trained" and weights is None and not pretrained:
         raise ConfigError(
             "a search from a trained start needs --weights or --pretrained; from scratch, add --search.start scratch "
-            "--search.logits_start random --search.trials 0 --search.epochs 600"
+            "--search.logits_start random --search.architectures 0 --search.epochs 600"
         )
     source = load_data(origin, download)
     full = build_model(origin["model"], source.num_classes, weights, pretrained, seed)
@@ -156,7 +156,7 @@ def _decode(
     folder.write_json(SCORES, scores.to_dict())
     record = folder.record()
     searched = [row for row in Record.read(Path(run) / RECORD).rows if row["stage"] == "search"]
-    for row in [row for row in searched if row.get("part") != "trials"][len(record.rows) :]:
+    for row in [row for row in searched if row.get("part") != "halving"][len(record.rows) :]:
         record.add(**row)
     if small is None:
         write_text(Path(output) / ARCHITECTURE, found.to_json())

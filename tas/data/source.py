@@ -6,11 +6,6 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from tas.errors import DataError
-
-FEWEST = 16  # images that layers are fitted on, however large
-VALUES = 2**24  # in all of them, if that is no fewer: 1,024 images of 64x64, 111 of 224x224
-
 Batch = tuple[Tensor, Tensor]
 
 
@@ -69,29 +64,3 @@ def example_of(source: Source, dtype: torch.dtype) -> Tensor:
         dtype: of all others.
     """
     return torch.zeros(1, *source.input_shape, dtype=getattr(source, "input_dtype", None) or dtype)
-
-
-def first_images(source: Source, most: int, *, seed: int, half: int | None = None, device: str = "cpu") -> Tensor:
-    """So many training images, fewer of large ones, for one forward: all of the first one's size.
-
-    Args:
-        source: gives them as it does in training, by batches of 64 or of its own.
-        most: how many, at most.
-        seed: of the choice.
-        half: of the search split, or None for all.
-        device: where they should lie.
-
-    Raises:
-        DataError: there are none.
-    """
-    found: list[Tensor] = []
-    for inputs, _ in source.train_batches(64, seed=seed, half=half, device=device):
-        if found and inputs.shape[1:] != found[0].shape[1:]:
-            continue  # images of several sizes; one forward takes one
-        found.append(inputs)
-        wanted = min(most, max(FEWEST, VALUES // inputs[0].numel()))
-        if sum(map(len, found)) >= wanted:
-            return torch.cat(found)[:wanted]
-    if not found:
-        raise DataError(f"{source.name} gives no training batch; give it more samples, or smaller batches")
-    return torch.cat(found)

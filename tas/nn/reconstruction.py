@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,16 +25,16 @@ from tas.nn.surgery import shared_copy
 RIDGE = 0.1  # pull towards the inherited weights, as a share of the mean square of what a layer reads
 ROWS = 2**16  # outputs of a layer that are fitted, at most
 READ = 2**26  # values that these are computed from, at most: what is held of one layer
-MOST = 2**23  # values in these, at most: what is held of every layer
+MADE = 2**23  # values in these, at most: what is held of every layer
 HELD_OUT = 0.25  # of the samples, which say how far to go
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # not what inherits from them: it may compute its weights
 
 _Fitted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Goal:
-    """What a layer made in the full model, in some places.
+    """What a layer made in the full model, in some places and the channels that are kept.
 
     Attributes:
         count: places there are, in all samples.
@@ -47,74 +47,50 @@ class _Goal:
     values: Tensor
 
 
-@dataclass(frozen=True)
-class Made:
-    """What the layers of a full model make of some inputs; those of any network cut from it can be fitted to it.
-
-    Attributes:
-        graph: of the model.
-        inputs: (samples, ...).
-        goals: by layer; none of a layer that is called several times, is frozen, shares its weight or lends it to a
-            product.
-    """
-
-    graph: Graph
-    inputs: Tensor
-    goals: Mapping[str, _Goal]
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, model: nn.Module, graph: Graph, inputs: Tensor, *, rows: int = ROWS, seed: int = 0) -> Made:
-        """One forward of the model.
-
-        Args:
-            model: the full model, its channels in the order in which small ones inherit them; not changed.
-            graph: of it.
-            inputs: (samples, ...), on its device; all in one forward without gradients.
-            rows: places that are looked at, at most, of a layer: the more, the longer a fit takes.
-            seed: of these places.
-        """
-        model = evaluating(shared_copy(model))
-        return cls(graph, inputs, _goals(model, _layers(model, graph), inputs, rows, seed))
-
-
 @torch.no_grad()
-def reconstruct(small: nn.Module, made: Made, architecture: Architecture) -> nn.Module:
+def reconstruct(
+    small: nn.Module, model: nn.Module, graph: Graph, architecture: Architecture, inputs: Tensor, *, seed: int = 0
+) -> nn.Module:
     """Fit the weights of convolutions and linear layers, one after another, to what they made in the full model.
 
     Each is a ridge regression from what the layer reads in the small network, whose earlier layers are fitted already,
     to what it made in the full one, towards the inherited weights, and as far as it helps on the last samples, which
-    are held out. Batch norms take the statistics of these inputs. A layer stays as it is where it has no goal, or where
-    its outputs are not those of the full model one by one (positions were cut).
+    are held out. Batch norms take the statistics of these inputs. A layer stays as it is where it is called several
+    times, is frozen, shares its weight or lends it to a product, or where its outputs are not those of the full model
+    one by one (positions were cut).
 
     Args:
-        small: derived from the full model, on its device; changed in place and returned in evaluation mode.
-        made: by the full model.
+        small: derived from `model`; changed in place and returned in evaluation mode.
+        model: the full model, its channels in the order in which `small` inherited them; not changed.
+        graph: of it.
         architecture: of `small`.
+        inputs: (samples, ...), on the device of both; all in one forward without gradients.
+        seed: of the places that are looked at.
 
     Source:
         Y. He, X. Zhang and J. Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, section 3.1,
         its least squares; here of all layers in one forward of the small network, with a ridge and held-out samples.
     """
-    sizes = made.graph.sizes(architecture)
-    batch = [(made.inputs, made.inputs)]
-    if untrained_norms(evaluating(small)):
+    fitted = _layers(evaluating(small), graph)
+    sizes = graph.sizes(architecture)
+    goals = _goals(evaluating(shared_copy(model)), [layer for layer, _ in fitted], sizes, inputs, seed)
+    batch = [(inputs, inputs)]
+    if untrained_norms(small):
         measure_statistics(small, batch)  # projection shortcuts then pass on what they align
     with ExitStack() as hooks:
-        for layer, module in _layers(small, made.graph):
-            if layer.name in made.goals:
-                goal = _kept(made.goals[layer.name], layer, sizes)
-                hooks.enter_context(module.register_forward_pre_hook(partial(_fit, layer, goal)))
+        for layer, module in fitted:
+            if layer.name in goals:
+                hooks.enter_context(module.register_forward_pre_hook(partial(_fit, layer, goals[layer.name])))
         if batch_norms(small):
             measure_statistics(small, batch)
         else:
-            small(made.inputs)
+            small(inputs)
     return small
 
 
-def _layers(model: nn.Module, graph: Graph) -> list[tuple[Layer, _Fitted]]:
-    """Those that may be fitted, of the full model or a small one."""
-    modules = dict(model.named_modules())
+def _layers(small: nn.Module, graph: Graph) -> list[tuple[Layer, _Fitted]]:
+    """Those that may be fitted."""
+    modules = dict(small.named_modules())
     held = [parameter for module in modules.values() for parameter in module.parameters(recurse=False)]
     users: Counter[Tensor] = Counter(held)
     found = [(layer, modules.get(layer.name)) for layer in graph.layers]
@@ -128,43 +104,40 @@ def _layers(model: nn.Module, graph: Graph) -> list[tuple[Layer, _Fitted]]:
 
 
 def _goals(
-    model: nn.Module, layers: list[tuple[Layer, _Fitted]], inputs: Tensor, rows: int, seed: int
+    model: nn.Module, layers: list[Layer], sizes: Mapping[str, int], inputs: Tensor, seed: int
 ) -> dict[str, _Goal]:
     """By layer; none of those that are called several times, or of a single sample."""
-    goals: dict[str, list[_Goal | None]] = {layer.name: [] for layer, _ in layers}
+    goals: dict[str, list[_Goal | None]] = {layer.name: [] for layer in layers}
     generator = torch.Generator().manual_seed(seed)
 
-    def note(name: str, module: _Fitted, _inputs: Any, outputs: Tensor) -> None:
+    def note(layer: Layer, module: _Fitted, _inputs: Any, outputs: Tensor) -> None:
         """Behind a layer of the full model."""
-        held = goals[name]
-        held.append(None if held else _goal(module, outputs, rows, generator))
+        held = goals[layer.name]
+        held.append(None if held else _goal(layer, module, outputs, sizes, generator))
 
     with ExitStack() as hooks:
-        for layer, module in layers:  # before hooks of the user's
-            hooks.enter_context(module.register_forward_hook(partial(note, layer.name), prepend=True))
+        for layer in layers:  # before hooks of the user's
+            module = model.get_submodule(layer.name)
+            hooks.enter_context(module.register_forward_hook(partial(note, layer), prepend=True))
         model(inputs)
     return {name: held[0] for name, held in goals.items() if len(held) == 1 and held[0] is not None}
 
 
-def _goal(module: _Fitted, outputs: Tensor, places_at_most: int, generator: torch.Generator) -> _Goal | None:
+def _goal(
+    layer: Layer, module: _Fitted, outputs: Tensor, sizes: Mapping[str, int], generator: torch.Generator
+) -> _Goal | None:
     """Of what a layer made; None of a single sample without a dimension for samples."""
     is_linear = isinstance(module, nn.Linear)
     if not is_linear and outputs.dim() != 2 + len(module.kernel_size):
         return None
     rows = (outputs if is_linear else outputs.movedim(1, -1)).reshape(-1, module.weight.shape[0])
     read = module.weight[0].numel() * (1 if is_linear else module.groups)
-    count = max(1, min(places_at_most, READ // read, MOST // rows.shape[1]))
+    count = max(1, min(ROWS, READ // read, MADE // rows.shape[1]))
     places = torch.randperm(len(rows), generator=generator)[:count].to(rows.device)
-    return _Goal(len(rows), places, rows[places])
-
-
-def _kept(goal: _Goal, layer: Layer, sizes: Mapping[str, int]) -> _Goal:
-    """The same of the channels that a small network has."""
-    layout = layout_of(layer, "weight", 0)
-    if layout is None:
-        return goal
-    kept = torch.as_tensor(positions_of(layout, sizes), device=goal.values.device)
-    return replace(goal, values=goal.values[:, kept])
+    values, layout = rows[places], layout_of(layer, "weight", 0)
+    if layout is not None:
+        values = values[:, torch.as_tensor(positions_of(layout, sizes), device=rows.device)]
+    return _Goal(len(rows), places, values)
 
 
 def _fit(layer: Layer, goal: _Goal, module: _Fitted, given: tuple[Tensor, ...]) -> None:

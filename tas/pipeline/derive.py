@@ -6,24 +6,24 @@ from itertools import islice
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tas.architecture import Architecture
 from tas.data import as_source
 from tas.data.augment import own_randomness, seed_everything
-from tas.data.source import first_images
 from tas.distributed import join
-from tas.errors import ConfigError
+from tas.errors import ConfigError, DataError
 from tas.graph import Graph
 from tas.nn.interpolate import interpolate
 from tas.nn.modes import evaluating, teaching
-from tas.nn.reconstruction import Made, reconstruct
+from tas.nn.reconstruction import reconstruct
 from tas.nn.statistics import batch_norms, measure_statistics
 from tas.nn.supernet import reset_weights
 from tas.nn.surgery import cut, require_fit
 
 Weights = Literal["inherit", "reconstruct", "interpolate", "fresh"]
-MOST = 1024  # images to reconstruct on
+FEWEST, MOST = 16, 1024  # images to reconstruct on
+VALUES = 2**24  # in them, if that is no fewer: 1,024 images of 64x64, 111 of 224x224
 
 
 def derive(
@@ -71,10 +71,29 @@ def derive(
         home, place = join(), next(model.parameters()).device
         with own_randomness(home):
             seed_everything(seed)  # data sets of the user, and forwards, may draw from the global generators
-            inputs = first_images(as_source(data), MOST, seed=seed, device=str(home))
-            reconstruct(small.to(home), Made.of(teaching(model, home), graph, inputs, seed=seed), architecture)
+            inputs = _images(data, str(home), seed)
+            reconstruct(small.to(home), teaching(model, home), graph, architecture, inputs, seed=seed)
         small.to(place)
     return small
+
+
+def _images(data: Any, device: str, seed: int) -> Tensor:
+    """Training images to reconstruct on.
+
+    Raises:
+        DataError: there are none.
+    """
+    found: list[Tensor] = []
+    for inputs, _ in as_source(data).train_batches(64, seed=seed, device=device):
+        if found and inputs.shape[1:] != found[0].shape[1:]:
+            continue  # images of several sizes; one forward takes one
+        found.append(inputs)
+        wanted = max(FEWEST, min(MOST, VALUES // inputs[0].numel()))
+        if sum(map(len, found)) >= wanted:
+            return torch.cat(found)[:wanted]
+    if not found:
+        raise DataError(f"{as_source(data).name} gives no training batch; give it more samples, or smaller batches")
+    return torch.cat(found)
 
 
 def recalibrate(model: nn.Module, data: Any, *, batches: int = 20, batch_size: int = 256, seed: int = 0) -> nn.Module:

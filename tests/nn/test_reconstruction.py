@@ -13,7 +13,7 @@ from toys import TinyNet
 
 from tas.architecture import Architecture
 from tas.nn.outputs import tensors_of
-from tas.nn.reconstruction import RIDGE, Made, _Goal, _read, _regression, reconstruct
+from tas.nn.reconstruction import RIDGE, _Goal, _read, _regression, reconstruct
 from tas.nn.statistics import measure_statistics
 from tas.pipeline.derive import derive
 from tas.pipeline.trace import trace
@@ -40,7 +40,7 @@ def made(net: nn.Module, **options):
     graph = trace(model, images(), **options)
     inputs, architecture = torch.randn(64, *images().shape[1:]), half(graph)
     derived = derive(model, graph, architecture)
-    fitted = reconstruct(copy.deepcopy(derived), Made.of(model, graph, inputs), architecture)
+    fitted = reconstruct(copy.deepcopy(derived), model, graph, architecture, inputs)
     return model, derived, fitted, inputs
 
 
@@ -65,7 +65,7 @@ def test_where_nothing_is_cut_nothing_changes():
     inputs = torch.randn(32, *images().shape[1:])
     model = measure_statistics(perturbed(nets.Residual()), [(inputs, inputs)])
     graph = trace(model, images())
-    fitted = reconstruct(derive(model, graph, graph.full), Made.of(model, graph, inputs), graph.full)
+    fitted = reconstruct(derive(model, graph, graph.full), model, graph, graph.full, inputs)
     for old, new in zip(model.parameters(), fitted.parameters(), strict=True):
         assert torch.allclose(old, new, rtol=1e-2, atol=1e-3)  # the variance of a batch is not quite that of a norm
     assert torch.allclose(outputs(fitted, inputs), outputs(model, inputs), rtol=1e-2, atol=1e-3)
@@ -141,7 +141,7 @@ def test_what_cannot_be_fitted_stays_as_it_was_inherited():
     assert derived.stem.out_channels < 8
     derived.other.weight = derived.one.weight
     fitted = copy.deepcopy(derived)
-    reconstruct(fitted, Made.of(model, graph, torch.randn(64, *images().shape[1:])), half(graph))
+    reconstruct(fitted, model, graph, half(graph), torch.randn(64, *images().shape[1:]))
     for name in ("twice", "frozen", "one", "other", "lends"):
         assert torch.equal(getattr(derived, name).weight, getattr(fitted, name).weight)
         assert torch.equal(getattr(derived, name).bias, getattr(fitted, name).bias)
@@ -155,7 +155,7 @@ def test_a_layer_makes_what_it_made_before_a_hook_of_the_user_changed_it():
     for layer in [module for module in model.modules() if isinstance(module, nn.Conv2d)]:
         layer.register_forward_hook(lambda _module, _inputs, outputs: 3 * outputs + 1)
     inputs = torch.randn(32, *images().shape[1:])
-    fitted = reconstruct(derive(model, graph, graph.full), Made.of(model, graph, inputs), graph.full)
+    fitted = reconstruct(derive(model, graph, graph.full), model, graph, graph.full, inputs)
     for old, new in zip(model.parameters(), fitted.parameters(), strict=True):
         assert torch.allclose(old, new, rtol=1e-3, atol=1e-4)
 
@@ -168,7 +168,7 @@ def test_few_samples_make_nothing_worse():
     graph = trace(model.eval(), images())
     inputs, unseen = torch.randn(2, 24, 3, 8, 8)
     derived = derive(model, graph, half(graph))
-    fitted = reconstruct(copy.deepcopy(derived), Made.of(model, graph, inputs), half(graph))
+    fitted = reconstruct(copy.deepcopy(derived), model, graph, half(graph), inputs)
     calibrated = measure_statistics(derived, [(inputs, inputs)])
     wanted = outputs(model, unseen)
     assert (outputs(fitted, unseen) - wanted).norm() < 1.02 * (outputs(calibrated, unseen) - wanted).norm()
@@ -181,9 +181,7 @@ def test_the_full_model_and_random_numbers_are_as_before():
     architecture, before, numbers = half(graph), copy.deepcopy(model.state_dict()), torch.get_rng_state()
     inputs = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     found = [
-        reconstruct(
-            derive(model, graph, architecture), Made.of(model, graph, inputs, seed=seed), architecture
-        ).state_dict()
+        reconstruct(derive(model, graph, architecture), model, graph, architecture, inputs, seed=seed).state_dict()
         for seed in (0, 0)
     ]
     assert model.training
@@ -198,7 +196,7 @@ def test_inputs_that_are_not_finite_change_no_weight():
     graph = trace(model, torch.zeros(1, 3, 8, 8))
     inputs = torch.full((8, 3, 8, 8), torch.nan)
     derived = derive(model, graph, half(graph))
-    fitted = reconstruct(copy.deepcopy(derived), Made.of(model, graph, inputs), half(graph))
+    fitted = reconstruct(copy.deepcopy(derived), model, graph, half(graph), inputs)
     assert all(torch.equal(one, other) for one, other in zip(derived.parameters(), fitted.parameters(), strict=True))
 
 

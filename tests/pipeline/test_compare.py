@@ -26,7 +26,7 @@ def tiny_config(**options) -> CompareConfig:
     train = replace(short_train(), epochs=2, batch_size=16)
     search = replace(short_search(), epochs=2, batch_size=16, held_out_images=16, precision="no")
     job = CompressConfig(
-        search=replace(search, trials=4),
+        search=replace(search, architectures=4, halving_steps=4),
         train=train,
         teacher=train,
     )
@@ -329,7 +329,7 @@ def test_what_cannot_be_sent_to_workers_is_done_here():
       tas.ConfigError, "method l1:train.layers=nowhere: there is no layer 'nowhere'"),
      ({"methods": "sfp"}, tas.ConfigError, "method sfp searches for 20 epochs, but search and training of all methods "
       "have 2 together"),
-     ({"methods": "tas:search.trials=400"}, tas.ConfigError, "searches for .* let it search for fewer")],
+     ({"methods": "tas:search.halving_steps=400"}, tas.ConfigError, "searches for .* let it search for fewer")],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, options, error, message):
     with pytest.raises(error, match=message):

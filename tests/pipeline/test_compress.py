@@ -31,7 +31,7 @@ FILES = {
 
 
 def tiny_config(**options) -> CompressConfig:
-    search = replace(short_search(), epochs=2, batch_size=16, trials=8)
+    search = replace(short_search(), epochs=2, batch_size=16, architectures=8, halving_steps=10)
     train = replace(short_train(), epochs=3, batch_size=16)
     return CompressConfig(**{"search": search, "train": train, "teacher": train, **options})
 
@@ -310,7 +310,7 @@ def test_heads_are_searched_like_channels_in_both_executions_and_reload(tmp_path
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("way", ["trials", "alternation", "paper"])
+@pytest.mark.parametrize("way", ["halving", "alternation", "paper"])
 @pytest.mark.parametrize("execution", ["compact", "dense"])
 def test_free_residuals_go_through_the_whole_job(tmp_path, execution, way):
     from dataclasses import replace
@@ -322,10 +322,12 @@ def test_free_residuals_go_through_the_whole_job(tmp_path, execution, way):
 
     torch.manual_seed(0)
     config = tiny_config(residuals="free", execution=execution)
-    if way == "trials":
-        config = replace(config, search=replace(config.search, epochs=0, trials=3, held_out_images=16))
+    if way == "halving":
+        config = replace(
+            config, search=replace(config.search, epochs=0, architectures=3, halving_steps=2, held_out_images=16)
+        )
     elif way == "alternation":
-        config = replace(config, search=replace(config.search, trials=0))
+        config = replace(config, search=replace(config.search, architectures=0))
     else:
         config = replace(with_options(config, PAPER, "paper"), init="fresh")
     source, example = tiny_source(classes=3, size=12), torch.zeros(1, 3, 12, 12)

@@ -10,7 +10,6 @@ from toys import TinyNet, tiny_source
 
 import tas.pipeline.derive
 from tas.architecture import Architecture
-from tas.data.source import first_images
 from tas.errors import ArchitectureError, ConfigError, DataError, ModelError
 from tas.nn.statistics import measure_statistics
 from tas.pipeline.derive import derive, recalibrate
@@ -202,9 +201,8 @@ def test_to_reconstruct_takes_training_images_and_makes_a_network_that_works_at_
     graph = trace(model, torch.zeros(1, 3, 8, 8))
     architecture = Architecture(dict.fromkeys(SearchSpace.of(graph).widths, 4), {"blocks": 2})
     looked_at = []
-    monkeypatch.setattr(
-        tas.pipeline.derive, "first_images", lambda *a, **o: looked_at.append(first_images(*a, **o)) or looked_at[-1]
-    )
+    fit = tas.pipeline.derive.reconstruct
+    monkeypatch.setattr(tas.pipeline.derive, "reconstruct", lambda *a, **o: looked_at.append(a[-1]) or fit(*a, **o))
     numbers = torch.get_rng_state()
     small = derive(model, graph, architecture, weights="reconstruct", data=source, seed=1)
     assert torch.equal(torch.get_rng_state(), numbers)
@@ -222,6 +220,28 @@ def test_to_reconstruct_takes_training_images_and_makes_a_network_that_works_at_
     monkeypatch.setattr(source, "train_batches", lambda *_, **__: iter(()))
     with pytest.raises(DataError, match="quarters gives no training batch"):
         derive(model, graph, architecture, weights="reconstruct", data=source)
+
+
+def test_large_images_are_fewer(monkeypatch):
+    seen = []
+    monkeypatch.setattr("tas.pipeline.derive.reconstruct", lambda *given, **_: seen.append(given[-1]))
+    monkeypatch.setattr("tas.pipeline.derive.VALUES", 3 * 8 * 8 * 100)
+    model = TinyNet()
+    graph = trace(model, torch.zeros(1, 3, 8, 8))
+    for size in (8, 16, 4):
+        derive(model, graph, graph.full, weights="reconstruct", data=tiny_source(3000, size=size))
+    assert [len(images) for images in seen] == [100, 25, 400]
+
+
+def test_of_images_of_several_sizes_those_like_the_first_are_looked_at(monkeypatch):
+    seen = []
+    monkeypatch.setattr("tas.pipeline.derive.reconstruct", lambda *given, **_: seen.append(given[-1]))
+    model, source = TinyNet(), tiny_source()
+    batches = [(torch.rand(8, 3, size, size), torch.zeros(8)) for size in (8, 12, 8, 16)]
+    monkeypatch.setattr(source, "train_batches", lambda *_, **__: iter(batches))
+    graph = trace(model, torch.zeros(1, 3, 8, 8))
+    derive(model, graph, graph.full, weights="reconstruct", data=source)
+    assert torch.equal(seen[0], torch.cat([batches[0][0], batches[2][0]]))
 
 
 class Draws(TinyNet):

@@ -314,7 +314,7 @@ def test_rounds_are_told_and_shown(tmp_path):
 
     def add(number, found, losses):
         record.add(
-            "search", part="trials", round=number, images=128, seconds=1.0, loss=min(losses),
+            "search", part="halving", round=number, steps=60 * (number + 1), images=128, seconds=1.0, loss=min(losses),
             losses=losses, macs=graph.macs(found), architecture=found.to_dict(),
         )  # fmt: skip
 
@@ -322,14 +322,14 @@ def test_rounds_are_told_and_shown(tmp_path):
     add(0, space.largest, [3.0, 1.25, 2.0, 4.0])  # done again after an interruption
     add(1, space.smallest, [1.0, 0.5])
     text = markdown(folder)
-    assert f"| 1 | 4 | 128 | 2.500 | 1.250 | {graph.macs():,} | blocks 3 |" in text
-    assert f"| 2 | 2 | 128 | 0.750 | 0.500 | {graph.macs(space.smallest):,} | blocks 1 |" in text
+    assert f"| 1 | 60 | 128 | 4 | 2.500 | 1.250 | {graph.macs():,} | blocks 3 |" in text
+    assert f"| 2 | 120 | 128 | 2 | 0.750 | 0.500 | {graph.macs(space.smallest):,} | blocks 1 |" in text
     assert "7.000" not in text
     page = (folder / "report.html").read_text()
-    assert "after every epoch of the search and after every round of trials" in page
+    assert "after every epoch of the search and after every round of successive halving" in page
     assert "round 2 of 2: " in page
     assert "epoch 2 of 2: " in page
-    assert "held-out loss of the trials" in page
+    assert "held-out loss in successive halving" in page
 
 
 def test_a_search_without_epochs_has_no_empty_charts(tmp_path):

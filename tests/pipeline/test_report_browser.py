@@ -81,7 +81,7 @@ def test_on_a_narrow_screen_words_about_latency_and_rounds_are_whole(window, tmp
     record = tas.Record(run / "record.jsonl")
     for number in range(2):
         row = {"round": number, "steps": 3 + number, "images": 4, "losses": [12.5, 13.0], "loss": 12.5, "macs": 1}
-        record.add("search", part="trials", **row, architecture=architecture)
+        record.add("search", part="halving", **row, architecture=architecture)
     set_screen(window, width=400)
     window.get(tas.report(run).as_uri())
     draw_all(window)

@@ -146,7 +146,7 @@ def test_a_compiled_search_finds_the_same(compiles):
     for compile in (False, True):
         torch.manual_seed(0)
         supernet = prepared(TinyNet(), execution="dense").double()
-        config = quick(compile=compile, start="trained", teacher_weight=0.9, trials=2)
+        config = quick(compile=compile, start="trained", teacher_weight=0.9, architectures=2, halving_steps=2)
         results.append(
             tas.search(supernet, _Double(tiny_source()), budget="50%", teacher=TinyNet().double(), config=config)
         )
@@ -423,9 +423,9 @@ def test_half_precision_runs_in_all_forms(execution, interpolation):
     assert math.isfinite(found.record.rows[0]["loss"])
 
 
-@pytest.mark.parametrize("changes", [{"epochs": 2}, {"epochs": 0, "logits_start": "saliency", "trials": 4}])
+@pytest.mark.parametrize("changes", [{"epochs": 2}, {"epochs": 0, "logits_start": "saliency", "architectures": 4}])
 def test_a_checkpoint_of_another_budget_is_refused(tmp_path, changes):
-    config, record = quick(start="trained", **changes), tas.Record()
+    config, record = quick(start="trained", halving_steps=4, **changes), tas.Record()
     for budget, refusal in (("60%", nullcontext()), ("30%", pytest.raises(tas.RunError, match="other options"))):
         with refusal:
             tas.search(
@@ -452,7 +452,7 @@ def noisy_loaders():
 
 
 def test_augmentation_from_the_global_generators_repeats_itself(tmp_path):
-    config = quick(epochs=0, start="trained", logits_start="saliency", trials=8, batch_size=8)
+    config = quick(epochs=0, start="trained", logits_start="saliency", architectures=8, halving_steps=8, batch_size=8)
 
     def searched(np_seed, checkpoint=None, record=None):
         np.random.seed(np_seed)
@@ -465,7 +465,7 @@ def test_augmentation_from_the_global_generators_repeats_itself(tmp_path):
         return [row["losses"] for row in rows]
 
     first = searched(1)
-    assert len(first) == 4
+    assert len(first) == 3
     assert losses(first) == losses(searched(2))
 
     class StoppedError(Exception):
@@ -505,7 +505,7 @@ def test_the_teacher_is_left_as_it_is():
 def test_what_may_learn_can_lie_in_a_block_that_is_not_drawn():
     model = TinyNet().requires_grad_(False)
     model.blocks[2].requires_grad_(True)
-    config = quick(epochs=3, start="trained", fragments=1, depth_samples="drawn", trials=4)
+    config = quick(epochs=3, start="trained", fragments=1, depth_samples="drawn", architectures=4, halving_steps=8)
     found = tas.search(prepared(model), tiny_source(), budget="60%", config=config)
     assert found.architecture
 

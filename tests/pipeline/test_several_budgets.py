@@ -19,7 +19,7 @@ BUDGETS = ["70%", "40%"]
 
 
 def config(**options) -> tas.CompressConfig:
-    search = {"trials": 6, "trial_images": 16, "batch_size": 16, "held_out_images": 16}
+    search = {"architectures": 8, "halving_steps": 6, "halving_images": 16, "batch_size": 16, "held_out_images": 16}
     search |= options
     train = replace(short_train(), epochs=2, batch_size=16)
     return tas.CompressConfig(search=replace(short_search(), **search), train=train, teacher=train)
@@ -83,13 +83,13 @@ def test_teacher_and_search_run_once_and_count_in_every_run(finished):
     for result in results:
         own = rows(result.folder)
         assert own[:4] == rows(folder)  # start, teacher twice, saliency
-        assert {row["part"] for row in own if row["stage"] == "search"} == {"saliency", "trials"}
+        assert {row["part"] for row in own if row["stage"] == "search"} == {"saliency", "halving"}
         assert result.summary["seconds"]["teacher"] == pytest.approx(
             sum(row["seconds"] for row in rows(folder, stage="teacher")), abs=0.1
         )
 
 
-@pytest.mark.parametrize("place", ["search", "trials", "train"])
+@pytest.mark.parametrize("place", ["search", "halving", "train"])
 def test_an_interrupted_run_goes_on_where_it_was_and_ends_the_same(finished, tmp_path, monkeypatch, place):
     add = tas.Record.add
 
@@ -113,8 +113,9 @@ def test_an_interrupted_run_goes_on_where_it_was_and_ends_the_same(finished, tmp
     assert was is None or first.stat().st_mtime_ns == was.st_mtime_ns
     assert [result.pruned.accuracy for result in resumed] == [result.pruned.accuracy for result in finished[1]]
     for folder in ("run/macs-70pct", "run/macs-40pct"):
-        rounds = [row["round"] for row in rows(tmp_path / folder, part="trials")]
-        assert rounds == list(range(len(rounds)))
+        rounds = [row["round"] for row in rows(tmp_path / folder, part="halving")]  # one was cut before its checkpoint
+        repeated = [0] if (folder, place) == ("run/macs-40pct", "halving") else []
+        assert rounds == repeated + sorted(set(rounds))
         epochs = [row["epoch"] for row in rows(tmp_path / folder, stage="train")]  # one was cut before its checkpoint
         assert epochs == ([0, 0, 1] if (folder, place) == ("run/macs-40pct", "train") else [0, 1])
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -135,9 +136,9 @@ def test_what_is_interrupted_is_reported_as_far_as_it_is(tmp_path, monkeypatch):
 
 
 def test_a_search_with_epochs_runs_them_once_at_the_middle_budget(tmp_path):
-    results = compress(["80%", "30%", "50%"], tmp_path / "run", config=config(epochs=2, trials=0))
+    results = compress(["80%", "30%", "50%"], tmp_path / "run", config=config(epochs=2, architectures=0))
     assert [row["epoch"] for row in rows(tmp_path / "run", stage="search") if "epoch" in row] == [0, 1]
-    alone = compress("50%", tmp_path / "alone", config=config(epochs=2, trials=0))
+    alone = compress("50%", tmp_path / "alone", config=config(epochs=2, architectures=0))
     assert same(results[2], alone)
     scores = json.loads((tmp_path / "alone" / "scores.json").read_text())
     for folder in ("run", "run/macs-80pct", "run/macs-30pct", "run/macs-50pct"):
@@ -156,7 +157,7 @@ def timed(model, graph, space, *_, **__) -> tas.Graph:
 
 def test_budgets_may_bound_different_quantities_latency_too(tmp_path, monkeypatch):
     monkeypatch.setattr(compress_module, "latency_of_run", timed)
-    found = compress([{"params": "60%"}, tas.Budget(latency="50%")], tmp_path / "run", config=config(trials=0))
+    found = compress([{"params": "60%"}, tas.Budget(latency="50%")], tmp_path / "run", config=config(architectures=0))
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["budget"] == {
         "macs": None, "params": ["60%", None], "latency": [None, "50%"]
     }  # fmt: skip
@@ -166,7 +167,7 @@ def test_budgets_may_bound_different_quantities_latency_too(tmp_path, monkeypatc
 
 
 def test_a_list_of_one_is_one_run_in_a_list(tmp_path):
-    (result,) = compress(["60%"], tmp_path / "run", config=config(trials=0))
+    (result,) = compress(["60%"], tmp_path / "run", config=config(architectures=0))
     assert result.folder == tmp_path / "run"
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["budget"]["macs"] == "60%"
 

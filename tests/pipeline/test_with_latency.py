@@ -92,7 +92,7 @@ def test_free_residuals_are_refused():
 def test_compress_holds_a_budget_of_latency_and_says_what_it_measured(tmp_path):
     threads = torch.get_num_threads() + 1
     config = tas.CompressConfig(
-        search=replace(short_search(), epochs=1, batch_size=16, trials=0), latency_batch=2,
+        search=replace(short_search(), epochs=1, batch_size=16, architectures=0), latency_batch=2,
         train=tas.TrainConfig(epochs=1, batch_size=16, warmup_epochs=0), latency=replace(QUICK, threads=threads),
     )  # fmt: skip
     budget = tas.Budget(latency="100%", macs="70%")  # of which up to a tenth is kept back
@@ -110,7 +110,7 @@ def test_compress_holds_a_budget_of_latency_and_says_what_it_measured(tmp_path):
 
 def test_what_a_budget_counts_is_what_is_measured_afterwards(tmp_path):
     config = tas.CompressConfig(
-        search=replace(short_search(), batch_size=16, trials=0),
+        search=replace(short_search(), batch_size=16, architectures=0),
         train=tas.TrainConfig(epochs=1, batch_size=16, warmup_epochs=0),
         latency=replace(QUICK, threads=1, clock="cpu"),
     )

@@ -19,7 +19,7 @@ from tas.task import Transfer as TransferName
 # Dong and Yang, 2019, sections 3 and 4.1; the step of the logits is not theirs, since 1e-3 is for 58,600 steps: a
 # short search would end where it began
 PAPER = {
-    "search.start": "scratch", "search.logits_start": "random", "search.trials": 0,
+    "search.start": "scratch", "search.logits_start": "random", "search.architectures": 0,
     "search.interpolation": "average", "search.fragments": 2, "search.depth_samples": "all",
     "search.learning_rate": 0.1, "search.momentum": 0.9, "search.weight_decay": 5e-4,
     "search.logits_learning_rate": "auto", "search.logits_weight_decay": 1e-3,
@@ -145,7 +145,7 @@ class Method:
         return {"method": self.name, "options": dict(self.options)}
 
 
-HINT = "search.trials=120"
+HINT = "search.halving_steps=400"
 
 
 def read_methods(methods: Methods) -> tuple[Method, ...]:
@@ -205,7 +205,9 @@ def _labelled(label: str, value: Any) -> Method:
         raise ConfigError(f"method {label} is {value!r}; write {{method: tas, options: {{{HINT.replace('=', ': ')}}}}}")
     options = value.get("options") or {}
     if not isinstance(options, Mapping):
-        raise ConfigError(f"method {label}: options is {options!r}; write a mapping, such as {{search.trials: 120}}")
+        raise ConfigError(
+            f"method {label}: options is {options!r}; write a mapping, such as {{search.halving_steps: 400}}"
+        )
     return Method(label, _known(str(value["method"])), _flat(options))
 
 

@@ -80,16 +80,17 @@ class Bench:
 
     def passes(self, job: CompressConfig) -> float:
         """Passes over the training set that a search of ours plans to make, to a hundredth."""
-        return round(job.search.passes(self._images(job), self.choices(job)[1]), 2)
+        return round(job.search.passes(*self._reading(job), self.choices(job)[1]), 2)
 
     def passes_of(self, job: CompressConfig, record: Record) -> float:
         """Passes that it has made, to a hundredth."""
-        return round(job.search.passes_of(record.rows, self._images(job)), 2)
+        return round(job.search.passes_of(record.rows, *self._reading(job)), 2)
 
-    def _images(self, job: CompressConfig) -> int:
-        """That a pass of the search reads."""
-        batches = self.source.train_batches(job.search.batch_size)  # of which a loader has a size of its own
-        return len(batches) * len(next(iter(batches))[0])
+    def _reading(self, job: CompressConfig) -> tuple[int, int]:
+        """Images that a pass of the search reads, and images in a batch, of which a loader has a size of its own."""
+        batches = self.source.train_batches(job.search.batch_size)
+        size = len(next(iter(batches))[0])
+        return len(batches) * size, size
 
     def epochs(self, method: Method, job: CompressConfig, searched: float) -> float:
         """Epochs to train for after a search of so many passes; see `CompareConfig.epochs_after`."""

@@ -116,7 +116,7 @@ def compress(
     Of several processes all must call it; the main one alone writes, and all get the same result.
 
     A list of budgets gives a small network each from one search: saliency and epochs run once, at the middle budget;
-    trials and training are each budget's own. A folder per budget lies inside `output`, with a page that
+    successive halving and training are each budget's own. A folder per budget lies inside `output`, with a page that
     compares them.
 
     Args:
@@ -216,7 +216,7 @@ def _scores_for_all(job: Job, budgets: Sequence[Budget], run: RunFolder, record:
     middle = sorted(budgets, key=lambda budget: budget.tightness(job.graph))[(len(budgets) - 1) // 2]
     _, found = find_architecture(
         job.teacher, job.graph, job.space, job.source, budget=middle,
-        config=replace(job.config, search=replace(job.config.search, trials=0)), loss=job.loss, record=record,
+        config=replace(job.config, search=replace(job.config.search, architectures=0)), loss=job.loss, record=record,
         checkpoint=run.checkpoint("search"),
     )  # fmt: skip
     run.write_json(SCORES, found.scores.to_dict())

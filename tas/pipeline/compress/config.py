@@ -14,10 +14,10 @@ from tas.space import SpaceConfig
 
 
 def short_search() -> SearchConfig:
-    """Search settings for a trained start: measured saliency, then trials. LOG.md says what was tried."""
+    """Search settings for a trained start: measured saliency, then successive halving. LOG.md says what was tried."""
     return SearchConfig(
         epochs=0, batch_size=64, start="trained", logits_start="saliency", held_out_images=128,
-        trials=48, trial_images=256, learning_rate=0.01,
+        architectures=96, halving_steps=100, halving_images=64, learning_rate=0.01,
         depth_samples="drawn", interpolation="none", logits_learning_rate="auto", logits_weight_decay=0.0,
         temperature_start=5.0, temperature_end=0.5, teacher_weight=0.9,
     )  # fmt: skip

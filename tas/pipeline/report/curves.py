@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -76,16 +75,13 @@ def _costs(runs: Sequence[RunFiles]) -> Chart | None:
 
 
 def _rounds(runs: Sequence[RunFiles]) -> Chart | None:
-    """Held-out losses after so many trials: the best so far, and the median of every round."""
+    """Held-out losses of the architectures that are left after so many steps of successive halving."""
     curves: list[Curve] = []
     for number, run in enumerate(runs):
-        tried = list(accumulate(len(row["losses"]) for row in run.rounds))
-        columns = {"best so far": [row["loss"] for row in run.rounds],
-                   "median of the round": [median(row["losses"]) for row in run.rounds]}  # fmt: skip
-        for place, (label, losses) in enumerate(columns.items()):
-            points = list(zip(tried, losses, strict=True))
+        for place, (label, of) in enumerate((("best", min), ("median", median))):
+            points = [(row["steps"], of(row["losses"])) for row in run.rounds]
             curves.append((label if len(runs) == 1 else f"{run.label}: {label}", points, _look(runs, number, place)))
-    return _of_curves("held-out loss of the trials", curves, along="trial")
+    return _of_curves("held-out loss in successive halving", curves, along="step")
 
 
 def _budgets(runs: Sequence[RunFiles], last: int) -> list[Curve]:

@@ -113,8 +113,8 @@ class RunFiles:
 
     @property
     def rounds(self) -> list[dict[str, Any]]:
-        """The rows of the trials, one per round; of one that was done twice, the later."""
-        rows = {row["round"]: row for row in self.record.rows if row.get("part") == "trials"}
+        """The rows of successive halving, one per round; of one that was done twice, the later."""
+        rows = {row["round"]: row for row in self.record.rows if row.get("part") == "halving"}
         return [rows[number] for number in sorted(rows)]
 
     def architecture_of(self, row: Mapping[str, Any]) -> Architecture:

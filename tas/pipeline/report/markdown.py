@@ -99,19 +99,21 @@ def _round_rows(run: RunFiles) -> str:
     if not run.rounds:
         return ""
     lines = [
-        "## Trials",
+        "## Successive halving",
         "",
-        "Architectures under the budget, their layers fitted to what the full model makes of training images; losses "
-        "are those on held-out images. What a round has shown decides whom the next one tries.",
+        "Architectures that took turns in training the weights they share; most went after the first round, then the "
+        "worse half after every round. "
+        "Losses are those on held-out images, of more images in later rounds.",
         "",
-        "| round | tried | images | median loss | best loss so far | macs of the best | its blocks |",
-        "|---:|---:|---:|---:|---:|---:|---|",
+        "| round | steps | images | architectures | median loss | best loss | macs of the best | its blocks |",
+        "|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in run.rounds:
         blocks = ", ".join(f"{name} {kept}" for name, kept in row["architecture"]["depths"].items())
         losses = f"{median(row['losses']):.3f} | {row['loss']:.3f}"
         lines.append(
-            f"| {row['round'] + 1} | {len(row['losses'])} | {row['images']} | {losses} | {row['macs']:,} | {blocks} |"
+            f"| {row['round'] + 1} | {row['steps']} | {row['images']} | {len(row['losses'])} | {losses} | "
+            f"{row['macs']:,} | {blocks} |"
         )
     return "\n".join(lines)
 

@@ -26,7 +26,7 @@ KEY = (
     "block dropped</span>"
     '<span><i style="background:var(--result);width:3px"></i>result of the run</span></p>'
     '<p class="quiet">After an epoch, the most probable architecture is shown, whatever it costs; after a round of '
-    "trials, the best so far. The result holds the budget: the most probable that does, or the best that was tried.</p>"
+    "successive halving, the best so far. The result holds the budget: the most probable that does, or the winner.</p>"
 )
 _KEPT, _FIXED, _FULL, _DROPPED, _RESULT = "#3b86de", "#8d949e", "rgba(128,128,128,0.28)", "#b9655a", "#e0712f"
 _ABOVE, _BELOW = 112, 48  # pixels for the buttons and the slider, and for the axis
@@ -49,7 +49,7 @@ def video(run: RunFiles, *, limit: int = FRAMES, named: bool = False) -> Chart |
     if shown:
         labels = [_label(run, row, architecture) for row, architecture in zip(shown, architectures, strict=True)]
         _set_in_motion(figure, rows, architectures, [row["epoch"] + 1 for row in shown], labels)
-    after = {"epoch": " after every epoch of the search", "round": " after every round of trials"}
+    after = {"epoch": " after every epoch of the search", "round": " after every round of successive halving"}
     when = " and".join(after[kind] for kind in dict.fromkeys(map(_kind, shown)))
     return Chart(f"{f'{run.label}: ' if named else ''}channels (x) of every layer (y, first on top){when}", figure)
 
@@ -70,7 +70,7 @@ def _label(run: RunFiles, row: dict[str, Any], architecture: Architecture) -> st
 
 
 def _kind(row: dict[str, Any]) -> str:
-    return "round" if row.get("part") == "trials" else "epoch"
+    return "round" if row.get("part") == "halving" else "epoch"
 
 
 def _picture(rows: list[LayerRow], shown: Architecture, chosen: Architecture | None) -> Figure:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +17,21 @@ from torch import nn
 
 from tas.architecture import Architecture
 from tas.budget import Amount, Budget
-from tas.data import Source, as_source
-from tas.data.augment import own_randomness
-from tas.data.batches import way_out_of_nan
+from tas.data import Batch, Source, as_source
+from tas.data.augment import epoch_seed, own_randomness, seed_everything
 from tas.data.sharding import sharded
 from tas.distributed import copy_from_main, from_main, join
-from tas.errors import ConfigError, RunError, TrainingError
+from tas.errors import ConfigError, RunError
 from tas.nn.memory_format import channels_last
-from tas.nn.modes import evaluating, require_trainable, teaching
+from tas.nn.modes import require_trainable, teaching
 from tas.nn.statistics import average_statistics
 from tas.nn.supernet import Supernet
 from tas.nn.sync_batch_norm import synchronized_batch_norm
 from tas.options import or_default
-from tas.pipeline.search.belief import NOT_FINITE
-from tas.pipeline.search.config import FINALISTS, LOGITS_TRAVEL, SearchConfig
-from tas.pipeline.search.saliency import HINT, measured_saliency, saliency_logits
+from tas.pipeline.search.config import LOGITS_TRAVEL, SearchConfig
+from tas.pipeline.search.halving import Field, halve
+from tas.pipeline.search.saliency import Judged, measured_saliency, saliency_logits
 from tas.pipeline.search.steps import Steps, halves, random_logits, run_epoch
-from tas.pipeline.search.trials import Bench, rounds_of
 from tas.progress import progress_bar
 from tas.record import Record
 from tas.scores import Scores
@@ -45,9 +46,9 @@ class SearchResult:
     """What a search found.
 
     Attributes:
-        architecture: the most probable one under the budget; after trials, the best that was tried.
+        architecture: the most probable one under the budget; after successive halving, its winner.
         scores: log-probability of every candidate; other budgets can be decoded from them without another search.
-        record: one row per epoch, and of every round of trials.
+        record: one row per epoch, and of every round of successive halving.
     """
 
     architecture: Architecture
@@ -71,10 +72,10 @@ def search(
 
     As `config` says: the logits begin at random, or where the losses of the trained model point when a width or depth
     alone is cut (saliency). For some epochs the supernet's weights learn on one half of the training set and its logits
-    on the other, in turn, as in the paper. The most probable architecture under the budget is the result, or the best
-    of some trials: networks that the scores ask for, cut from the weights given, fitted to them layer by layer and
-    judged on held-out images, from which the scores learn what to ask for next. Of several processes all must call it,
-    and all get the same result.
+    on the other, in turn, as in the paper. The most probable architecture under the budget is the result, or one of
+    those that compete in successive halving: architectures of other depths and widths take turns in training the
+    weights that they share, and round by round the worse ones go. Of several processes all must call it, and all get
+    the same result.
 
     Args:
         supernet: changed in place; its space says what is searched.
@@ -84,10 +85,10 @@ def search(
         teacher: gives soft labels when `config.teacher_weight` is above 0; a copy of it does, it is not changed.
         loss: (outputs, targets) to a scalar; cross-entropy by default.
         record: receives one row per epoch.
-        checkpoint: file that holds the state after every epoch; the search goes on from it if it exists, and from the
-            saliency and the trials in the record.
-        scores: of a search of the same space for another budget: then neither saliency nor epochs run again, and trials
-            decide, with the weights that the supernet has; without them, see `Scores.decode`.
+        checkpoint: file that holds the state after every epoch and round; the search goes on from it if it exists, and
+            from the saliency in the record.
+        scores: of a search of the same space for another budget: then neither saliency nor epochs run again, and
+            successive halving decides, from the weights that the supernet has; without it, see `Scores.decode`.
 
     Raises:
         ConfigError: the scores are of another space.
@@ -95,7 +96,7 @@ def search(
         ModelError: every parameter is frozen, or the model does not accept the inputs.
         DataError: the training set cannot be halved, or without a loss is not that of a classification.
         TrainingError: a loss became NaN or infinite.
-        RunError: the checkpoint belongs to another search, or the trials of the record do.
+        RunError: the checkpoint belongs to another search, or the record is not that of its run.
     """
     config, record = or_default(config, SearchConfig), record if record is not None else Record()
     budget, source = Budget.of(budget), as_source(data)
@@ -115,17 +116,17 @@ def search(
     helper = teaching(teacher, device) if teacher is not None and config.teacher_weight else None
     copy_from_main(supernet, helper)
     steps = Steps(supernet, budget, config, helper, loss, max(1, pairs * config.epochs))
-    full = None
-    if config.trials and supernet.space.is_open:
-        full = evaluating(supernet.collapse(supernet.space.largest))  # with the weights given; epochs change them
-    resumes = checkpoint is not None and from_main(checkpoint.exists)()
+    competes = config.architectures > 1 and supernet.space.is_open
+    given = copy.deepcopy(supernet.model.state_dict()) if competes and config.epochs and scores is None else None
     finished = restore_epoch(checkpoint, _identity(steps), steps.parts())
     if scores is None:
         scores = _scored(steps, source, record, home, checkpoint, finished)
-    if full is None:
+    if not competes:
         return SearchResult(from_main(scores.decode)(budget), scores, record)
-    with own_randomness(home):
-        found = _tried(full, steps, scores, source, budget, record, device, checkpoint, resumes=resumes)
+    if given and finished <= config.epochs:
+        supernet.model.load_state_dict(given)  # the epochs move the logits; an architecture does better without them
+    with own_randomness(home), channels_last(supernet, steps.teacher, precision=config.precision):
+        found = _halved(steps, scores, source, budget, record, device, checkpoint, max(0, finished - config.epochs))
     return SearchResult(found, scores, record)
 
 
@@ -182,7 +183,7 @@ def _start_logits(steps: Steps, source: Source, record: Record, device: str, *, 
         saliency = {name: known[-1][name] for name in choices}
     else:
         started = time.perf_counter()
-        batches = steps.held_out(source, device, config.held_out_images)
+        batches = _judged(steps, source, device, config.held_out_images)
         with progress_bar("saliency", sum(len(sizes) - 1 for sizes in choices.values())) as bar:
             saliency = measured_saliency(supernet, batches, steps.objective, bar)
         record.add("search", part="saliency", seconds=_since(started), losses=saliency)
@@ -190,8 +191,19 @@ def _start_logits(steps: Steps, source: Source, record: Record, device: str, *, 
         supernet.logits.copy_(saliency_logits(saliency, supernet.logits.shape[1]))
 
 
-def _tried(
-    full: nn.Module,
+def _judged(steps: Steps, source: Source, device: str, images: int) -> list[Judged]:
+    """Batches of the second half, with what the teacher says of them; the same every time."""
+    config, batches, left = steps.config, [], images
+    seed_everything(epoch_seed(config.seed, 0, 1))  # data sets of the user may draw from the global generators
+    for inputs, targets in source.train_batches(config.batch_size, seed=config.seed, half=1, device=device):
+        batches.append((inputs[:left], targets[:left], steps.answer(inputs[:left])))
+        left -= len(inputs)
+        if left <= 1:  # batch norms have no statistics of a single image
+            break
+    return batches
+
+
+def _halved(
     steps: Steps,
     scores: Scores,
     source: Source,
@@ -199,33 +211,37 @@ def _tried(
     record: Record,
     device: str,
     checkpoint: Path | None,
-    *,
-    resumes: bool,
+    finished: int,
 ) -> Architecture:
-    """The best of the trials; a round is a row of the record, and known again where the checkpoint is there."""
-    config, graph, space = steps.config, steps.supernet.graph, steps.supernet.space
-    rows = {row["round"]: row for row in record.rows if resumes and row.get("part") == "trials"}
-    known = [rows[number]["losses"] for number in range(len(rows))]
-    if not known:
-        _save(checkpoint, config.epochs, steps)  # says whose the trials of the record will be
-    bench = Bench(full, graph, source, steps, device)
-    with progress_bar("trials", config.trials + FINALISTS, sum(map(len, known))) as bar:
-        rounds = rounds_of(
-            scores.log_probabilities, graph, space, budget, partial(bench.losses, bar=bar),
-            count=config.trials, seed=config.seed, known=known,
-        )  # fmt: skip
-        started = time.perf_counter()
+    """The winner of successive halving; every round is a row of the record. The supernet keeps the weights."""
+    config, graph, own_share = steps.config, steps.supernet.graph, sharded(source)
+
+    def tuning() -> Iterator[Batch]:
+        """Batches of the first half, pass after pass."""
+        for epoch in count():
+            yield from own_share.train_batches(config.batch_size, seed=config.seed, epoch=epoch, half=0, device=device)
+
+    rows = {row["round"]: row for row in record.rows if finished and row.get("part") == "halving"}
+    if not all(number in rows for number in range(finished)):
+        raise RunError("the record lacks rounds that the checkpoint has; delete the checkpoint to search anew")
+    if finished == 0:
+        steps.weights.state.clear()  # the momentum of the epochs
+    field = Field(scores.log_probabilities, graph, steps.supernet.space, budget)
+    entrants = field.first(config.architectures, config.seed)
+    known = [rows[number]["losses"] for number in range(finished)]
+    best, started = entrants[0], time.perf_counter()
+    with progress_bar("halving", config.halving_steps, rows[finished - 1]["steps"] if finished else 0) as bar:
+        judged = partial(_judged, steps, source, device)
+        rounds = halve(entrants, field, steps, tuning=tuning, judged=judged, known=known, bar=bar)
         for number, found in enumerate(rounds):
-            if found.loss >= NOT_FINITE:
-                raise TrainingError(f"no loss of a trial is finite; {way_out_of_nan(bench.read, HINT)}")
-            if number < len(known):
-                if found.best.to_dict() != rows[number]["architecture"]:
-                    raise RunError("the record is of another search; move it away to search anew")
-            else:
-                record.add(
-                    "search", part="trials", round=number, images=bench.images, seconds=_since(started),
-                    loss=found.loss, losses=list(found.losses.values()),
-                    macs=graph.macs(found.best), architecture=found.best.to_dict(),
-                )  # fmt: skip
+            best = found.best
+            if number < finished:
+                continue
+            record.add(
+                "search", part="halving", round=number, steps=found.steps, images=found.images,
+                seconds=_since(started), loss=found.losses[best], losses=list(found.losses.values()),
+                macs=graph.macs(best), architecture=best.to_dict(),
+            )  # fmt: skip
+            _save(checkpoint, config.epochs + number + 1, steps)
             started = time.perf_counter()
-    return found.best
+    return best

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tas.errors import ConfigError
 from tas.options import check_options
@@ -13,14 +13,22 @@ from tas.space import SearchSpace
 
 # Adam moves a logit by about its learning rate a step; 12 takes it from even odds to certainty, with room to turn back
 LOGITS_TRAVEL = 12.0
-FINALISTS = 6  # of all that were tried, the best, which are tried again
-MORE = 4  # on so many times as many images, and places in them
+FIRST_CUT = 4  # one in so many architectures outlives the first round
+FIRST_STEPS = 0.5  # share of the steps in the first round, which leads the weights to the budget
+MOST_IMAGES = 8  # times as many as in the first round judge those of a later one, at most
 # Options that are read only where weights and logits step in turn
 ALTERNATION = frozenset({
     "fragments", "depth_samples", "interpolation", "logits_learning_rate", "logits_weight_decay", "logits_betas",
     "cost_weight", "tolerance", "band", "temperature_start", "temperature_end", "temperature_schedule", "compile",
-    "learning_rate", "momentum", "weight_decay", "sync_batch_norm",
 })  # fmt: skip
+
+
+class Planned(NamedTuple):
+    """A round of successive halving: after how many steps it ends, the images that judge, and how many stay."""
+
+    steps: int
+    images: int
+    stay: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +37,7 @@ class SearchConfig:
 
     Attributes:
         epochs: passes over the halves of the training set in which weights and logits step in turn; with 0, saliency
-            and trials alone decide.
+            and successive halving alone decide.
         batch_size: samples of each half a step.
         start: scratch resets the weights first, as the paper does; trained keeps those of the model.
         fragments: candidates drawn per width, I.
@@ -52,11 +60,13 @@ class SearchConfig:
         temperature_schedule: linear or cosine.
         teacher_weight: share of a teacher's soft labels in both losses; 0 uses none.
         distillation_temperature: of those labels.
-        trials: architectures that are tried, at most; one of them is the result. Each is what the logits ask for under
-            the budget, corrected by what earlier trials have shown; its layers are fitted to what the trained model
-            makes of some images, and its loss is that on others. 0 takes the most probable architecture instead.
-        trial_images: of the training set's first half, which are fitted on, and of its second half, which are judged
-            on; fewer of large ones. The best few are tried again on four times as many.
+        architectures: how many take part in successive halving, which chooses one of them: of every depth and largest
+            width the one that the logits ask for; 0 or 1 takes the most probable one instead.
+        halving_steps: of the weights that they share, on the training set's first half. In as many as half of the steps
+            the weights serve networks of looser budgets, smaller and smaller ones; then the worst three quarters of the
+            architectures go, and the rest take turns.
+        halving_images: of the second half, which the first round is judged on; every further round has twice as many,
+            up to eight times.
         held_out_images: of the second half, on which saliency is measured.
         precision: of the arithmetic: no (float32) or bf16.
         sync_batch_norm: of several processes: batch norms use the statistics of the whole batch, not of their share.
@@ -86,8 +96,9 @@ class SearchConfig:
     temperature_schedule: Literal["linear", "cosine"] = "linear"
     teacher_weight: float = 0.0
     distillation_temperature: float = 4.0
-    trials: int = 0
-    trial_images: int = 256
+    architectures: int = 0
+    halving_steps: int = 300
+    halving_images: int = 128
     held_out_images: int = 512
     precision: Literal["no", "bf16"] = "no"
     sync_batch_norm: bool = False
@@ -96,7 +107,8 @@ class SearchConfig:
 
     def __post_init__(self):
         above_zero = [
-            "trial_images",
+            "halving_steps",
+            "halving_images",
             "held_out_images",
             "batch_size",
             "fragments",
@@ -106,7 +118,7 @@ class SearchConfig:
         ]
         not_negative = [
             "epochs",
-            "trials",
+            "architectures",
             "cost_weight",
             "tolerance",
             "weight_decay",
@@ -121,12 +133,12 @@ class SearchConfig:
             raise ConfigError("search compile does not go with sync_batch_norm; set one of them to false")
         if len(self.logits_betas) != 2 or not all(0 <= beta < 1 for beta in self.logits_betas):
             raise ConfigError(f"search logits_betas are {self.logits_betas}; give two numbers in [0, 1)")
-        if self.start == "scratch" and (self.trials or self.logits_start == "saliency"):
+        if self.start == "scratch" and (self.architectures or self.logits_start == "saliency"):
             raise ConfigError(
-                f"search start is scratch, but trials is {self.trials} and logits_start {self.logits_start}; both need "
-                f"weights that know something: set start to trained, or logits_start to random, trials to 0 and epochs "
-                f"to some hundred. (In Python, dataclasses.replace(tas.CompressConfig().search, trials={self.trials}) "
-                f"changes the usual search)"
+                f"search start is scratch, but architectures is {self.architectures} and logits_start "
+                f"{self.logits_start}; both need weights that know something: set start to trained, or logits_start to "
+                f"random, architectures to 0 and epochs to some hundred. (In Python, dataclasses.replace("
+                f"tas.CompressConfig().search, architectures={self.architectures}) changes the usual search)"
             )
         if self.epochs == 0 and self.logits_start == "random":
             raise ConfigError("search epochs is 0 and logits_start random: nothing would be searched; set one of them")
@@ -137,11 +149,15 @@ class SearchConfig:
         found = {}
         if self.epochs == 0:
             why = (
-                "search.epochs is 0 (saliency and trials decide); set search.epochs beside it, or give it to tas-paper"
+                "search.epochs is 0 (saliency and halving decide); set search.epochs beside it, or give it to tas-paper"
             )
             found |= dict.fromkeys(ALTERNATION, why)
-        if self.trials == 0:
-            found["trial_images"] = "search.trials is 0; set it beside"
+        if self.architectures < 2:
+            why = "search.architectures is below 2, so that none compete; set it beside"
+            found |= dict.fromkeys(("halving_steps", "halving_images"), why)
+            if self.epochs == 0:
+                why = "search.epochs is 0 and search.architectures below 2, so that no weights move; set one beside"
+                found |= dict.fromkeys(("learning_rate", "momentum", "weight_decay"), why)
         if self.teacher_weight == 0:
             found["distillation_temperature"] = "search.teacher_weight is 0, so that no teacher is asked; set it beside"
         if self.band == "code":
@@ -158,7 +174,7 @@ class SearchConfig:
                 f"execution to dense, or compile to false"
             )
 
-    def passes(self, images: int, space: SearchSpace) -> float:
+    def passes(self, images: int, batch_size: int, space: SearchSpace) -> float:
         """Passes over the training set that a search plans to make, in images it reads; see `passes_of`.
 
         A step of the weights and one of the logits read half of the set each, so an epoch is one pass. A measurement
@@ -166,27 +182,47 @@ class SearchConfig:
 
         Args:
             images: in the training set.
+            batch_size: of its batches; loaders of the user's have a size of their own.
             space: of the search.
         """
-        measured = 0
-        if self.trials and space.is_open:
-            measured += 2 * self.trial_images * (self.trials + MORE * FINALISTS)
+        steps = measured = 0
+        if self.architectures > 1 and space.is_open:
+            steps, left = self.halving_steps, self.architectures
+            for one in self.halving_rounds(left):
+                measured += one.images * left
+                left = one.stay
         if self.logits_start == "saliency":
             measured += self.held_out_images * sum(len(sizes) - 1 for sizes in space.choices.values())
-        return self.epochs + measured / 3 / images
+        return self.epochs + (steps * batch_size + measured / 3) / images
 
-    def passes_of(self, rows: Iterable[Mapping[str, Any]], images: int) -> float:
-        """Passes that a search has made: fewer than planned where trials end early, or images are large.
+    def passes_of(self, rows: Iterable[Mapping[str, Any]], images: int, batch_size: int) -> float:
+        """Passes that a search has made: fewer than planned where few architectures enter, more where others come in.
 
         Args:
             rows: of its record.
             images: in the training set.
+            batch_size: of its batches.
         """
         latest = {(row.get("part"), row.get("round")): row for row in rows}  # one may have been done twice
-        measured = sum(row["images"] * len(row["losses"]) for (part, _), row in latest.items() if part == "trials")
+        rounds = [row for (part, _), row in latest.items() if part == "halving"]
+        measured = sum(row["images"] * len(row["losses"]) for row in rounds)
         if saliency := latest.get(("saliency", None)):
             measured += self.held_out_images * sum(len(losses) - 1 for losses in saliency["losses"].values())
-        return self.epochs + measured / 3 / images
+        steps = max((row["steps"] for row in rounds), default=0)
+        return self.epochs + (steps * batch_size + measured / 3) / images
+
+    def halving_rounds(self, entrants: int) -> list[Planned]:
+        """Rounds of successive halving: a first long one, after which most go, then half in each."""
+        if entrants < 2:
+            return []
+        left = max(2, math.ceil(entrants / FIRST_CUT))
+        first = round(FIRST_STEPS * self.halving_steps)
+        rounds, count = [Planned(first, self.halving_images, left)], math.ceil(math.log2(left))
+        for place in range(count):
+            left = (left + 1) // 2
+            images = self.halving_images * min(2 ** len(rounds), MOST_IMAGES)
+            rounds.append(Planned(first + round((self.halving_steps - first) * (place + 1) / count), images, left))
+        return rounds
 
     def temperature(self, progress: float) -> float:
         """τ when this share of the search is over."""

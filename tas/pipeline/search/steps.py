@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tas.architecture import Architecture
 from tas.budget import Budget
 from tas.cost import CostTable
 from tas.data import Batch, Batches, Source
@@ -21,7 +22,6 @@ from tas.errors import DataError, TrainingError
 from tas.nn.compiled import compiled
 from tas.nn.supernet import Supernet
 from tas.pipeline.search.config import LOGITS_TRAVEL, SearchConfig
-from tas.pipeline.search.saliency import Judged
 from tas.task import Loss, run_model, task_loss
 
 
@@ -93,7 +93,7 @@ class Steps:
     ):
         self.supernet, self.config, self.loss = supernet, config, loss
         config.require_fit_for(supernet.execution)
-        self.network = compiled(supernet, config.compile)
+        self.network = compiled(supernet, config.compile)  # of the alternation; cut networks have shapes of their own
         self.teacher = compiled(teacher, config.compile) if teacher is not None else None
         graph, space = supernet.graph, supernet.space
         self.limits = budget.limits(graph)
@@ -128,6 +128,17 @@ class Steps:
         self.weights.step()
         return value
 
+    def step_of(self, architecture: Architecture, inputs: Tensor, targets: Any) -> None:
+        """One step of one architecture's weights; channels that it lacks are moved by momentum and decay alone."""
+        wanted = self.answer(inputs)
+        with self.supernet.fixed(architecture):
+            value = self.objective(self.supernet, inputs, targets, wanted)
+            self.weights.zero_grad()
+            if value.requires_grad:
+                value.backward()
+        average_gradients(self.trained)
+        self.weights.step()
+
     def logits_step(self, inputs: Tensor, targets: Any, temperature: float, generator: torch.Generator) -> Tensor:
         """One step of the logits on a batch of the second half."""
         self.supernet.draw(temperature, generator)
@@ -147,17 +158,6 @@ class Steps:
             return None
         with self._precision(inputs):
             return run_model(self.teacher, inputs)
-
-    def held_out(self, source: Source, device: str, images: int) -> list[Judged]:
-        """Batches of the second half, with what the teacher says of them; the same every time."""
-        config, batches, left = self.config, [], images
-        seed_everything(epoch_seed(config.seed, 0, 1))  # data sets of the user may draw from the global generators
-        for inputs, targets in source.train_batches(config.batch_size, seed=config.seed, half=1, device=device):
-            batches.append((inputs[:left], targets[:left], self.answer(inputs[:left])))
-            left -= len(inputs)
-            if left <= 1:  # batch norms have no statistics of a single image
-                break
-        return batches
 
     def objective(self, network: nn.Module, inputs: Tensor, targets: Any, wanted: Any) -> Tensor:
         """The loss of a network on a batch, against the targets and what the teacher says."""

@@ -53,7 +53,7 @@ def test_named_methods_are_what_they_say():
     paper = one("tas-paper").job(BASE, 0).search
     assert (paper.start, paper.depth_samples, paper.band) == ("scratch", "all", "paper")
     assert (paper.temperature_start, paper.temperature_end, paper.teacher_weight) == (10.0, 0.1, 0.0)
-    assert (paper.logits_start, paper.trials, paper.interpolation) == ("random", 0, "average")
+    assert (paper.logits_start, paper.architectures, paper.interpolation) == ("random", 0, "average")
     assert one("tas-paper").job(BASE, 0).residuals == "free"
     assert paper.epochs == BASE.train.epochs // 2  # ours has none, it has nothing else
     assert one("tas-paper:search.epochs=7").job(BASE, 0).search.epochs == 7
@@ -97,11 +97,11 @@ def test_what_is_no_method_is_refused(text, message):
      ("tas:search.fragments=1", "search.fragments has no effect, for search.epochs is 0 .*or give it to tas-paper"),
      ("tas:search.epochs=0,search.band=code", "search.band has no effect, for search.epochs is 0"),
      ("l1:search.fragments=1", "search.fragments has no effect on l1; its own options are rivals.allocation$"),
-     ("tas-paper:search.trial_images=7", "search.trial_images has no effect, for search.trials is 0"),
+     ("tas-paper:search.halving_steps=7", "search.halving_steps has no effect, for search.architectures is below 2"),
      ("tas-paper:search.held_out_images=7", "has no effect, for search.logits_start is random"),
      ("tas-paper:search.distillation_temperature=1", "has no effect, for search.teacher_weight is 0"),
      ("tas-paper:search.band=code,search.tolerance=0.2", "search.tolerance has no effect, for search.band is code"),
-     ("tas:search.trials=0,search.momentum=0", "search.momentum has no effect, for search.epochs is 0"),
+     ("tas:search.architectures=0,search.momentum=0", "search.momentum has no effect, for search.epochs is 0 and"),
      ("tas:search.sync_batch_norm=true", "every job of a comparison is done by one process"),
      ("l1:train.sync_batch_norm=true", "every job of a comparison is done by one process"),
      ("l1:rivals.candidates=5", "rivals.candidates has no effect on l1; its own options are rivals.allocation$"),
