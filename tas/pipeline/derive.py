@@ -12,7 +12,7 @@ from tas.architecture import Architecture
 from tas.data import as_source
 from tas.data.augment import own_randomness, seed_everything
 from tas.distributed import join
-from tas.errors import ConfigError, DataError
+from tas.errors import ConfigError, DataError, ModelError
 from tas.graph import Graph
 from tas.nn.interpolate import interpolate
 from tas.nn.modes import evaluating, teaching
@@ -53,7 +53,7 @@ def derive(
 
     Raises:
         ConfigError: there is no such origin of weights, or no data to reconstruct on.
-        ModelError: the graph does not fit the model.
+        ModelError: the graph does not fit the model, or all of it is frozen and should be reconstructed.
         ArchitectureError: the architecture does not belong to the graph.
     """
     if weights not in get_args(Weights):
@@ -61,6 +61,11 @@ def derive(
     if weights == "reconstruct" and data is None:
         raise ConfigError("weights that are reconstructed are fitted on training images; give data, or inherit them")
     require_fit(model, graph)
+    if weights == "reconstruct" and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(
+            f"every parameter of {type(model).__name__} is frozen (requires_grad is False), so no layer may be fitted; "
+            f"call model.requires_grad_(True), or inherit the weights"
+        )
     make = interpolate if weights == "interpolate" else cut
     small = make(model, graph, graph.check(architecture))
     if weights == "fresh":
