@@ -21,6 +21,7 @@ from tas.nn.rules.base import layout_of
 from tas.nn.rules.shortcut import untrained_norms
 from tas.nn.statistics import batch_norms, measure_statistics
 from tas.nn.surgery import shared_copy
+from tas.progress import Bar, progress_bar
 
 RIDGE = 0.1  # pull towards the inherited weights, as a share of the mean square of what a layer reads
 ROWS = 2**16  # outputs of a layer that are fitted, at most
@@ -78,9 +79,10 @@ def reconstruct(
     if untrained_norms(small):
         measure_statistics(small, batch)  # projection shortcuts then pass on what they align
     with ExitStack() as hooks:
+        bar = hooks.enter_context(progress_bar("fit", len(goals)))
         for layer, module in fitted:
             if layer.name in goals:
-                hooks.enter_context(module.register_forward_pre_hook(partial(_fit, layer, goals[layer.name])))
+                hooks.enter_context(module.register_forward_pre_hook(partial(_fit, layer, goals[layer.name], bar)))
         if batch_norms(small):
             measure_statistics(small, batch)
         else:
@@ -140,8 +142,9 @@ def _goal(
     return _Goal(len(rows), places, values)
 
 
-def _fit(layer: Layer, goal: _Goal, module: _Fitted, given: tuple[Tensor, ...]) -> None:
+def _fit(layer: Layer, goal: _Goal, bar: Bar, module: _Fitted, given: tuple[Tensor, ...]) -> None:
     """Before a layer of the small network runs: its weights are what fits best what it is about to read."""
+    bar.advance(layer.name)
     read = _read(module, given[0], goal) if given else None
     if read is None:
         return

@@ -1,6 +1,8 @@
 """Layers are fitted to what they made in the full model; what cannot be fitted stays as it was inherited."""
 
 import copy
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import nets
 import numpy as np
@@ -205,3 +207,18 @@ def test_projections_of_free_residuals_pass_on_what_they_align():
     calibrated = measure_statistics(derived, [(inputs, inputs)])
     wanted = outputs(model, inputs)
     assert (outputs(fitted, inputs) - wanted).norm() < 0.7 * (outputs(calibrated, inputs) - wanted).norm()
+
+
+def test_every_layer_that_is_fitted_is_told(monkeypatch):
+    told = []
+
+    @contextmanager
+    def bar(title, total):
+        told.append((title, total))
+        yield SimpleNamespace(advance=told.append)
+
+    monkeypatch.setattr("tas.nn.reconstruction.progress_bar", bar)
+    model, *_ = made(nets.Residual())
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert told[0] == ("fit", len(layers))
+    assert sorted(told[1:]) == sorted(layers)
