@@ -45,6 +45,11 @@ def require_trainable(model: nn.Module) -> None:
             f"{sparse[0] or type(model).__name__} has sparse gradients (sparse=True), which neither weight decay nor a "
             f"supernet can take; set its sparse to False, which computes the same"
         )
+    require_unfrozen(model)
+
+
+def require_unfrozen(model: nn.Module) -> None:
+    """Raise `ModelError` where every parameter is frozen."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(
             f"every parameter of {type(model).__name__} is frozen (requires_grad is False); call "

@@ -12,10 +12,10 @@ from tas.architecture import Architecture
 from tas.data import as_source
 from tas.data.augment import own_randomness, seed_everything
 from tas.distributed import join
-from tas.errors import ConfigError, DataError, ModelError
+from tas.errors import ConfigError, DataError
 from tas.graph import Graph
 from tas.nn.interpolate import interpolate
-from tas.nn.modes import evaluating, teaching
+from tas.nn.modes import evaluating, require_unfrozen, teaching
 from tas.nn.reconstruction import reconstruct
 from tas.nn.statistics import batch_norms, measure_statistics
 from tas.nn.supernet import reset_weights
@@ -61,11 +61,8 @@ def derive(
     if weights == "reconstruct" and data is None:
         raise ConfigError("weights that are reconstructed are fitted on training images; give data, or inherit them")
     require_fit(model, graph)
-    if weights == "reconstruct" and not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ModelError(
-            f"every parameter of {type(model).__name__} is frozen (requires_grad is False), so no layer may be fitted; "
-            f"call model.requires_grad_(True), or inherit the weights"
-        )
+    if weights == "reconstruct":
+        require_unfrozen(model)
     make = interpolate if weights == "interpolate" else cut
     small = make(model, graph, graph.check(architecture))
     if weights == "fresh":

@@ -225,7 +225,7 @@ def test_to_reconstruct_takes_training_images_and_makes_a_network_that_works_at_
 def test_what_is_frozen_whole_is_not_left_unfitted_without_a_word():
     model = TinyNet()
     graph = trace(model, torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ModelError, match="every parameter of TinyNet is frozen .* or inherit the weights"):
+    with pytest.raises(ModelError, match="every parameter of TinyNet is frozen .* call model.requires_grad_.True"):
         derive(model.requires_grad_(False), graph, graph.full, weights="reconstruct", data=tiny_source())
     model.head.requires_grad_(True)
     derive(model, graph, graph.full, weights="reconstruct", data=tiny_source())
