@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -35,21 +36,22 @@ def find_attributes(
     found: dict[tuple[str, str, int | str | None], tuple[Attribute, torch.Tensor]] = {}
     classes = torch.as_tensor(roots)
     called = {path for node in captured.nodes for path in own_paths(node)}
+    numbers_of = cache(lambda path: _whole_numbers(model.get_submodule(path)))
     for path, labels, part in _with_holders(model, captured.numbers, called):
         if kinds.get(path, "other") not in _WITHOUT_RULE:
             continue
-        values = _whole_numbers(model.get_submodule(path))
-        for dim in varying_dims(labels) if set(values.values()) & set(labels.shape) else ():
+        by_value = numbers_of(path)
+        for dim in varying_dims(labels) if not by_value.keys().isdisjoint(labels.shape) else ():
             vector = along(labels, dim)
-            if labels.shape[dim] not in values.values() or dim not in varying_dims(classes[condense(labels)]):
+            if labels.shape[dim] not in by_value or dim not in varying_dims(classes[condense(labels)]):
                 continue
             count, is_alone = count_at(roots[vector.numpy()], places), list(labels.shape).count(len(vector)) == 1
-            for (name, place), value in values.items() if count.widths else ():
+            for name, place in by_value[len(vector)] if count.widths else ():
                 if not is_alone and OF_ONE_HEAD.search(name):
                     continue
                 held = getattr(model.get_submodule(path), name)
                 is_shape = place is not None and (len(held) == 1 or (place == dim and held == tuple(labels.shape)))
-                if value == len(vector) and (place in (None, part) or isinstance(place, str) or is_shape):
+                if place in (None, part) or isinstance(place, str) or is_shape:
                     attribute = Attribute(path, name, count, place)
                     first, labels_of_first = found.setdefault((path, name, place), (attribute, vector))
                     if first != attribute:  # one number for two widths
@@ -81,10 +83,11 @@ def find_numbers_read(
     for path, vectors in read.items():
         if kinds.get(path, "other") not in _WITHOUT_RULE:
             continue
-        for (name, place), value in _whole_numbers(model.get_submodule(path)).items():
+        for value, holders in _whole_numbers(model.get_submodule(path)).items():
             counts = {count_at(vector, places) for vector in vectors.values() if len(vector) == value}
-            if place is None and (path, name) not in known and len(counts) == 1 and (count := counts.pop()).widths:
-                found.append(Attribute(path, name, count))
+            names = [name for name, place in holders if place is None and (path, name) not in known]
+            if len(counts) == 1 and (count := counts.pop()).widths:
+                found += [Attribute(path, name, count) for name in names]
     return tuple(found)
 
 
@@ -100,14 +103,16 @@ def _with_holders(
                 yield inside, labels, part
 
 
-def _whole_numbers(module: nn.Module) -> dict[tuple[str, int | str | None], int]:
-    """Whole numbers that a module keeps, by attribute and place in it."""
-    found: dict[tuple[str, int | str | None], int] = {}
+def _whole_numbers(module: nn.Module) -> dict[int, list[tuple[str, int | str | None]]]:
+    """Where a module keeps whole numbers, by number: the attribute, and the place in it."""
+    found: dict[int, list[tuple[str, int | str | None]]] = {}
     for name, value in vars(module).items():
         items: Iterable[tuple[Any, Any]] = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
         if isinstance(value, dict):
             items = [(key, item) for key, item in value.items() if isinstance(key, str)]
-        found |= {(name, place): item for place, item in items if type(item) is int}
+        for place, item in items:
+            if type(item) is int:
+                found.setdefault(item, []).append((name, place))
     return found
 
 

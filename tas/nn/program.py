@@ -107,11 +107,28 @@ def _read_no_more_than_a_type(program: torch.export.ExportedProgram) -> None:
 def _drop_what_nobody_reads(program: torch.export.ExportedProgram) -> None:
     """Remove results that a forward computes for nothing, or to look at (a norm it keeps): they bind no channels.
 
-    What reads a parameter stays: it is a layer, and is cut with the others.
+    What reads a parameter stays: it is a layer, and is cut with the others. So does what puts the results of such
+    layers together (the sum behind a head that nobody asks): the forward fails where their channels differ.
     """
     inputs = set(program.graph_signature.user_inputs)
     stored = {node for node in program.graph.nodes if node.op == "placeholder" and node.name not in inputs}
-    program.graph.eliminate_dead_code(lambda node: node.is_impure() or not stored.isdisjoint(node.all_input_nodes))
+    is_read: set[fx.Node] = set()
+    for node in reversed(program.graph.nodes):
+        if node.op == "output" or node.is_impure() or not is_read.isdisjoint(node.users):
+            is_read.add(node)
+    bound, behind = set(is_read), set[fx.Node]()  # behind layers that nobody reads
+    for node in program.graph.nodes:
+        is_layer, follows = not stored.isdisjoint(node.all_input_nodes), not behind.isdisjoint(node.all_input_nodes)
+        if node not in is_read and (is_layer or follows):
+            behind.add(node)
+        if is_layer or (follows and len(list(filter(_has_dimensions, node.all_input_nodes))) > 1):
+            bound.add(node)
+    program.graph.eliminate_dead_code(bound.__contains__)
+
+
+def _has_dimensions(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dim() > 0
 
 
 def _name_modules_by_their_first_paths(model: nn.Module, program: torch.export.ExportedProgram) -> None:

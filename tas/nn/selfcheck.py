@@ -22,7 +22,7 @@ from tas.nn.cuts import (
     small,
 )  # fmt: skip
 from tas.nn.freeze import without, without_size
-from tas.nn.witness import EXECUTIONS, Witness
+from tas.nn.witness import EXECUTIONS, Execution, Witness
 
 _NOTHING_TO_SEE = "the outputs of the model are not finite, or nothing but zeros, so that no cut can be proven"
 _AS_MANY = "cut to as many channels as others"
@@ -170,14 +170,26 @@ def _without_culprits(witness: Witness, graph: Graph, trial: Architecture, how: 
 
 
 def _failing(witness: Witness, graph: Graph, names: Sequence[str], trial: Architecture) -> dict[str, str]:
-    """Reason by name of every group that fails when cut alone as in a trial; halves that pass are not looked into."""
-    reason = witness.failure(graph, [cut_only(graph, set(names), trial)], EXECUTIONS) if names else None
+    """Reason by name of every group that fails when cut alone as in a trial; halves that pass are not looked into.
+
+    Most that fail do so without a supernet, and are found first: that takes half of the time.
+    """
+    failing = _failing_in(witness, graph, names, trial, ())
+    left = [name for name in names if name not in failing]
+    return failing | _failing_in(witness, graph, left, trial, EXECUTIONS)
+
+
+def _failing_in(
+    witness: Witness, graph: Graph, names: Sequence[str], trial: Architecture, executions: Sequence[Execution]
+) -> dict[str, str]:
+    reason = witness.failure(graph, [cut_only(graph, set(names), trial)], executions) if names else None
     if reason is None:
         return {}
     if len(names) == 1:
         return {names[0]: reason}
     middle = len(names) // 2
-    return _failing(witness, graph, names[:middle], trial) | _failing(witness, graph, names[middle:], trial)
+    halves = (names[:middle], names[middle:])
+    return {name: why for half in halves for name, why in _failing_in(witness, graph, half, trial, executions).items()}
 
 
 def _without_all(graph: Graph, names: Sequence[str], reason: str) -> Graph:

@@ -189,6 +189,7 @@ def mask(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Modul
 
 
 _PLAIN = (dict, OrderedDict, set)
+_ATOMS = {bool, int, float, str, type(None)}
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
@@ -205,9 +206,10 @@ def fresh_copy(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
                    and not type(module).train.__module__.startswith("transformers."))]  # fmt: skip
     written = {id(weight) for module in writers for weight in module.parameters()}
     shared = [tensor for tensor in shared if id(tensor) not in written]
-    # most of what modules hold are empty dicts, for hooks; copied one by one they take more time than all else
-    empty = [held for module in model.modules() for held in vars(module).values() if type(held) in _PLAIN and not held]
-    memo = {id(held): type(held)() for held in empty} | {id(tensor): tensor for tensor in shared}
+    held = [value for module in model.modules() for value in vars(module).values()]
+    # most of what modules hold are empty dicts, for hooks; one by one they, and long lists of numbers, take most time
+    plain = [value for value in held if (type(value) in _PLAIN and not value) or _is_list_of_atoms(value)]
+    memo = {id(value): type(value)(value) for value in plain} | {id(tensor): tensor for tensor in shared}
     copied = copy.deepcopy(model, memo)
     forget(copied)
     for module in copied.modules():
@@ -331,12 +333,16 @@ def _with_others(held: Any, others: Mapping[nn.Module, nn.Module]) -> Any:
     """A plain container with the others in it; itself where there is nothing to replace."""
     if isinstance(held, nn.Module):
         return others.get(held, held)
-    if type(held) not in (list, tuple, dict):
+    if type(held) not in (list, tuple, dict) or _is_list_of_atoms(held):
         return held
     items = [_with_others(item, others) for item in (held.values() if isinstance(held, dict) else held)]
     if all(new is old for new, old in zip(items, held.values() if isinstance(held, dict) else held, strict=True)):
         return held
     return dict(zip(held, items, strict=True)) if isinstance(held, dict) else type(held)(items)
+
+
+def _is_list_of_atoms(held: Any) -> bool:
+    return type(held) is list and set(map(type, held)) <= _ATOMS
 
 
 def _replace(module: nn.Module, name: str, value: Tensor) -> None:

@@ -154,7 +154,10 @@ class Witness:
             {name: tuple(sorted({size, full.depths[name]})) for name, size in architecture.depths.items()},
         )
         try:
-            opened = Supernet(shared_copy(self.model), graph, space, execution=execution, in_place=True)
+            opened = Supernet(
+                shared_copy(self.model), graph, space,
+                execution=execution, interpolation="none", in_place=True,  # of a size alone any is the same
+            )  # fmt: skip
             if opened.keeps:
                 run(opened, self.inputs)  # of the largest, of which nothing may be kept
             with opened.fixed(architecture) as supernet:

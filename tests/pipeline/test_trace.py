@@ -595,6 +595,37 @@ def test_what_nobody_reads_binds_no_channels():
     assert graph.macs(smallest) == counted_macs(small, images())
 
 
+class PooledForNothing(nn.Module):
+    """A head with a residual sum that nobody reads, as the pooling head of SigLIP behind a classifier of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.mlp, self.head = (
+            nn.Conv2d(3, 8, 3),
+            nn.Linear(8, 6),
+            nn.Linear(6, 6),
+            nn.Linear(8, 5),
+        )
+
+    def forward(self, x):
+        x = self.conv(x).relu().mean((2, 3))
+        pooled = self.pool(x)
+        pooled = pooled + self.mlp(pooled)
+        self.seen = (pooled - pooled.mean()).abs().sum()
+        return self.head(x)
+
+
+def test_sums_behind_layers_that_nobody_reads_bind_their_channels():
+    model = PooledForNothing().eval()
+    graph = trace(model, images())
+    assert graph.full.widths == {"conv": 8, "pool": 6}
+    assert [item.reason for item in graph.frozen] == ["output of the model"]
+    smallest = SearchSpace.of(graph).smallest
+    small = derive(model, graph, smallest)
+    assert small.mlp.weight.shape == (smallest.widths["pool"],) * 2 < (6, 6)
+    assert graph.macs(smallest) == counted_macs(small, images())
+
+
 def test_what_a_forward_keeps_stays_out_of_the_model():
     model = nets.Detects().eval()
     trace(model, images())
