@@ -24,11 +24,13 @@ from tas.nn.surgery import shared_copy
 from tas.progress import Bar, progress_bar
 
 RIDGE = 0.1  # pull towards the inherited weights, as a share of the mean square of what a layer reads
-ROWS = 2**16  # outputs of a layer that are fitted, at most
-READ = 2**26  # values that these are computed from, at most: what is held of one layer
-MADE = 2**23  # values in these, at most: what is held of every layer
+ROWS = 2**16  # places of a layer that are looked at, at most
+PER_VALUE = 512  # of these, for every value that an output is computed from: nine, where every channel has its own 3x3
+READ = 2**26  # values read in these, at most: what is held of one layer
+MADE = 2**23  # values made in these, at most: what is held of every layer
+AT_ONCE = 64  # layers: the others take another forward of both networks
 HELD_OUT = 0.25  # of the samples, which say how far to go
-_KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # not what inherits from them: it may compute its weights
+CHECKED = 64  # places, in which a layer must make what its weight makes of what it reads: a subclass may do otherwise
 
 _Fitted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -57,8 +59,8 @@ def reconstruct(
     Each is a ridge regression from what the layer reads in the small network, whose earlier layers are fitted already,
     to what it made in the full one, towards the inherited weights, and as far as it helps on the last samples, which
     are held out. Batch norms take the statistics of these inputs. A layer stays as it is where it is called several
-    times, is frozen, shares its weight or lends it to a product, or where its outputs are not those of the full model
-    one by one (positions were cut).
+    times, is frozen, shares its weight or lends it to a product, does more than to multiply by it (standardises it, or
+    pads in a way of its own), or where its outputs are not those of the full model one by one (positions were cut).
 
     Args:
         small: derived from `model`; changed in place and returned in evaluation mode.
@@ -70,24 +72,39 @@ def reconstruct(
 
     Source:
         Y. He, X. Zhang and J. Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, section 3.1,
-        its least squares; here of all layers in one forward of the small network, with a ridge and held-out samples.
+        its least squares; here of many layers in one forward of the small network, with a ridge and held-out samples.
     """
     fitted = _layers(evaluating(small), graph)
-    sizes = graph.sizes(architecture)
-    goals = _goals(evaluating(shared_copy(model)), [layer for layer, _ in fitted], sizes, inputs, seed)
-    batch = [(inputs, inputs)]
+    full, sizes = evaluating(shared_copy(model)), graph.sizes(architecture)
     if untrained_norms(small):
-        measure_statistics(small, batch)  # projection shortcuts then pass on what they align
+        measure_statistics(small, [(inputs, inputs)])  # projection shortcuts then pass on what they align
+    with progress_bar("fit", len(fitted)) as bar:
+        for start in range(0, len(fitted), AT_ONCE):
+            _fit_all(fitted[start : start + AT_ONCE], small, full, sizes, inputs, seed, bar)
+    return small
+
+
+def _fit_all(
+    layers: list[tuple[Layer, _Fitted]],
+    small: nn.Module,
+    full: nn.Module,
+    sizes: Mapping[str, int],
+    inputs: Tensor,
+    seed: int,
+    bar: Bar,
+) -> None:
+    """Fit some layers in one forward of each network."""
+    goals = _goals(full, [layer for layer, _ in layers], sizes, inputs, seed)
     with ExitStack() as hooks:
-        bar = hooks.enter_context(progress_bar("fit", len(goals)))
-        for layer, module in fitted:
+        for layer, module in layers:
             if layer.name in goals:
                 hooks.enter_context(module.register_forward_pre_hook(partial(_fit, layer, goals[layer.name], bar)))
+            else:
+                bar.advance()
         if batch_norms(small):
-            measure_statistics(small, batch)
+            measure_statistics(small, [(inputs, inputs)])
         else:
             small(inputs)
-    return small
 
 
 def _layers(small: nn.Module, graph: Graph) -> list[tuple[Layer, _Fitted]]:
@@ -99,7 +116,7 @@ def _layers(small: nn.Module, graph: Graph) -> list[tuple[Layer, _Fitted]]:
     return [
         (layer, module)
         for layer, module in found
-        if isinstance(module, _KINDS) and type(module) in _KINDS
+        if isinstance(module, _Fitted)
         if module.weight.requires_grad and users[module.weight] == 1
         if len(layer.products) <= 1  # a forward may also multiply by the weight itself
     ]
@@ -108,14 +125,14 @@ def _layers(small: nn.Module, graph: Graph) -> list[tuple[Layer, _Fitted]]:
 def _goals(
     model: nn.Module, layers: list[Layer], sizes: Mapping[str, int], inputs: Tensor, seed: int
 ) -> dict[str, _Goal]:
-    """By layer; none of those that are called several times, or of a single sample."""
+    """By layer; none of those that are called several times, or that do more than multiply by their weight."""
     goals: dict[str, list[_Goal | None]] = {layer.name: [] for layer in layers}
     generator = torch.Generator().manual_seed(seed)
 
-    def note(layer: Layer, module: _Fitted, _inputs: Any, outputs: Tensor) -> None:
+    def note(layer: Layer, module: _Fitted, given: tuple[Any, ...], outputs: Tensor) -> None:
         """Behind a layer of the full model."""
         held = goals[layer.name]
-        held.append(None if held else _goal(layer, module, outputs, sizes, generator))
+        held.append(None if held or not given else _goal(layer, module, given[0], outputs, sizes, generator))
 
     with ExitStack() as hooks:
         for layer in layers:  # before hooks of the user's
@@ -126,20 +143,33 @@ def _goals(
 
 
 def _goal(
-    layer: Layer, module: _Fitted, outputs: Tensor, sizes: Mapping[str, int], generator: torch.Generator
+    layer: Layer, module: _Fitted, inputs: Tensor, outputs: Tensor, sizes: Mapping[str, int], generator: torch.Generator
 ) -> _Goal | None:
-    """Of what a layer made; None of a single sample without a dimension for samples."""
+    """Of what a layer made; None of one that makes it in another way, or of a sample without its dimension."""
     is_linear = isinstance(module, nn.Linear)
     if not is_linear and outputs.dim() != 2 + len(module.kernel_size):
         return None
     rows = (outputs if is_linear else outputs.movedim(1, -1)).reshape(-1, module.weight.shape[0])
-    read = module.weight[0].numel() * (1 if is_linear else module.groups)
-    count = max(1, min(ROWS, READ // read, MADE // rows.shape[1]))
+    width = module.weight[0].numel()
+    read = width * (1 if is_linear else module.groups)
+    count = max(1, min(ROWS, PER_VALUE * width, READ // read, MADE // rows.shape[1]))
     places = torch.randperm(len(rows), generator=generator)[:count].to(rows.device)
+    if not _is_plain(module, inputs, _Goal(len(rows), places[:CHECKED], rows[places[:CHECKED]])):
+        return None
     values, layout = rows[places], layout_of(layer, "weight", 0)
     if layout is not None:
         values = values[:, torch.as_tensor(positions_of(layout, sizes), device=rows.device)]
     return _Goal(len(rows), places, values)
+
+
+def _is_plain(module: _Fitted, inputs: Tensor, goal: _Goal) -> bool:
+    """Whether a layer made what its weight makes of what it read, but for rounding."""
+    read = _read(module, inputs, goal)
+    if read is None:
+        return False
+    again = torch.einsum("pgi,goi->pgo", read, module.weight.float().reshape(read.shape[1], -1, read.shape[2]))
+    again = again.flatten(1) + (0 if module.bias is None else module.bias.float())
+    return bool((again - goal.values).norm() <= 0.01 * goal.values.float().norm())
 
 
 def _fit(layer: Layer, goal: _Goal, bar: Bar, module: _Fitted, given: tuple[Tensor, ...]) -> None:

@@ -115,6 +115,32 @@ def test_what_is_read_in_a_place_makes_the_output_there(layer, shape):
     assert _read(layer, inputs, _Goal(len(rows) + 1, places, rows[places])) is None  # positions were cut
 
 
+class Renamed(nn.Conv2d):
+    """Computes what its parent does, as torchvision's convolutions of videos do."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_fitted"),
+    [(Renamed, True), (nets.OwnConv, False), (nets.SamePadded, False), (nets.Standardised, False)],
+)
+def test_a_subclass_is_fitted_where_it_computes_what_its_parent_does(kind, is_fitted):
+    torch.manual_seed(0)
+    model = perturbed(nn.Sequential(*nets.conv_bn(3, 8), kind(8, 6, 3), nn.ReLU(), nets.head(6)))
+    graph = trace(model.eval(), images())
+    derived = derive(model, graph, half(graph))
+    fitted = reconstruct(copy.deepcopy(derived), model, graph, half(graph), torch.randn(64, *images().shape[1:]))
+    place = next(name for name, module in derived.named_modules() if type(module) is kind)
+    assert torch.equal(derived.get_submodule(place).weight, fitted.get_submodule(place).weight) != is_fitted
+
+
+@pytest.mark.parametrize("name", ["residual", "convnext"])
+def test_layers_may_be_fitted_in_several_turns(name, monkeypatch):
+    _, _, together, _ = made(nets.ALL[name]())
+    monkeypatch.setattr("tas.nn.reconstruction.AT_ONCE", 2)
+    _, _, in_turns, inputs = made(nets.ALL[name]())
+    assert torch.allclose(outputs(together, inputs), outputs(in_turns, inputs), rtol=1e-3, atol=1e-3)
+
+
 class Special(nn.Module):
     """Layers that must stay: called twice, frozen, two that may share a weight, and one whose weight is used again."""
 
