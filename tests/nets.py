@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from token_nets import TOKEN_NETS, Decoder, Pyramid
+from token_nets import TOKEN_NETS, Decoder, OneHeadReduced, Pyramid
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -1025,6 +1025,8 @@ CUT_ALONE = {  # what is hard in them is traced and cut
     "unsaved buffer": Unsaved,
     "decoder": Decoder,
     "pyramid": Pyramid,
+    "one head": lambda: OneHeadReduced(checks=False),
+    "one head that checks": lambda: OneHeadReduced(checks=True),
 }
 
 

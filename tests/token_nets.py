@@ -584,6 +584,34 @@ class Reduced(nn.Module):
         return self.across(x, self.reduce(image).reshape(batch, channels, -1).transpose(1, 2))
 
 
+class OneHeadReduced(nn.Module):
+    """As SegFormer's first stage: one head, whose size is a number, and reduced places that echo what was read."""
+
+    def __init__(self, checks: bool):
+        super().__init__()
+        self.head_dim, self.channels = 12, 12 if checks else None
+        self.stem, self.reduce = nn.Conv2d(3, 12, 2, stride=2), nn.Conv2d(12, 12, 2, stride=2)
+        self.q, self.k, self.v, self.proj = (nn.Linear(12, 12) for _ in range(4))
+        self.head = nn.Linear(12, 5)
+
+    def attended(self, x: Tensor) -> Tensor:
+        batch, tokens, channels = x.shape
+        if self.channels not in (None, channels):
+            raise ValueError("made for other channels")
+        side = int(tokens**0.5)
+        reduced = self.reduce(x.transpose(1, 2).reshape(batch, channels, side, side))
+        reduced = reduced.reshape(batch, channels, -1).transpose(1, 2)
+        q, k, v = (
+            layer(given).view(batch, given.shape[1], -1, self.head_dim).transpose(1, 2)
+            for layer, given in ((self.q, x), (self.k, reduced), (self.v, reduced))
+        )
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, -1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        return self.head((x + self.attended(x)).mean(1))
+
+
 class Pyramid(nn.Module):
     """Two stages of reduced attention."""
 

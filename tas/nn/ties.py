@@ -6,8 +6,10 @@ shape of what it has read (`x.reshape(batch, channels, -1)`, with `channels` fro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, combinations, islice
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,11 @@ from torch import Tensor, nn
 from tas.architecture import Architecture
 from tas.graph import Graph
 from tas.nn.capture import Captured
+from tas.nn.grouping import numbers_read
 from tas.nn.labels import Echo, Heads
 from tas.nn.surgery import cut
+
+MOST_TRIED = 8  # choices of so many kinds of layers: each takes a forward
 
 
 def tie_heads(model: nn.Module, captured: Captured, graph: Graph, example: Sequence[Tensor]) -> bool:
@@ -91,18 +96,42 @@ def tie_echoes(model: nn.Module, captured: Captured, graph: Graph, example: Sequ
         read, made = name_of(echo.read), name_of(echo.made)
         if read and made and read != made:
             found.setdefault(read, {}).setdefault(made, echo)
+    numbers = () if not found else numbers_read(model, captured, graph)  # of heads, say, some may be wrong by chance
+    choices = dict.fromkeys((graph.attributes, (*graph.attributes, *numbers), ()))
+    graphs = [replace(graph, attributes=attributes) for attributes in choices]
     has_tied = False
     for read, echoes in found.items():
-        size = graph.full.widths[read]
-        half = {read: size // 2}  # of heads, say, where those are what is read
-        also = {made: graph.full.widths[made] * (size // 2) // size for made in echoes}
-        if size > 1 and not _runs(model, graph, half, example) and _runs(model, graph, half | also, example):
+        for made in _echoing(model, graphs, read, list(echoes), example):
             has_tied = True
-            for echo in echoes.values():
-                captured.labels.union(echo.read, echo.made, echo.module)
+            captured.labels.union(echoes[made].read, echoes[made].made, echoes[made].module)
     if has_tied:
         captured.labels.settle()
     return has_tied
+
+
+def _echoing(
+    model: nn.Module, graphs: Iterable[Graph], read: str, echoes: Sequence[str], example: Sequence[Tensor]
+) -> list[str]:
+    """The widths, of some, without which the one that is read cannot be cut in any of these graphs, but with which."""
+    for graph in graphs:
+        full = graph.full.widths
+        size, half = full[read], full[read] // 2  # of heads, say, where those are what is read
+        if not half or _runs(model, graph, {read: half}, example):
+            return []
+        for made in _some_kinds(echoes):
+            if _runs(model, graph, {read: half} | {name: full[name] * half // size for name in made}, example):
+                return made
+    return []
+
+
+def _some_kinds(names: Iterable[str]) -> Iterator[list[str]]:
+    """All names, then those of fewer kinds: the same layer of several blocks is one kind."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(re.sub(r"\d+", "", name), []).append(name)
+    for count in range(len(kinds), 0, -1):
+        for some in islice(combinations(kinds.values(), count), MOST_TRIED):
+            yield list(chain.from_iterable(some))
 
 
 def _runs(model: nn.Module, graph: Graph, widths: Mapping[str, int], example: Sequence[Tensor]) -> bool:

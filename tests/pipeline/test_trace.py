@@ -677,6 +677,16 @@ def test_what_gets_the_shape_of_what_a_module_reads_is_cut_with_it():
     assert [item.axis for item in graph.frozen] == ["head.weight[0]"]
 
 
+@pytest.mark.parametrize("name", ["one head", "one head that checks"])
+def test_what_cannot_be_cut_with_what_a_module_reads_is_left_out(name):
+    """The values of a single head keep its size."""
+    graph = nets.graph_of(name)
+    assert graph.full.widths == {"stem": 12}
+    tied = {parameter.name for layer in graph.layers for parameter in layer.parameters if parameter.layouts[0]}
+    assert {"stem.weight", "reduce.weight", "proj.weight"} <= tied
+    assert {"q.weight", "k.weight", "v.weight"}.isdisjoint(tied)
+
+
 class Resized(nn.Module):
     """Positions of a class token and of patches, these for another number of them, joined again, as in DPT."""
 
