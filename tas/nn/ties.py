@@ -23,7 +23,7 @@ from tas.nn.grouping import numbers_read
 from tas.nn.labels import Echo, Heads
 from tas.nn.surgery import cut
 
-MOST_TRIED = 8  # choices of so many kinds of layers: each takes a forward
+MOST_TRIED = 8  # choices of what is cut with what is read: each takes a forward
 
 
 def tie_heads(model: nn.Module, captured: Captured, graph: Graph, example: Sequence[Tensor]) -> bool:
@@ -118,7 +118,7 @@ def _echoing(
         size, half = full[read], full[read] // 2  # of heads, say, where those are what is read
         if not half or _runs(model, graph, {read: half}, example):
             return []
-        for made in _some_kinds(echoes):
+        for made in islice(_some_kinds(echoes), MOST_TRIED):
             if _runs(model, graph, {read: half} | {name: full[name] * half // size for name in made}, example):
                 return made
     return []
@@ -130,7 +130,7 @@ def _some_kinds(names: Iterable[str]) -> Iterator[list[str]]:
     for name in names:
         kinds.setdefault(re.sub(r"\d+", "", name), []).append(name)
     for count in range(len(kinds), 0, -1):
-        for some in islice(combinations(kinds.values(), count), MOST_TRIED):
+        for some in combinations(kinds.values(), count):
             yield list(chain.from_iterable(some))
 
 
