@@ -189,7 +189,6 @@ def mask(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Modul
 
 
 _PLAIN = (dict, OrderedDict, set)
-_ATOMS = {bool, int, float, str, type(None)}
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
@@ -342,7 +341,7 @@ def _with_others(held: Any, others: Mapping[nn.Module, nn.Module]) -> Any:
 
 
 def _is_list_of_atoms(held: Any) -> bool:
-    return type(held) is list and set(map(type, held)) <= _ATOMS
+    return type(held) is list and set(map(type, held)) <= {bool, int, float, str}
 
 
 def _replace(module: nn.Module, name: str, value: Tensor) -> None:
