@@ -7,8 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from tas.architecture import Architecture
 from tas.commands.inputs import build_model, found_in, load_data, origin_of, without_seed
+from tas.data import Source
 from tas.distributed import from_main, is_main_process
+from tas.graph import Graph
 from tas.options import plain, to_yaml
 from tas.pipeline.compress import short_teacher, short_train
 from tas.pipeline.measure import measure as measure_model
@@ -70,7 +75,6 @@ def train(
         json: print the accuracy as JSON
     """
     require_tracker(tracker)
-    config = train
     found = found_in(run) if run else None
     names = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
     origin = origin_of(run, {**names, "image_size": image_size, "normalization": normalization})
@@ -80,33 +84,60 @@ def train(
     )
     require_fit_for_data(full, source)
     require_fit_for_test(full, source)
-    settings = {**origin, "train": without_seed(config), "seed": seed}
+    settings = {**origin, "train": without_seed(train), "seed": seed}
     if run and found:
-        folder = RunFolder(Path(run))
-        teacher = full if origin["weights"] or origin["pretrained"] else None
-        if teacher is None and config.uses_teacher and is_main_process():
-            print(f"tas train: {run} holds no trained full model, so its model learns from the labels alone; "
-                  f"--weights names a teacher", file=sys.stderr)  # fmt: skip
-        folder.agree_to_train(to_yaml(settings))
-        small, record = load(run, full), folder.record()
-        with tracked(record, tracker, folder=run, settings=plain(config)):
-            small = train_model(
-                small, source, teacher=teacher, config=config, record=record, checkpoint=folder.checkpoint("train")
-            )
-        folder.drop_results()
-        save(run, small, *found)
-        folder.drop_checkpoints()
-        place, trained = Path(run) / WEIGHTS, small
+        place, trained = Path(run) / WEIGHTS, _train_derived(run, found, full, source, train, settings, tracker)
     else:
-        folder = RunFolder.open(output, to_yaml(settings), resume=resume, results=[WEIGHTS])
         place = Path(output) / WEIGHTS
-        record = folder.record()
-        with tracked(record, tracker, folder=output, settings=settings):
-            trained = train_model(full, source, config=config, record=record, checkpoint=folder.checkpoint("train"))
-        save_full(place, trained)
-        folder.drop_checkpoints()
+        trained = _train_full(output, full, source, train, settings, tracker, resume=resume)
     profile = from_main(measure_model)(trained, source)
     if json:
         say_json(profile.to_dict())
     else:
         say(f"{place}: test accuracy {profile.accuracy:.2f} %")
+
+
+def _train_derived(
+    run: str,
+    found: tuple[Graph, Architecture],
+    full: nn.Module,
+    source: Source,
+    config: TrainConfig,
+    settings: Mapping[str, Any],
+    tracker: str | None,
+) -> nn.Module:
+    """The network of a run's folder, taught by the full one where that is trained; its weights are replaced there."""
+    folder = RunFolder(Path(run))
+    teacher = full if settings["weights"] or settings["pretrained"] else None
+    if teacher is None and config.uses_teacher and is_main_process():
+        print(f"tas train: {run} holds no trained full model, so its model learns from the labels alone; "
+              f"--weights names a teacher", file=sys.stderr)  # fmt: skip
+    folder.agree_to_train(to_yaml(settings))
+    small, record = load(run, full), folder.record()
+    with tracked(record, tracker, folder=run, settings=plain(config)):
+        small = train_model(
+            small, source, teacher=teacher, config=config, record=record, checkpoint=folder.checkpoint("train")
+        )
+    folder.drop_results()
+    save(run, small, *found)
+    folder.drop_checkpoints()
+    return small
+
+
+def _train_full(
+    output: str,
+    full: nn.Module,
+    source: Source,
+    config: TrainConfig,
+    settings: Mapping[str, Any],
+    tracker: str | None,
+    *,
+    resume: bool,
+) -> nn.Module:
+    folder = RunFolder.open(output, to_yaml(settings), resume=resume, results=[WEIGHTS])
+    record = folder.record()
+    with tracked(record, tracker, folder=output, settings=settings):
+        trained = train_model(full, source, config=config, record=record, checkpoint=folder.checkpoint("train"))
+    save_full(Path(output) / WEIGHTS, trained)
+    folder.drop_checkpoints()
+    return trained
