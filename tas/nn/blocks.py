@@ -21,28 +21,32 @@ from tas.nn.program import module_paths, own_paths
 from tas.nn.rules.opened import Opened
 
 PASSES = {"dropout", "relu", "clone", "contiguous", "feature_dropout"}
+_LISTS = nn.Sequential | nn.ModuleList | nn.ModuleDict
 _PROJECTIONS = {"conv2d", "linear", "conv1d", "conv3d"}
 
 
 def find_depths(model: nn.Module, captured: Captured) -> tuple[Depth, ...]:
-    """Runs of residual blocks in every Sequential, ModuleList and ModuleDict.
+    """Runs of residual blocks in every Sequential, ModuleList and ModuleDict, then among what other modules call.
 
-    Innermost containers come first: dropping single blocks leaves more to choose than dropping stages.
+    Innermost modules come first: dropping single blocks leaves more to choose than dropping stages.
     A block can be skipped if it is one tensor in, one out, of the same shape and the same channels, with a sum onto
     its own input inside. The child before a run, or the run's first block, always stays.
     """
     inside, lent = _called(captured)
     roots = captured.labels.roots()
     depths: list[Depth] = []
-    kinds = nn.Sequential | nn.ModuleList | nn.ModuleDict
-    containers = [path for path, module in model.named_modules() if isinstance(module, kinds)]
-    for path in sorted(containers, key=lambda path: -len(path.split(".")) if path else 0):
-        children = [joined(path, name) for name, _ in model.get_submodule(path).named_children()]
+    called = {path: place for place, path in enumerate(inside)}  # by their first node
+    parents = {path: module for path, module in model.named_modules() if next(module.children(), None) is not None}
+    listed = {path for path, module in parents.items() if isinstance(module, _LISTS)}
+    for path in sorted(parents, key=lambda path: (path not in listed, -len(path.split(".")) if path else 0)):
+        children = [joined(path, name) for name, _ in parents[path].named_children()]
+        if path not in listed:
+            children = sorted(filter(called.__contains__, children), key=called.__getitem__)
         taken = [block for depth in depths for block in depth.blocks]
         found = (_from_last_lender(run, lent) for run in _runs(children, inside, captured, roots))
-        runs = [run for run in found if len(run) > 1 and not _holds_any(run, taken)]
+        runs = [run for run in found if len(run) > 1 and not _overlap(run, taken)]
         for run in runs:
-            name = path if len(runs) == 1 and path else run[1]  # run[0] may be a layer, and name a width
+            name = path if len(runs) == 1 and path in listed and path else run[1]  # run[0] may name a width
             depths.append(Depth(name, tuple(run)))
     order = {path: place for place, (path, _) in enumerate(model.named_modules())}
     return tuple(sorted(depths, key=lambda depth: order[depth.blocks[0]]))
@@ -100,8 +104,8 @@ def _from_last_lender(run: list[str], lent: Set[tuple[str, str]]) -> list[str]:
     return run[max(lenders, default=0) :]
 
 
-def _holds_any(blocks: list[str], others: list[str]) -> bool:
-    return any(lies_in(other, block) for block in blocks for other in others)
+def _overlap(blocks: list[str], others: list[str]) -> bool:
+    return any(lies_in(other, block) or lies_in(block, other) for block in blocks for other in others)
 
 
 def _runs(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import nets
 import pytest
 import torch
@@ -5,7 +7,7 @@ from nets import images, perturbed
 from torch import nn
 
 from tas.architecture import Architecture
-from tas.graph import Graph
+from tas.graph import Depth, Graph
 from tas.nn.blocks import DepthState, OpenBlock
 from tas.nn.surgery import cut
 from tas.pipeline.trace import trace
@@ -56,6 +58,40 @@ def block() -> nn.Module:
 def test_runs_of_residual_blocks_are_depths(children, wanted):
     graph = trace(perturbed(Listed(*children)), images())
     assert {depth.name: depth.blocks for depth in graph.depths} == wanted
+
+
+class Named(nn.Module):
+    """Blocks that are attributes, registered in another order than the forward runs them in."""
+
+    def __init__(self, block=block):
+        super().__init__()
+        self.last, self.first, self.middle = block(), block(), block()
+        self.stem, self.head = nets.conv_bn(3, 8), nets.head(8)
+
+    def forward(self, x):
+        return self.head(self.last(self.middle(self.first(self.stem(x).relu()))))
+
+
+def test_blocks_that_are_attributes_are_depths_in_the_order_of_their_calls():
+    model = perturbed(Named())
+    graph = trace(model, images())
+    assert graph.depths == (Depth("middle", ("first", "middle", "last")),)
+    small = cut(model, graph, replace(graph.full, depths={"middle": 1}))
+    assert not any(small.get_submodule(path).state_dict() for path in ("middle", "last"))
+    torch.testing.assert_close(small(images()), model.head(model.first(model.stem(images()).relu())))
+
+
+def test_blocks_that_are_attributes_of_blocks_of_a_list_go_with_them():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = block(), block()
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    graph = trace(perturbed(Listed(Pair(), Pair())), images())
+    assert graph.depths == (Depth("blocks", ("blocks.0", "blocks.1")),)
 
 
 def test_runs_in_a_dictionary_end_where_others_read_them_too():
