@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from tas.nn.labels import along, spread, varying_dims
 from tas.nn.rules.base import Call, Constant
@@ -39,6 +38,8 @@ def _dims_passed(call: Call, tensors: list[Tensor], with_others: bool) -> list[i
         tensors: the labels among its arguments that differ.
         with_others: whether other tensors, such as indices repeated for every channel, are cut as well.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # where there is a GPU's torch, it imports triton
+
     sizes = {tuple(labels.shape[dim] for dim in varying_dims(labels)) for labels in tensors}
     if len(sizes) != 1 or len(found := sizes.pop()) != 1:
         return None
