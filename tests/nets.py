@@ -961,6 +961,35 @@ class Compares(nn.Module):
         return self.head(self.block(self.first(x)))
 
 
+class ByName(nn.Module):
+    """Modules called by the names of their arguments, blocks that are attributes, and a norm that is told more."""
+
+    class Norm(nn.LayerNorm):
+        def forward(self, x: Tensor, order: str = "last") -> Tensor:  # as OpenMMLab's LN2d
+            return super().forward(x) if order == "last" else super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ready, self.outer = ByName.Norm(8), nn.Conv2d(6, 8, 3, padding=1)
+            self.inner, self.norm = nn.Conv2d(8, 6, 3, padding=1), nn.BatchNorm2d(6)
+
+        def forward(self, hidden: Tensor, scale: float = 1.0) -> Tensor:
+            inner = self.norm(input=self.inner(input=self.ready(x=hidden, order="first"))).relu()
+            return hidden + scale * self.outer(input=inner)
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.second, self.third = conv_bn(3, 8), self.Block(), self.Block(), self.Block()
+        self.ready, self.head = self.Norm(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in (self.first, self.second, self.third):
+            x = block(scale=0.5, hidden=x)
+        return self.head(input=self.ready(x=x.movedim(1, -1).mean((1, 2)), order="last"))
+
+
 EXACT = {
     "plain": Plain,
     "without norm": WithoutNorm,
@@ -978,6 +1007,7 @@ EXACT = {
     "shared": Shared,
     "two names": TwoNames,
     "lends to stages": LendsToStages,
+    "called by name": ByName,
     "rolled": Rolled,
     "pixel shuffle": PixelShuffled,
     "spatial attention": SpatialAttention,

@@ -34,19 +34,24 @@ def find_depths(model: nn.Module, captured: Captured) -> tuple[Depth, ...]:
     """
     inside, lent = _called(captured)
     roots = captured.labels.roots()
-    depths: list[Depth] = []
+    ends = {path: _ends(nodes, captured) for path, nodes in inside.items()}
+    skippable = {path for path, nodes in inside.items() if _is_skippable(nodes, *ends[path], captured, roots)}
     called = {path: place for place, path in enumerate(inside)}  # by their first node
     parents = {path: module for path, module in model.named_modules() if next(module.children(), None) is not None}
     listed = {path for path, module in parents.items() if isinstance(module, _LISTS)}
+    depths: list[Depth] = []
+    stages: list[str] = []  # blocks of lists, whether or not they follow one another; what holds some stays
     for path in sorted(parents, key=lambda path: (path not in listed, -len(path.split(".")) if path else 0)):
         children = [joined(path, name) for name, _ in parents[path].named_children()]
         if path not in listed:
             children = sorted(filter(called.__contains__, children), key=called.__getitem__)
-        taken = [block for depth in depths for block in depth.blocks]
-        found = (_from_last_lender(run, lent) for run in _runs(children, inside, captured, roots))
+        elif len(blocks := skippable.intersection(children)) > 1:
+            stages += blocks
+        taken = [block for depth in depths for block in depth.blocks] + (stages if path not in listed else [])
+        found = (_from_last_lender(run, lent) for run in _runs(children, skippable, ends, inside))
         runs = [run for run in found if len(run) > 1 and not _overlap(run, taken)]
         for run in runs:
-            name = path if len(runs) == 1 and path in listed and path else run[1]  # run[0] may name a width
+            name = path if len(runs) == 1 and path else run[1]  # run[0] may be a layer, and name a width
             depths.append(Depth(name, tuple(run)))
     order = {path: place for place, (path, _) in enumerate(model.named_modules())}
     return tuple(sorted(depths, key=lambda depth: order[depth.blocks[0]]))
@@ -109,17 +114,19 @@ def _overlap(blocks: list[str], others: list[str]) -> bool:
 
 
 def _runs(
-    children: list[str], inside: dict[str, list[fx.Node]], captured: Captured, roots: np.ndarray
+    children: list[str],
+    skippable: Set[str],
+    ends: Mapping[str, tuple[fx.Node | None, fx.Node | None]],
+    inside: Mapping[str, list[fx.Node]],
 ) -> list[list[str]]:
-    ends = {child: _ends(inside.get(child, []), captured) for child in children}
     runs: list[list[str]] = []
     current: list[str] = []
-    for index, child in enumerate(children):
-        entry, exit_ = ends[child]
-        follows = index > 0 and entry is not None and entry is ends[children[index - 1]][1]
-        if _is_skippable(inside.get(child, []), entry, exit_, captured, roots):
-            if not current and follows:
-                current = [children[index - 1]]  # the lead: it changes the shape and stays
+    for child, before in zip(children, [None, *children], strict=False):
+        entry, _ = ends.get(child, (None, None))
+        follows = before is not None and entry is not None and entry is ends.get(before, (None, None))[1]
+        if child in skippable:
+            if not current and before and follows:
+                current = [before]  # the lead: it changes the shape and stays
             elif current and not (follows and (len(current) == 1 or _reads_alone(entry, inside[child]))):
                 runs.append(current)
                 current = []
@@ -158,9 +165,9 @@ def _is_skippable(
     before, after = captured.values[entry], captured.values[exit_]
     if not isinstance(after, Tensor) or before.shape != after.shape:
         return False
-    same = np.array_equal(roots[before.numpy()], roots[after.numpy()])
-    return same and any(
-        op_name(node) == "add" and any(_reaches(source, entry) for source in node.all_input_nodes) for node in nodes
+    sums = (node for node in nodes if op_name(node) == "add")
+    return any(_reaches(source, entry) for node in sums for source in node.all_input_nodes) and np.array_equal(
+        roots[before.numpy()], roots[after.numpy()]
     )
 
 

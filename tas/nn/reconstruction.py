@@ -98,7 +98,8 @@ def _fit_all(
     with ExitStack() as hooks:
         for layer, module in layers:
             if layer.name in goals:
-                hooks.enter_context(module.register_forward_pre_hook(partial(_fit, layer, goals[layer.name], bar)))
+                fit = partial(_fit, layer, goals[layer.name], bar)
+                hooks.enter_context(module.register_forward_pre_hook(fit, with_kwargs=True))
             else:
                 bar.advance()
         if batch_norms(small):
@@ -129,15 +130,15 @@ def _goals(
     goals: dict[str, list[_Goal | None]] = {layer.name: [] for layer in layers}
     generator = torch.Generator().manual_seed(seed)
 
-    def note(layer: Layer, module: _Fitted, given: tuple[Any, ...], outputs: Tensor) -> None:
+    def note(layer: Layer, module: _Fitted, given: tuple[Any, ...], named: dict[str, Any], outputs: Tensor) -> None:
         """Behind a layer of the full model."""
-        held = goals[layer.name]
-        held.append(None if held or not given else _goal(layer, module, given[0], outputs, sizes, generator))
+        held, (inputs, *_) = goals[layer.name], (*given, *named.values())
+        held.append(None if held else _goal(layer, module, inputs, outputs, sizes, generator))
 
     with ExitStack() as hooks:
         for layer in layers:  # before hooks of the user's
             module = model.get_submodule(layer.name)
-            hooks.enter_context(module.register_forward_hook(partial(note, layer), prepend=True))
+            hooks.enter_context(module.register_forward_hook(partial(note, layer), prepend=True, with_kwargs=True))
         model(inputs)
     return {name: held[0] for name, held in goals.items() if len(held) == 1 and held[0] is not None}
 
@@ -172,10 +173,13 @@ def _is_plain(module: _Fitted, inputs: Tensor, goal: _Goal) -> bool:
     return bool((again - goal.values).norm() <= 0.01 * goal.values.float().norm())
 
 
-def _fit(layer: Layer, goal: _Goal, bar: Bar, module: _Fitted, given: tuple[Tensor, ...]) -> None:
+def _fit(
+    layer: Layer, goal: _Goal, bar: Bar, module: _Fitted, given: tuple[Tensor, ...], named: dict[str, Tensor]
+) -> None:
     """Before a layer of the small network runs: its weights are what fits best what it is about to read."""
     bar.advance(layer.name)
-    read = _read(module, given[0], goal) if given else None
+    inputs, *_ = (*given, *named.values())
+    read = _read(module, inputs, goal)
     if read is None:
         return
     places, groups, width = read.shape

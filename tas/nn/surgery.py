@@ -19,31 +19,8 @@ from tas.nn.modes import modes_kept
 from tas.nn.paths import joined, lies_in
 from tas.nn.rules import KINDS
 from tas.nn.rules.base import layout_of
+from tas.nn.rules.opened import Dropped
 from tas.nn.rules.shortcut import MaskedShortcut, projection
-
-
-class Dropped(nn.Identity):
-    """What stands where a block was; blocks may take more than one argument, and return more than one value.
-
-    Args:
-        block: whose numbers, words and lists stay, since a forward around it may read them.
-        returns: see `Depth.returns`.
-    """
-
-    def __init__(self, block: nn.Module, returns: int = 0):
-        super().__init__()
-        self.__dict__.update({name: held for name, held in vars(block).items() if name[0] != "_" and _is_plain(held)})
-        self._returns = returns
-
-    def forward(self, inputs: Any, *others: Any, **options: Any) -> Any:
-        """The first argument; in a tuple with nothing else, where the block returned one."""
-        return (inputs, *[None] * (self._returns - 1)) if self._returns else inputs
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, int | float | str)
 
 
 def require_fit(model: nn.Module, graph: Graph) -> None:

@@ -7,7 +7,8 @@ from torch import nn
 
 from tas.architecture import Architecture
 from tas.errors import ModelError
-from tas.nn.surgery import Dropped, cut, mask, reorder, require_fit, shared_copy
+from tas.nn.rules.opened import Dropped
+from tas.nn.surgery import cut, mask, reorder, require_fit, shared_copy
 from tas.pipeline.trace import trace
 
 

@@ -163,13 +163,14 @@ class _SomeChannels(Opened):
         """Positions of the channels."""
         raise AssertionError("abstract")
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, *others: Any, **options: Any) -> Tensor:
         """Full shape in and out; averages of channels have no channels."""
         kept = self._kept(inputs)
         tensors = {name: getattr(self.module, name).index_select(dim, kept) for name, dim in self._axes}
         numbers = channel_norm_numbers(self.module, tensors, len(kept))
-        outputs = call_with(self.module, tensors, numbers, inputs.index_select(self._dim, kept))
-        sizes = outputs.shape if len(kept) > 1 else self.module(inputs).shape  # of one channel the average looks alike
+        outputs = call_with(self.module, tensors, numbers, inputs.index_select(self._dim, kept), *others, **options)
+        # of one channel the average looks alike
+        sizes = outputs.shape if len(kept) > 1 else self.module(inputs, *others, **options).shape
         if len(sizes) <= self._dim or sizes[self._dim] not in (len(kept), inputs.shape[self._dim]):
             return outputs
         whole = torch.zeros_like(inputs, dtype=outputs.dtype)  # under autocast a norm may answer in full precision
@@ -206,8 +207,8 @@ class DenseChannelNorm(Opened):
         self._axis = DenseAxis(layout_of(layer, "weight", 0), widths)
         self._dim, self._is_centred = layer.channel_dim, layer.kind != "rms_norm"
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Full shape in and out."""
+    def forward(self, inputs: Tensor, *others: Any, **options: Any) -> Tensor:
+        """Full shape in and out; what else a norm is told, such as where its channels stand, is known already."""
         module: Any = self.module
         values = inputs.movedim(self._dim, 1)
         groups = module.num_groups if isinstance(module, nn.GroupNorm) else 1

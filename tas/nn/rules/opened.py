@@ -1,7 +1,8 @@
-"""A user's module called with some of its tensors replaced."""
+"""What stands in the place of a user's module: itself with some of its tensors replaced, or nothing."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from types import MethodType
 from typing import Any
@@ -26,6 +27,13 @@ class Opened(nn.Module):
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
+        self._first = first_argument(module)
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """The first argument has its place, also where it is given by the name that the module has for it."""
+        if not inputs and self._first in options:
+            inputs = (options.pop(self._first),)
+        return super().__call__(*inputs, **options)
 
     def __getattr__(self, name: str) -> Any:
         """What is not found here is the module's."""
@@ -33,6 +41,37 @@ class Opened(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("module"), name)
+
+
+class Dropped(nn.Identity):
+    """What stands where a block was; blocks may take more than one argument, and return more than one value.
+
+    Args:
+        block: whose numbers, words and lists stay, since a forward around it may read them.
+        returns: see `Depth.returns`.
+    """
+
+    def __init__(self, block: nn.Module, returns: int = 0):
+        super().__init__()
+        self.__dict__.update({name: held for name, held in vars(block).items() if name[0] != "_" and _is_plain(held)})
+        self._returns, self._first = returns, first_argument(block)
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """The first argument; in a tuple with nothing else, where the block returned one."""
+        first = inputs[0] if inputs else options[self._first]
+        return (first, *[None] * (self._returns - 1)) if self._returns else first
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, int | float | str)
+
+
+def first_argument(module: nn.Module) -> str:
+    """How a module's forward calls what it takes first; empty where it takes nothing by name."""
+    first = next(iter(inspect.signature(module.forward).parameters.values()), None)
+    return first.name if first is not None and first.kind is first.POSITIONAL_OR_KEYWORD else ""
 
 
 def no_numbers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -22,10 +22,10 @@ class CompactOwnProjection(CompactProjection):
     def _active(self) -> dict[str, Tensor]:
         return dict(self.module.named_parameters(recurse=False)) | self._tensors.of(self.module)
 
-    def forward(self, inputs: Tensor, *others: Any) -> Tensor:
+    def forward(self, inputs: Tensor, *others: Any, **options: Any) -> Tensor:
         """Inputs and outputs as of the module, over the drawn channels."""
         tensors = self._active()
-        return _mixed(self, call_with(self.module, tensors, self._numbers(tensors), inputs, *others))
+        return _mixed(self, call_with(self.module, tensors, self._numbers(tensors), inputs, *others, **options))
 
 
 class _SomeRead(OpenProjection):
@@ -39,14 +39,14 @@ class _SomeRead(OpenProjection):
         """Positions on the weight's second axis."""
         raise AssertionError("abstract")
 
-    def forward(self, inputs: Tensor, *others: Any) -> Tensor:
+    def forward(self, inputs: Tensor, *others: Any, **options: Any) -> Tensor:
         """Full shape in and out."""
         whole = self.module.weight
         kept = self._kept(whole)
         tensors = {"weight": whole.index_select(1, kept)}
         read = torch.cat([kept + group * whole.shape[1] for group in range(self.module.groups)])
         numbers = convolution_numbers(self.module, tensors)
-        return _mixed(self, call_with(self.module, tensors, numbers, inputs.index_select(1, read), *others))
+        return _mixed(self, call_with(self.module, tensors, numbers, inputs.index_select(1, read), *others, **options))
 
 
 class DenseOwnProjection(_SomeRead):

@@ -240,19 +240,19 @@ class OpenProjection(Opened):
         """As it acts now."""
         return self._effective("bias")
 
-    def forward(self, inputs: Tensor, *others: Any) -> Tensor:
+    def forward(self, inputs: Tensor, *others: Any, **options: Any) -> Tensor:
         """Inputs and outputs as of the module, over the channels of this execution."""
         tensors = self._active()
         numbers = self._numbers(tensors)
         weight = tensors["weight"]
         matrix = self._matrix(weight)
         if matrix is None:
-            return call_with(self.module, tensors, numbers, inputs, *others)
+            return call_with(self.module, tensors, numbers, inputs, *others, **options)
         is_linear = isinstance(self.module, nn.Linear) and weight.shape[0] == len(matrix)
         if is_linear and inputs.numel() < weight.shape[1] ** 2:  # fewer outputs than weights to mix
-            outputs = call_with(self.module, tensors, numbers, inputs)
+            outputs = call_with(self.module, tensors, numbers, inputs, *others, **options)
             return F.linear(outputs, matrix) if matrix.dim() > 1 else outputs * matrix
-        return call_with(self.module, self._folded(tensors, matrix), numbers, inputs, *others)
+        return call_with(self.module, self._folded(tensors, matrix), numbers, inputs, *others, **options)
 
     def _numbers(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
         return {}
