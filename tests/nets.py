@@ -39,7 +39,7 @@ def perturbed(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float3
             else:
                 for parameter in module.parameters(recurse=False):
                     parameter.add_(0.2 * torch.randn(parameter.shape, generator=draw))
-    return model.to(dtype)
+    return model.to(dtype).eval()  # again: a module may keep what it computes from its weights
 
 
 def images(batch: int = 4, size: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -399,6 +399,35 @@ class Asks(nn.Module):
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
+class KeepsBiases(nn.Module):
+    """Attention with a bias per pair of tokens, which evaluation reads from a table that `train` makes and forgets.
+
+    As the authors' code of LeViT, EfficientFormer and TinyViT does; it cannot evaluate without the table.
+    """
+
+    def __init__(self, channels: int, heads: int, tokens: int):
+        super().__init__()
+        self.num_heads = heads
+        self.table = nn.Parameter(torch.randn(heads, 9))
+        self.register_buffer("index", (torch.arange(tokens * tokens) % 9).view(tokens, tokens))
+        self.qkv, self.proj = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+
+    @torch.no_grad()
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if mode and hasattr(self, "ab"):
+            del self.ab
+        else:
+            self.ab = self.table[:, self.index]
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.table[:, self.index] if self.training else self.ab
+        y = (q @ k.transpose(-2, -1) + bias).softmax(-1) @ v
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
 class JoinedBias(Attention):
     """Biases of queries, keys and values stored apart, those of keys zero, as in BEiT."""
 
@@ -703,6 +732,7 @@ TOKEN_NETS = {
     "interleaved": Interleaved,
     "rotary": lambda: Tokens(Turned(12, 3)),
     "asked table": lambda: Tokens(Asks(12, 3, 5)),
+    "keeps biases": lambda: Tokens(KeepsBiases(12, 3, 5), KeepsBiases(12, 4, 5)),
     "cascaded": Cascaded,
     "own matrices": Matrices,
     "joined bias": lambda: Tokens(JoinedBias(12, 3)),

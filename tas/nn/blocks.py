@@ -18,7 +18,7 @@ from tas.nn.capture import Captured
 from tas.nn.mixing import FixedSize, Interpolation, Size, as_tensor, interpolation_matrix
 from tas.nn.paths import joined, lies_in
 from tas.nn.program import module_paths, own_paths
-from tas.nn.rules.opened import Opened
+from tas.nn.rules.opened import Opened, handed_on
 
 PASSES = {"dropout", "relu", "clone", "contiguous", "feature_dropout"}
 _LISTS = nn.Sequential | nn.ModuleList | nn.ModuleDict
@@ -297,10 +297,11 @@ class OpenBlock(Opened):
 
     def forward(self, inputs: Tensor, *arguments, **options) -> Any:
         """What the block gives, its input unchanged, or at the end of the run the mixture; in a tuple if it does so."""
-        others: tuple | None = (None,) * (self.returns - 1) if self.returns else None
-        outputs: Any = inputs
+        handed: Any
         if self._state.is_needed(self.position):
-            outputs = self.module(inputs, *arguments, **options)
-            outputs, others = (outputs[0], outputs[1:]) if isinstance(outputs, tuple) else (outputs, None)
+            handed = self.module(inputs, *arguments, **options)
+        else:
+            handed = handed_on((inputs, *arguments, *options.values()), self.returns)
+        outputs, others = (handed[0], handed[1:]) if isinstance(handed, tuple) else (handed, None)
         outputs = self._state.hand_on(outputs, self.position)
         return outputs if others is None else (outputs, *others)

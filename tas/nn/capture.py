@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 from tas.errors import ModelError
 from tas.nn.labels import Echo, Labels, Stage, along, expanded, fixed, spread, varying_dims
 from tas.nn.paths import joined, lies_in
-from tas.nn.program import WITHOUT_VALUES, export, module_path, module_paths
+from tas.nn.program import WITHOUT_VALUES, export, is_for_nothing, module_path, module_paths
 from tas.nn.rules import (
     WITH_WEIGHTS,
     Call,
@@ -26,6 +26,7 @@ from tas.nn.rules import (
     refuse_what_is_no_norm,
     without_labels,
 )  # fmt: skip
+from tas.nn.surgery import made_in_evaluation, shared_copy
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ def capture(
     run = _LabelRun(model, example[0].shape[0], stages or {})
     run.follow(program)
     nodes = list(run.nodes)
-    if any(unseen_layers(model, run.labels)) or any(map(_is_for_nothing, nodes)):
-        run.follow_training(example)
+    made = made_in_evaluation(model)
+    if made or any(unseen_layers(model, run.labels)) or any(map(is_for_nothing, nodes)):
+        run.follow_training(example, made)
     run.note_numbers_of_constants()
     refuse_what_is_no_norm(run.labels, run.drafts)
     run.labels.settle()
@@ -101,12 +103,6 @@ def unseen_layers(model: nn.Module, labels: Labels) -> Iterator[str]:
         is_layer = isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
         if is_layer and name not in names and weights.get(name) not in seen:
             yield path
-
-
-def _is_for_nothing(node: fx.Node) -> bool:
-    """Whether nobody reads what is computed, unless in training: the variance of an autoencoder, say."""
-    is_unread = node.op == "call_function" and not node.users and not node.is_impure()  # nor written in place
-    return is_unread and isinstance(node.meta.get("val"), Tensor)
 
 
 class _LabelRun:
@@ -154,19 +150,23 @@ class _LabelRun:
             stage.exit = self.labels.fresh(len(outputs)) if stage.exit is None else stage.exit
             self.values[node] = spread(stage.exit, 1, tuple(value.shape))
 
-    def follow_training(self, example: Sequence[Tensor]) -> None:
-        """Follow what runs in training only, such as auxiliary heads; it is cut with the rest and costs nothing."""
+    def follow_training(self, example: Sequence[Tensor], made: Container[str]) -> None:
+        """Follow what runs in training only, such as auxiliary heads; it is cut with the rest and costs nothing.
+
+        Tensors that were `made` for evaluation to read in its place are made anew, not cut.
+        """
         counted, results, size, passages = dict(self.drafts), self.results, self._batch, list(self.labels.passages)
         batch = [torch.cat([tensor, tensor]) for tensor in example]  # a batch norm may need two samples
+        learner = shared_copy(self._model)
+        learner.train()
         try:
-            self._model.train()
-            program = export(self._model, batch)
+            program = export(learner, batch)
         except ModelError:  # training is tried by the self-check, which freezes what fails there
             return
-        finally:
-            self._model.eval()
         self.drafts, self._batch = {path: Draft(draft.kind) for path, draft in counted.items()}, 2 * size
         self.follow(program)
+        for name, dim in [axis for axis in self.labels.axes if axis[0] in made]:
+            del self.labels.axes[name, dim]
         for path, draft in self.drafts.items():
             draft.products.clear()
             counted.setdefault(path, draft)

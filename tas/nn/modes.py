@@ -90,3 +90,21 @@ def teaching(teacher: _Model, device: torch.device | str) -> _Model:
             f"the teacher {type(teacher).__name__} cannot be copied ({first_line(error)}); remove what holds computed "
             f"tensors, or call it once under torch.no_grad()"
         ) from error
+
+
+def forget(model: nn.Module) -> None:
+    """Make modules forget what they have computed from their weights and kept, in place.
+
+    Some do so in evaluation mode (attention biases of LeViT) and forget it when they are told to train; some of these
+    cannot do without, and make it anew when they are told to evaluate.
+    """
+    evaluated = [module for module in model.modules() if not module.training and has_own_train(module)]
+    with modes_kept(model):
+        model.train()
+        for module in evaluated:
+            module.eval()
+
+
+def has_own_train(module: nn.Module) -> bool:
+    """Whether its class does more than torch's when it is told to train or to evaluate."""
+    return type(module).train is not nn.Module.train

@@ -176,6 +176,12 @@ def own_paths(node: fx.Node) -> list[str]:
     return node.meta.get(_OWN) or [""]
 
 
+def is_for_nothing(node: fx.Node) -> bool:
+    """Whether nobody reads what is computed, unless in training: the variance of an autoencoder, say."""
+    is_unread = node.op == "call_function" and not node.users and not node.is_impure()  # nor written in place
+    return is_unread and isinstance(node.meta.get("val"), Tensor)
+
+
 def module_paths(node: fx.Node) -> list[str]:
     """The paths by which all modules around a node are called, outermost first."""
     return node.meta.get(_CALLED) or [""]

@@ -26,11 +26,12 @@ from tas.nn.mixing import (
     Size,
     gumbel_weights,
 )  # fmt: skip
+from tas.nn.modes import forget, has_own_train
 from tas.nn.rules import KINDS
 from tas.nn.rules.normalization import MixedAffines, OpenBatchNorm
 from tas.nn.rules.opened import Opened
 from tas.nn.rules.shortcut import CompactShortcut, DenseShortcut
-from tas.nn.surgery import forget, fresh_copy, replaced, require_fit, set_attribute
+from tas.nn.surgery import fresh_copy, made_in_evaluation, replaced, require_fit, set_attribute
 from tas.space import SearchSpace
 
 
@@ -99,7 +100,8 @@ class Supernet(nn.Module):
             (opened.get_submodule(item.module), item) for item in (graph.attributes if execution == "compact" else ())
         ]
         # of one size they may keep what is wrong for the next
-        self._keeping = [module for module in opened.modules() if type(module).train is not nn.Module.train]
+        self._keeping = list(filter(has_own_train, opened.modules()))
+        self._making = list(made_in_evaluation(opened).values())
         self.model = _opened(opened, graph, self._sizes, self._depths, execution)
         self._affines = MixedAffines(self.model)
         self._is_compiled = execution == "compact" and is_compiled(self.model)
@@ -132,6 +134,8 @@ class Supernet(nn.Module):
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What the model's own forward returns, under the choices open now."""
         self._affines.make()
+        for module in self._making:  # in evaluation it would read what it has made of its whole weights
+            module.training = True
         with as_written(self._is_compiled):
             return self.model(*inputs, **options)
 
@@ -253,6 +257,7 @@ class Supernet(nn.Module):
         for shortcut in self.graph.shortcuts:
             block = whole.get_submodule(shortcut.block)
             setattr(block, shortcut.attribute, getattr(block, shortcut.attribute).original)
+        forget(whole)
         return whole
 
 

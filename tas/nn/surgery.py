@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from tas.architecture import Architecture
 from tas.errors import ModelError
 from tas.graph import Attribute, Graph, Layer, Parameter, Shortcut, channels_of, positions_of
-from tas.nn.modes import modes_kept
+from tas.nn.modes import forget, has_own_train, modes_kept
 from tas.nn.paths import joined, lies_in
 from tas.nn.rules import KINDS
 from tas.nn.rules.base import layout_of
@@ -80,6 +80,7 @@ def cut(model: nn.Module, graph: Graph, architecture: Architecture, *, share_the
         block = small.get_submodule(shortcut.block)
         like = next(block.parameters())
         setattr(block, shortcut.attribute, projection(torch.eye(made, read).to(like)).train(block.training))
+    forget(small)
     return small
 
 
@@ -162,7 +163,9 @@ def mask(model: nn.Module, graph: Graph, architecture: Architecture) -> nn.Modul
                 size = getattr(module, name).shape[dim]
                 dropped = np.setdiff1d(np.arange(size), positions_of(layout, sizes))
                 parametrize.register_parametrization(module, name, _ZeroAlong(dim, dropped), unsafe=True)
-    return replaced(masked, wrapped)
+    replaced(masked, wrapped)
+    forget(masked)
+    return masked
 
 
 _PLAIN = (dict, OrderedDict, set)
@@ -178,7 +181,7 @@ def fresh_copy(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
     # a module with a `train` of its own may write into its weights there, as LoRA merges them; transformers' do not;
     # embeddings with a largest norm write in every forward
     writers = [module for module in model.modules() if getattr(module, "max_norm", None) is not None
-               or (type(module).train is not nn.Module.train
+               or (has_own_train(module)
                    and not type(module).train.__module__.startswith("transformers."))]  # fmt: skip
     written = {id(weight) for module in writers for weight in module.parameters()}
     shared = [tensor for tensor in shared if id(tensor) not in written]
@@ -215,13 +218,17 @@ def tables(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def forget(model: nn.Module) -> None:
-    """Make modules forget what they have computed from their weights and kept, in place.
-
-    Some do so in evaluation mode (attention biases of LeViT) and forget it when they are told to train.
-    """
+def made_in_evaluation(model: nn.Module) -> dict[str, nn.Module]:
+    """Tensors that modules make when they are told to evaluate and forget when they are told to train, by path."""
+    if not any(map(has_own_train, model.modules())):
+        return {}
     with modes_kept(model):
+        model.eval()
+        kept = tensors_by_name(model).keys()
         model.train()
+        made = kept - tensors_by_name(model).keys()
+    forget(model)
+    return {path: model.get_submodule(path.rpartition(".")[0]) for path in made}
 
 
 def reorder(model: nn.Module, graph: Graph, orders: Mapping[str, np.ndarray]) -> nn.Module:
@@ -245,6 +252,7 @@ def reorder(model: nn.Module, graph: Graph, orders: Mapping[str, np.ndarray]) ->
                     index = index[_permutation(channels_of(layout or (), width), orders[width])]
                 tensor = tensor.index_select(dim, torch.as_tensor(index, device=tensor.device))
             _replace(module, parameter.short, tensor)
+    forget(ranked)
     return ranked
 
 

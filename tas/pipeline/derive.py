@@ -15,7 +15,7 @@ from tas.distributed import join
 from tas.errors import ConfigError, DataError
 from tas.graph import Graph
 from tas.nn.interpolate import interpolate
-from tas.nn.modes import evaluating, require_unfrozen, teaching
+from tas.nn.modes import evaluating, forget, require_unfrozen, teaching
 from tas.nn.reconstruction import reconstruct
 from tas.nn.statistics import batch_norms, measure_statistics
 from tas.nn.supernet import reset_weights
@@ -76,6 +76,7 @@ def derive(
             inputs = _images(data, str(home), seed)
             reconstruct(small.to(home), teaching(model, home), graph, architecture, inputs, seed=seed)
         small.to(place)
+    forget(small)
     return small
 
 

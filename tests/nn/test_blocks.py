@@ -228,6 +228,33 @@ def test_blocks_that_return_tuples_are_dropped_in_tuples(items, lead):
         torch.testing.assert_close(small(images()), model.head(wanted))
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_block_that_is_dropped_hands_on_the_sizes_that_it_was_given(by_name):
+    class Sized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Conv2d(8, 6, 3, padding=1), nn.Linear(6, 8)
+
+        def forward(self, tokens, size):
+            return tokens + self.outer(self.inner(tokens.mT.unflatten(2, size)).flatten(2).mT.relu()), size
+
+    class Rows(Listed):  # as MViT does
+        def forward(self, x):
+            x = self.stem(x)
+            x, size = x.flatten(2).mT, tuple(x.shape[2:])
+            for child in self.blocks:
+                x, size = child(size=size, tokens=x) if by_name else child(x, size)
+            return self.head(x.mT.unflatten(2, size))
+
+    model = perturbed(Rows(Sized(), Sized(), Sized()))
+    graph = trace(model, images())  # its self check runs both executions
+    assert graph.depths == (Depth("blocks", ("blocks.0", "blocks.1", "blocks.2"), returns=2),)
+    small = cut(model, graph, replace(graph.full, depths={"blocks": 1}))
+    stem = model.stem(images())
+    kept, size = model.blocks[0](stem.flatten(2).mT, tuple(stem.shape[2:]))
+    torch.testing.assert_close(small(images()), model.head(kept.mT.unflatten(2, size)))
+
+
 def test_a_forward_that_needs_more_than_the_first_of_a_tuple_keeps_its_blocks():
     class Tells(InTuples):
         def forward(self, x):

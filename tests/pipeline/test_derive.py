@@ -320,3 +320,13 @@ def test_a_recalibration_that_fails_in_its_second_batch_leaves_the_model_as_it_w
         measure_statistics(model, batches())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.stem[1].momentum == TinyNet().stem[1].momentum
+
+
+@pytest.mark.parametrize("weights", ["inherit", "fresh", "interpolate"])
+def test_what_a_model_keeps_in_evaluation_is_of_the_weights_that_it_has(weights):
+    model, graph = perturbed(nets.ALL["keeps biases"]()), nets.graph_of("keeps biases")
+    small = derive(model, graph, SearchSpace.of(graph).smallest, weights=weights)
+    kept = small(images())
+    small.train().eval()  # makes its table anew
+    torch.testing.assert_close(kept, small(images()))
+    assert small.blocks[0].attention.ab.shape[0] == 1

@@ -797,17 +797,22 @@ class MergedLinear(nn.Linear):
             self.merged = not mode
         return self
 
+    def forward(self, inputs):
+        return super().forward(inputs) + (0 if self.merged else F.linear(inputs, self.low))
+
 
 @pytest.mark.parametrize("training", [True, False])
 def test_weights_that_change_with_the_mode_are_not_changed(training):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), MergedLinear(8, 8), nn.ReLU(), nn.Linear(8, 2)).train(training)
+    merged, first, second = MergedLinear(8, 8), nn.Linear(3, 8), nn.Linear(8, 8)
+    model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), merged, nn.ReLU(), nn.Linear(8, 2)).train(training)
     before = copy.deepcopy(model.state_dict())
     graph = trace(model, torch.randn(1, 3))
-    assert graph.widths
-    derive(model, graph, SearchSpace.of(graph).smallest)
+    assert [width.name for width in graph.widths] == ["0"], "what merged weights read and make stays"
+    small, inputs = derive(model, graph, SearchSpace.of(graph).smallest), torch.randn(1, 3)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert model.training == training
+    assert model.training == small.training == training
+    torch.testing.assert_close(small.eval()(inputs), small.train()(inputs))
 
 
 class OwnNorm(nn.Module):

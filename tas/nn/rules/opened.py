@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MethodType
 from typing import Any
 
@@ -57,9 +57,20 @@ class Dropped(nn.Identity):
         self._returns, self._first = returns, first_argument(block)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        """The first argument; in a tuple with nothing else, where the block returned one."""
-        first = inputs[0] if inputs else options[self._first]
-        return (first, *[None] * (self._returns - 1)) if self._returns else first
+        """The first argument, as `handed_on` says."""
+        first = inputs[0] if inputs else options.pop(self._first)
+        return handed_on((first, *inputs[1:], *options.values()), self._returns)
+
+
+def handed_on(given: Sequence[Any], returns: int) -> Any:
+    """What stands for the results of a block that is left out, with what it was given.
+
+    The first argument; in a tuple where the block returns one, with sizes that it was given (MViT's) and nothing else.
+    """
+    if not returns:
+        return given[0]
+    others = (value if isinstance(value, list | tuple) and _is_plain(value) else None for value in given[1:returns])
+    return (given[0], *others, *[None] * (returns - len(given)))
 
 
 def _is_plain(value: object) -> bool:
