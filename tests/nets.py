@@ -973,10 +973,11 @@ class ByName(nn.Module):
             super().__init__()
             self.ready, self.outer = ByName.Norm(8), nn.Conv2d(6, 8, 3, padding=1)
             self.inner, self.norm = nn.Conv2d(8, 6, 3, padding=1), nn.BatchNorm2d(6)
+            self.gain = nn.Parameter(torch.ones(8, 1, 1))
 
         def forward(self, hidden: Tensor, scale: float = 1.0) -> Tensor:
             inner = self.norm(input=self.inner(input=self.ready(x=hidden, order="first"))).relu()
-            return hidden + scale * self.outer(input=inner)
+            return hidden + scale * self.gain * self.outer(input=inner)
 
     def __init__(self):
         super().__init__()

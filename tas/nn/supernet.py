@@ -136,8 +136,12 @@ class Supernet(nn.Module):
         self._affines.make()
         for module in self._making:  # in evaluation it would read what it has made of its whole weights
             module.training = True
-        with as_written(self._is_compiled):
-            return self.model(*inputs, **options)
+        try:
+            with as_written(self._is_compiled):
+                return self.model(*inputs, **options)
+        finally:
+            for module in self._making:
+                module.training = self.training
 
     def weights(self) -> list[nn.Parameter]:
         """Every trainable parameter but the logits."""

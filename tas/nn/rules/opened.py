@@ -27,7 +27,7 @@ class Opened(nn.Module):
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
-        self._first = first_argument(module)
+        self._first = module._first if isinstance(module, Opened) else first_argument(module)
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """The first argument has its place, also where it is given by the name that the module has for it."""
