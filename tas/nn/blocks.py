@@ -21,6 +21,7 @@ from tas.nn.program import module_paths, own_paths
 from tas.nn.rules.opened import Opened, handed_on
 
 PASSES = {"dropout", "relu", "clone", "contiguous", "feature_dropout"}
+MOST_SUMS = 2  # of a block (attention and a perceptron); what has more, and is no item of a list, is a stack of blocks
 _LISTS = nn.Sequential | nn.ModuleList | nn.ModuleDict
 _PROJECTIONS = {"conv2d", "linear", "conv1d", "conv3d"}
 
@@ -40,15 +41,14 @@ def find_depths(model: nn.Module, captured: Captured) -> tuple[Depth, ...]:
     parents = {path: module for path, module in model.named_modules() if next(module.children(), None) is not None}
     listed = {path for path, module in parents.items() if isinstance(module, _LISTS)}
     depths: list[Depth] = []
-    stages: list[str] = []  # blocks of lists, whether or not they follow one another; what holds some stays
     for path in sorted(parents, key=lambda path: (path not in listed, -len(path.split(".")) if path else 0)):
         children = [joined(path, name) for name, _ in parents[path].named_children()]
+        may_go = skippable.intersection(children)
         if path not in listed:
             children = sorted(filter(called.__contains__, children), key=called.__getitem__)
-        elif len(blocks := skippable.intersection(children)) > 1:
-            stages += blocks
-        taken = [block for depth in depths for block in depth.blocks] + (stages if path not in listed else [])
-        found = (_from_last_lender(run, lent) for run in _runs(children, skippable, ends, inside))
+            may_go = {child for child in may_go if _sums(inside[child], ends[child][0]) <= MOST_SUMS}
+        taken = [block for depth in depths for block in depth.blocks]
+        found = (_from_last_lender(run, lent) for run in _runs(children, may_go, ends, inside))
         runs = [run for run in found if len(run) > 1 and not _overlap(run, taken)]
         for run in runs:
             name = path if len(runs) == 1 and path else run[1]  # run[0] may be a layer, and name a width
@@ -169,6 +169,15 @@ def _is_skippable(
     return any(_reaches(source, entry) for node in sums for source in node.all_input_nodes) and np.array_equal(
         roots[before.numpy()], roots[after.numpy()]
     )
+
+
+def _sums(nodes: list[fx.Node], entry: fx.Node | None) -> int:
+    """How many sums onto the stream a module has, one behind the other."""
+    count, stream = 0, entry
+    for node in nodes:
+        if stream and op_name(node) == "add" and any(_reaches(source, stream) for source in node.all_input_nodes):
+            count, stream = count + 1, node
+    return count
 
 
 def op_name(node: fx.Node) -> str:

@@ -94,26 +94,30 @@ def test_blocks_that_are_attributes_of_blocks_of_a_list_go_with_them():
     assert graph.depths == (Depth("blocks", ("blocks.0", "blocks.1")),)
 
 
-def test_a_stack_of_blocks_does_not_go_as_a_whole_where_its_blocks_cannot_go_one_by_one():
-    class Stack(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.blocks = nn.ModuleList([block() for _ in range(3)])
+class Stack(nn.Module):
+    """Sums outside of what they add, as in vit-pytorch: no part of it is a block."""
 
-        def forward(self, x):
-            for child in self.blocks:
-                x = child(x) * 0.5
-            return x * 2
+    def __init__(self, parts: int):
+        super().__init__()
+        self.parts = nn.ModuleList([NotResidual() for _ in range(parts)])
 
+    def forward(self, x):
+        for part in self.parts:
+            x = part(x) + x
+        return x
+
+
+@pytest.mark.parametrize(("parts", "wanted"), [(2, [("stem", "encoder")]), (3, [])])
+def test_a_stack_of_blocks_does_not_go_as_a_whole(parts, wanted):
     class Encoder(nn.Module):
         def __init__(self):
             super().__init__()
-            self.stem, self.encoder, self.head = nets.conv_bn(3, 8), Stack(), nets.head(8)
+            self.stem, self.encoder, self.head = nets.conv_bn(3, 8), Stack(parts), nets.head(8)
 
         def forward(self, x):
             return self.head(self.encoder(self.stem(x)))
 
-    assert trace(perturbed(Encoder()), images()).depths == ()
+    assert [depth.blocks for depth in trace(perturbed(Encoder()), images()).depths] == wanted
 
 
 def test_runs_in_a_dictionary_end_where_others_read_them_too():
