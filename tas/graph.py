@@ -20,7 +20,7 @@ __all__ = [
     "Width", "channels_of", "count_of", "positions_of", "whole_width",
 ]  # fmt: skip
 
-FORMAT = 5  # 1 had no attributes and no norms over channels, 2 no shortcuts, 3 no latency, 4 no blocks with tuples
+FORMAT = 6  # 1 had no attributes, no norms over channels, 2 no shortcuts, 3 no latency, 4 no tuples, 5 no branches
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,13 @@ class Depth:
         name: path of the container; of the first block that can be dropped where a container holds several runs.
         blocks: module paths in order.
         returns: items of the tuple that a block returns, whose first is handed on; 0 where it returns that alone.
+        is_added: whether what a block gives is added to its input outside of it: a dropped one gives zeros.
     """
 
     name: str
     blocks: tuple[str, ...]
     returns: int = 0
+    is_added: bool = False
 
 
 @dataclass(frozen=True)
@@ -313,7 +315,7 @@ class Graph:
                     Width(v["name"], v["size"], tuple(v["layers"]), tuple(v.get("excluded", ())))
                     for v in value["widths"]
                 ),
-                tuple(Depth(v["name"], tuple(v["blocks"]), v.get("returns", 0)) for v in value["depths"]),
+                tuple(Depth(**{**v, "blocks": tuple(v["blocks"])}) for v in value["depths"]),
                 tuple(_layer(v) for v in value["layers"]),
                 tuple(Frozen(**v) for v in value["frozen"]),
                 tuple(tuple(shape) for shape in value["input_shapes"]),

@@ -185,3 +185,9 @@ def is_for_nothing(node: fx.Node) -> bool:
 def module_paths(node: fx.Node) -> list[str]:
     """The paths by which all modules around a node are called, outermost first."""
     return node.meta.get(_CALLED) or [""]
+
+
+def op_name(node: fx.Node) -> str:
+    """Name of the operation of a node, without namespace, overload and in-place underscore; empty for the rest."""
+    schema = getattr(node.target, "_schema", None)
+    return schema.name.rpartition("::")[2].rstrip("_") if schema is not None else ""

@@ -9,11 +9,11 @@ from torch import Tensor, fx, nn
 
 from tas.errors import ModelError
 from tas.graph import Depth
-from tas.nn.blocks import PASSES, op_name
+from tas.nn.blocks import PASSES
 from tas.nn.capture import Captured, capture, ends_of
 from tas.nn.labels import TIED
 from tas.nn.paths import joined
-from tas.nn.program import export, module_path, module_paths
+from tas.nn.program import export, module_path, module_paths, op_name
 from tas.nn.rules.shortcut import Marker
 
 _NAMES = ("shortcut", "downsample", "skip", "residual", "identity")  # of attributes that are None where not needed

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tas.architecture import Architecture
 from tas.errors import ArchitectureError, ConfigError
 from tas.graph import Graph
-from tas.nn.blocks import DepthState, OpenBlock, free_exits
 from tas.nn.compiled import as_written, is_compiled
+from tas.nn.mixed_depth import DepthState, OpenBlock, OpenBranch, free_exits
 from tas.nn.mixing import (
     INTERPOLATIONS,
     PADDING,
@@ -314,11 +314,11 @@ def _opened(
                 if isinstance(table, DenseAxis):
                     table.to(place)  # nothing moves in a forward
     for depth in graph.depths:
-        for position, path in enumerate(depth.blocks):
+        skippable = OpenBranch if depth.is_added else OpenBlock
+        for position, path in list(enumerate(depth.blocks))[depth.is_added :]:  # the second branch reads the first sum
             block = model.get_submodule(path)
-            open_block = OpenBlock(others.get(block, block), depths[depth.name], position, depth.returns)
-            open_block.training = block.training
-            others[block] = open_block
+            others[block] = skippable(others.get(block, block), depths[depth.name], position, depth.returns)
+            others[block].training = block.training
     return replaced(model, others)
 
 

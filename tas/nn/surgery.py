@@ -266,11 +266,11 @@ def _permutation(channels: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def _skip(model: nn.Module, graph: Graph, architecture: Architecture) -> None:
-    returns = {block: depth.returns for depth in graph.depths for block in depth.blocks}
     dropped: dict[nn.Module, nn.Module] = {}
-    for block in graph.skipped(architecture):
-        old = model.get_submodule(block)
-        dropped[old] = Dropped(old, returns[block])
+    for depth in graph.depths:
+        for block in depth.blocks[architecture.depths[depth.name] :]:
+            old = model.get_submodule(block)
+            dropped[old] = Dropped(old, depth)
     replaced(model, dropped)
 
 

@@ -86,7 +86,7 @@ def _traced(still: nn.Module, inputs: list[Tensor], keep: Sequence[str], residua
     kept = find_kept(still, keep)
     captured = capture(still, inputs)
     depths = with_returns(shared_copy(still), find_depths(still, captured), inputs)
-    rest = uncounted_macs(still, captured, inputs, [block for depth in depths for block in depth.blocks])
+    rest = uncounted_macs(still, captured, inputs, dict.fromkeys(block for depth in depths for block in depth.blocks))
     shapes = tuple(tuple(tensor.shape) for tensor in inputs)
     if residuals == "free":
         captured = free_residuals(still, captured, inputs, depths, kept)

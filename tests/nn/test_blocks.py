@@ -8,7 +8,7 @@ from torch import nn
 
 from tas.architecture import Architecture
 from tas.graph import Depth, Graph
-from tas.nn.blocks import DepthState, OpenBlock
+from tas.nn.mixed_depth import DepthState, OpenBlock
 from tas.nn.surgery import cut
 from tas.pipeline.trace import trace
 
@@ -95,7 +95,7 @@ def test_blocks_that_are_attributes_of_blocks_of_a_list_go_with_them():
 
 
 class Stack(nn.Module):
-    """Sums outside of what they add, as in vit-pytorch: no part of it is a block."""
+    """Sums outside of what they add: no part of it is a block."""
 
     def __init__(self, parts: int):
         super().__init__()
@@ -107,7 +107,10 @@ class Stack(nn.Module):
         return x
 
 
-@pytest.mark.parametrize(("parts", "wanted"), [(2, [("stem", "encoder")]), (3, [])])
+@pytest.mark.parametrize(
+    ("parts", "wanted"),
+    [(2, [("stem", "encoder")]), (3, [("stem", "encoder.parts.0", "encoder.parts.1", "encoder.parts.2")])],
+)
 def test_a_stack_of_blocks_does_not_go_as_a_whole(parts, wanted):
     class Encoder(nn.Module):
         def __init__(self):

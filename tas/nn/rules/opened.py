@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tas.graph import Layer
+from tas.graph import Depth, Layer
 from tas.nn.mixing import CompactAxis, CompactWidth
 from tas.nn.rules.base import Numbers
 
@@ -48,17 +49,18 @@ class Dropped(nn.Identity):
 
     Args:
         block: whose numbers, words and lists stay, since a forward around it may read them.
-        returns: see `Depth.returns`.
+        depth: whose block it was.
     """
 
-    def __init__(self, block: nn.Module, returns: int = 0):
+    def __init__(self, block: nn.Module, depth: Depth):
         super().__init__()
         self.__dict__.update({name: held for name, held in vars(block).items() if name[0] != "_" and _is_plain(held)})
-        self._returns, self._first = returns, first_argument(block)
+        self._returns, self._is_added, self._first = depth.returns, depth.is_added, first_argument(block)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        """The first argument, as `handed_on` says."""
+        """The first argument as `handed_on` says, or zeros where they are added to it."""
         first = inputs[0] if inputs else options.pop(self._first)
+        first = torch.zeros_like(first) if self._is_added else first
         return handed_on((first, *inputs[1:], *options.values()), self._returns)
 
 

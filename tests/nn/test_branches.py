@@ -1,0 +1,244 @@
+from dataclasses import replace
+
+import nets
+import pytest
+import torch
+from nets import images, perturbed
+from torch import nn
+
+from tas.architecture import Architecture
+from tas.graph import Depth, Graph
+from tas.nn.mixed_depth import DepthState, OpenBranch
+from tas.nn.supernet import Supernet
+from tas.nn.surgery import cut
+from tas.pipeline.trace import trace
+from tas.space import SearchSpace
+
+
+def branch() -> nn.Module:
+    return nn.Sequential(nets.conv_bn(8, 4), nn.ReLU(), nets.conv_bn(4, 8))
+
+
+class Net(nn.Module):
+    """Adds what `add` says between a stem and a head, both with channels of their own."""
+
+    def __init__(self, **parts: nn.Module):
+        super().__init__()
+        self.stem, self.head = nets.conv_bn(3, 8), nets.head(8)
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x):
+        return self.head(self.add(self.stem(x).relu()))
+
+    def add(self, x):
+        raise NotImplementedError
+
+
+class Pairs(Net):
+    """As encoders of vit-pytorch do, with a list of two for every layer."""
+
+    def __init__(self, count: int = 2, branch=branch):
+        super().__init__(layers=nn.ModuleList([nn.ModuleList([branch(), branch()]) for _ in range(count)]))
+
+    def add(self, x):
+        for attention, perceptron in self.layers:
+            x = attention(x) + x
+            x = x + perceptron(x)
+        return x
+
+    @property
+    def branches(self) -> list[nn.Module]:
+        return [branch for pair in self.layers for branch in pair]
+
+
+def kept(model: Pairs, count: int) -> torch.Tensor:
+    """What the model gives with its first branches alone."""
+    x = model.stem(images()).relu()
+    for item in model.branches[:count]:
+        x = x + item(x)
+    return model.head(x)
+
+
+PAIRS = tuple(f"layers.{pair}.{item}" for pair in range(2) for item in range(2))
+
+
+def test_branches_in_lists_of_lists_are_one_depth_and_drop_from_the_end():
+    model = perturbed(Pairs())
+    graph = trace(model, images())  # its self check runs both executions
+    assert graph.depths == (Depth("layers", PAIRS, is_added=True),)
+    assert Graph.from_json(graph.to_json()) == graph
+    for count in (1, 2, 3, 4):
+        architecture = Architecture(graph.full.widths, {"layers": count})
+        small = cut(model, graph, architecture)
+        torch.testing.assert_close(small(images()), kept(model, count))
+        assert sum(parameter.numel() for parameter in small.parameters()) == graph.params(architecture)
+
+
+def test_what_makes_the_stream_leads_where_it_has_layers():
+    class ResNet9(Net):
+        def add(self, x):
+            x = self.second(x)
+            x = self.one(x) + x
+            x = self.third(x)
+            return self.two(x) + x
+
+    model = ResNet9(second=nets.conv_bn(8, 8), one=branch(), third=nets.conv_bn(8, 8), two=branch())
+    graph = trace(perturbed(model), images())
+    assert graph.depths == (
+        Depth("one", ("second", "one"), is_added=True),
+        Depth("two", ("third", "two"), is_added=True),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("execution", ["compact", "dense"])
+def test_a_mixture_of_depths_is_that_of_the_streams(execution):
+    model = perturbed(Pairs()).double()
+    graph = trace(model.float(), images())
+    space = SearchSpace({name: (size,) for name, size in graph.full.widths.items()}, {"layers": (1, 3, 4)})
+    supernet = Supernet(model, graph, space, execution=execution, depth_samples="all").eval()
+    seen: list[torch.Tensor] = []
+    supernet.model.get_submodule("head").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    supernet.draw(5.0, torch.Generator().manual_seed(0))
+    supernet(images())
+    state = supernet._depths["layers"]
+    weights = state.weights.values() if execution == "compact" else state.vector[[0, 2, 3]]
+    mixed = seen.pop()
+    wanted = torch.zeros_like(mixed)
+    for weight, count in zip(weights, (1, 3, 4), strict=True):
+        with supernet.fixed(Architecture(graph.full.widths, {"layers": count})):
+            supernet(images())
+        wanted = wanted + weight * seen.pop()
+    torch.testing.assert_close(mixed, wanted)
+    (gradient,) = torch.autograd.grad(mixed.square().mean(), supernet.logits)
+    assert gradient[-1, :3].abs().min() > 0
+
+
+class Counted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x
+
+
+def test_branches_beyond_the_deepest_that_is_drawn_do_not_run():
+    branches, state = [Counted() for _ in range(4)], DepthState((1, 2, 3, 4), 4)
+    opened = [branches[0], *(OpenBranch(item, state, place) for place, item in enumerate(branches[1:], 1))]
+
+    def run() -> float:
+        x = torch.ones(())
+        for item in opened:
+            x = x + item(x)
+        return float(x)
+
+    assert run() == 16
+    state.draw([0, 2], torch.tensor([0.25, 0.75]))
+    assert run() == pytest.approx(0.25 * 2 + 0.75 * 8)
+    assert [item.calls for item in branches] == [2, 2, 2, 1]
+    state.draw_dense(torch.tensor([3, 0]), torch.tensor([0.5, 0.5]))
+    assert run() == pytest.approx(0.5 * 2 + 0.5 * 16)
+
+
+def test_branches_may_return_tuples_and_be_called_by_name():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = branch()
+
+        def forward(self, tokens, scale=None):
+            return self.inner(tokens), scale
+
+    class InTuples(Net):
+        def add(self, x):
+            for item in self.items:
+                x = x + item(scale=(1, 2), tokens=x)[0]
+            return x
+
+    model = perturbed(InTuples(items=nn.ModuleList([Pair(), Pair(), Pair()])))
+    graph = trace(model, images())
+    assert graph.depths == (Depth("items", ("items.0", "items.1", "items.2"), returns=2, is_added=True),)
+    small = cut(model, graph, replace(graph.full, depths={"items": 1}))
+    assert not any(True for _ in small.get_submodule("items.2").parameters())
+
+
+class Scaled(Net):
+    def add(self, x):
+        for item in self.items:
+            x = x + 0.5 * item(x)
+        return x
+
+
+class ThenRelu(Net):
+    def add(self, x):
+        for item in self.items:
+            x = x + item(x).relu()
+        return x
+
+
+class Weighted(Net):
+    def add(self, x):
+        for item in self.items:
+            x = torch.add(x, item(x), alpha=2)
+        return x
+
+
+class ReadTwice(Net):
+    def add(self, x):
+        means = 0.0
+        for item in self.items:
+            found = item(x)
+            x, means = x + found, means + found.mean((2, 3), keepdim=True)
+        return x * means.sigmoid()
+
+
+class Other(Net):
+    def add(self, x):
+        before = x
+        for item in self.items:
+            before, x = x, item(x) + before
+        return x
+
+
+@pytest.mark.parametrize("net", [Scaled, ThenRelu, Weighted, ReadTwice, Other])
+def test_only_what_is_added_as_it_is_to_what_was_read_is_a_branch(net):
+    assert trace(perturbed(net(items=nn.ModuleList([branch() for _ in range(3)]))), images()).depths == ()
+
+
+def test_sums_that_others_read_end_a_run():
+    class Tapped(Net):
+        def add(self, x):
+            first = x + self.one(x)
+            second = first + self.two(first)
+            third = second + self.three(second)
+            return third + 0.5 * first
+
+    model = Tapped(stream=nets.conv_bn(8, 8), one=branch(), two=branch(), three=branch())
+    graph = trace(perturbed(model), images())
+    assert [depth.blocks for depth in graph.depths] == [("two", "three")]
+
+
+def test_sums_in_place_of_what_a_branch_gives():
+    class InPlace(Net):
+        def add(self, x):
+            for item in self.items:
+                found = item(x)
+                found += x
+                x = found
+            return x
+
+    model = perturbed(InPlace(items=nn.ModuleList([branch() for _ in range(3)])))
+    graph = trace(model, images())
+    assert [depth.blocks for depth in graph.depths] == [("items.0", "items.1", "items.2")]
+    supernet = Supernet(model, graph, SearchSpace.of(graph))
+    supernet.draw(5.0, torch.Generator().manual_seed(0))
+    supernet(images()).square().mean().backward()
+    assert supernet.logits.grad is not None
+
+
+def test_free_residuals_leave_branches_tied_and_say_so():
+    graph = trace(perturbed(Pairs()), images(), residuals="free")
+    assert graph.depths == (Depth("layers", PAIRS, is_added=True),)
+    assert [item.axis for item in graph.frozen if "keep one width" in item.reason] == list(PAIRS[1:])
