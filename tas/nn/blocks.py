@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,32 +28,80 @@ def find_depths(model: nn.Module, captured: Captured) -> tuple[Depth, ...]:
     """Runs of residual blocks in every Sequential, ModuleList and ModuleDict, then among what other modules call.
 
     Innermost modules come first: dropping single blocks leaves more to choose than dropping stages.
-    A block can be skipped if it is one tensor in, one out, of the same shape and the same channels, with a sum onto
+    A block can be skipped if it makes of one tensor another of the same shape and the same channels, with a sum onto
     its own input inside. The child before a run, or the run's first block, always stays. Last come runs of branches.
     """
-    inside, lent = _called(captured)
-    ends = {path: _ends(nodes, captured) for path, nodes in inside.items()}
-    roots = captured.labels.roots()
-    alike = [path for path, nodes in inside.items() if _keeps_channels(nodes, ends[path], captured, roots)]
-    stacks = {path for path in alike if _is_stack(inside[path], ends[path])}
-    blocks = {path for path in alike if _adds_input(inside[path], ends[path][0])}
+    modules = _Modules.of(captured)
+    depths = _of_blocks(model, modules)
+    depths += _of_branches(modules, depths, captured.drafts)
+    order = {path: place for place, (path, _) in enumerate(model.named_modules())}
+    return tuple(sorted(depths, key=lambda depth: order[depth.blocks[0]]))
+
+
+@dataclass(frozen=True)
+class _Modules:
+    """What is called, by path, in the order of the calls.
+
+    Attributes:
+        inside: nodes of every module that may be a block.
+        ends: the one node that it reads, and the one that it gives.
+        layered: those with layers.
+        alike: those of them that give the channels that they read.
+        stacks: those of them with more sums than a block has.
+        lent: what is called by several paths: the first, and another.
+    """
+
+    inside: Mapping[str, list[fx.Node]]
+    ends: Mapping[str, Ends]
+    layered: Sequence[str]
+    alike: Sequence[str]
+    stacks: Set[str]
+    lent: Set[tuple[str, str]]
+
+    @classmethod
+    def of(cls, captured: Captured) -> _Modules:
+        inside, lent = _called(captured)
+        roots = captured.labels.roots()
+        ends = {path: _ends(nodes, captured, roots) for path, nodes in inside.items()}
+        layered = [path for path, nodes in inside.items() if any(op_name(node) in _PROJECTIONS for node in nodes)]
+        alike = [path for path in layered if _is_alike(*ends[path], captured, roots)]
+        stacks = {path for path in alike if _is_stack(inside[path], ends[path])}
+        return cls(inside, ends, layered, alike, stacks, lent)
+
+    def branch_runs(self, taken: Sequence[str] = ()) -> list[list[str]]:
+        """Runs of branches, without what lies in blocks that are taken, or holds them."""
+        may_go = [path for path in self.alike if path not in self.stacks and not _overlap([path], taken)]
+        return branch_runs(may_go, self.layered, self.ends, self.inside)
+
+
+def _of_blocks(model: nn.Module, modules: _Modules) -> list[Depth]:
+    blocks = {path for path in modules.alike if _adds_input(modules.inside[path], modules.ends[path][0])}
+    branches = [branch for run in modules.branch_runs() for branch in run]
+    parts = {stack: sum(lies_in(branch, stack) for branch in branches) for stack in modules.stacks}
     depths: list[Depth] = []
-    for path, children, is_list in _families(model, inside):
-        may_go = blocks.intersection(children) - (set() if is_list else stacks)
-        found = (_from_last_lender(run, lent) for run in _runs(children, may_go, ends, inside))
-        runs = [run for run in found if len(run) > 1 and not _overlap(run, _blocks(depths))]
+    for path, children, is_list in _families(model, modules.inside):
+        left = {stack for stack in modules.stacks if not is_list or parts[stack] >= 2 * MOST_SUMS}
+        found = _runs(children, blocks.intersection(children) - left, modules.ends, modules.inside)
+        runs = [run for run in (_from_last_lender(run, modules.lent) for run in found) if len(run) > 1]
+        runs = [run for run in runs if not _overlap(run, [block for depth in depths for block in depth.blocks])]
         for run in runs:
             name = path if len(runs) == 1 and path else run[1]  # run[0] may be a layer, and name a width
             depths.append(Depth(name, tuple(run)))
-    may_go = [path for path in alike if path not in stacks and not _overlap([path], _blocks(depths))]
-    layers = [path for path, nodes in inside.items() if _has_layers(nodes)]
-    for run in branch_runs(may_go, layers, ends, inside):
-        run = _from_last_lender(run, lent)
-        if len(run) > 1 and not _overlap(run[1:], _blocks(depths)):
-            name, known = container(run[1:]), {"", *captured.drafts, *(depth.name for depth in depths)}
-            depths.append(Depth(run[1] if name in known else name, tuple(run), is_added=True))
-    order = {path: place for place, (path, _) in enumerate(model.named_modules())}
-    return tuple(sorted(depths, key=lambda depth: order[depth.blocks[0]]))
+    return depths
+
+
+def _of_branches(modules: _Modules, others: Sequence[Depth], layers: Iterable[str]) -> list[Depth]:
+    """Depths of what lies in no other one; none has the name of a layer, which names a width."""
+    taken, names = [block for depth in others for block in depth.blocks], {"", *layers, *(item.name for item in others)}
+    depths = []
+    for run in modules.branch_runs(taken):
+        run = _from_last_lender(run, modules.lent)
+        if len(run) > 1 and not _overlap(run[1:], taken):
+            name = container(run[1:])
+            depths.append(Depth(run[1] if name in names else name, tuple(run), is_added=True))
+            names.add(depths[-1].name)
+            taken += run[1:]  # what leads branches may lie anywhere
+    return depths
 
 
 def _families(model: nn.Module, called: Iterable[str]) -> Iterator[tuple[str, list[str], bool]]:
@@ -68,11 +116,6 @@ def _families(model: nn.Module, called: Iterable[str]) -> Iterator[tuple[str, li
     for path, module in parents:
         children, is_list = [joined(path, name) for name, _ in module.named_children()], isinstance(module, _LISTS)
         yield path, children if is_list else [child for child in called if child in children], is_list
-
-
-def _blocks(depths: Iterable[Depth]) -> list[str]:
-    """Blocks that have a depth: all, but what leads branches may lie anywhere."""
-    return [block for depth in depths for block in depth.blocks[depth.is_added :]]
 
 
 def with_returns(model: nn.Module, depths: Sequence[Depth], inputs: Sequence[Tensor]) -> tuple[Depth, ...]:
@@ -127,7 +170,7 @@ def _from_last_lender(run: list[str], lent: Set[tuple[str, str]]) -> list[str]:
     return run[max(lenders, default=0) :]
 
 
-def _overlap(blocks: list[str], others: list[str]) -> bool:
+def _overlap(blocks: Sequence[str], others: Sequence[str]) -> bool:
     return any(lies_in(other, block) or lies_in(block, other) for block in blocks for other in others)
 
 
@@ -155,19 +198,25 @@ def _runs(
     return [*runs, current]
 
 
-def _ends(nodes: list[fx.Node], captured: Captured) -> Ends:
-    """The one node a module reads and the one it gives; None where there is not exactly one."""
-    members = set(nodes)
+def _ends(nodes: list[fx.Node], captured: Captured, roots: np.ndarray) -> Ends:
+    """The one node a module reads and the one it gives; None where there is not exactly one.
+
+    Of several that it reads (positions, masks, what a decoder attends to), the one that something is added to.
+    """
+    members, graphs = set(nodes), {node.graph for node in captured.results}  # a region under autocast is another
     entries, exits = {}, {}
     for node in nodes:
         for source in node.all_input_nodes:
             if source not in members and isinstance(captured.values.get(source), Tensor):
                 entries[source] = None
-        if any(user not in members for user in node.users):
+        if any(user not in members and (user.op != "output" or user.graph in graphs) for user in node.users):
             exits[node] = None
-    entry = next(iter(entries)) if len(entries) == 1 else None
     exit_ = next(iter(exits)) if len(exits) == 1 else None
-    return entry, exit_
+    if len(entries) > 1:
+        behind = [user for user in exit_.users if op_name(user) == "add"] if exit_ is not None else []
+        summed = {source for node in (*nodes, *behind) if op_name(node) == "add" for source in _added(node)}
+        entries = [entry for entry in entries if entry in summed and _is_alike(entry, exit_, captured, roots)]
+    return next(iter(entries)) if len(entries) == 1 else None, exit_
 
 
 def _reads_alone(entry: fx.Node | None, nodes: list[fx.Node]) -> bool:
@@ -175,40 +224,39 @@ def _reads_alone(entry: fx.Node | None, nodes: list[fx.Node]) -> bool:
     return entry is not None and set(entry.users) <= set(nodes)
 
 
-def _keeps_channels(nodes: list[fx.Node], ends: Ends, captured: Captured, roots: np.ndarray) -> bool:
-    """Whether a module with layers makes of one tensor another of the same shape and the same channels."""
-    entry, exit_ = ends
-    if entry is None or exit_ is None or not _has_layers(nodes):
+def _is_alike(entry: fx.Node | None, exit_: fx.Node | None, captured: Captured, roots: np.ndarray) -> bool:
+    """Whether both are tensors of the same shape and the same channels."""
+    if entry is None or exit_ is None:
         return False
     before, after = captured.values[entry], captured.values[exit_]
     return (
-        isinstance(after, Tensor)
+        isinstance(before, Tensor)
+        and isinstance(after, Tensor)
         and before.shape == after.shape
         and np.array_equal(roots[before.numpy()], roots[after.numpy()])
     )
 
 
-def _has_layers(nodes: list[fx.Node]) -> bool:
-    return any(op_name(node) in _PROJECTIONS for node in nodes)
-
-
 def _adds_input(nodes: list[fx.Node], entry: fx.Node | None) -> bool:
     """Whether anything is added to what a module reads inside of it."""
-    sums = [node for node in nodes if op_name(node) == "add"]
-    return entry is not None and any(_reaches(source, entry) for node in sums for source in node.all_input_nodes)
+    return any(entry in _added(node) for node in nodes if op_name(node) == "add")
 
 
 def _is_stack(nodes: list[fx.Node], ends: Ends) -> bool:
     """Whether a module has more sums onto its stream, one behind the other, than a block has."""
     count, stream = 0, ends[0]
     for node in nodes:
-        if stream and op_name(node) == "add" and any(_reaches(source, stream) for source in node.all_input_nodes):
+        if op_name(node) == "add" and stream in _added(node):
             count, stream = count + 1, node
     return count > MOST_SUMS
 
 
-def _reaches(node: fx.Node, entry: fx.Node) -> bool:
-    """Whether `node` is `entry`, or hands it on through operations without parameters."""
-    while node is not entry and op_name(node) in PASSES:
-        node = node.all_input_nodes[0]
-    return node is entry
+def _added(node: fx.Node) -> set[fx.Node]:
+    """What a sum adds: what it reads, and what operations without parameters have made that of."""
+    found = set()
+    for source in node.all_input_nodes:
+        found.add(source)
+        while op_name(source) in PASSES:
+            source = source.all_input_nodes[0]
+            found.add(source)
+    return found

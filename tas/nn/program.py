@@ -81,6 +81,7 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> torch.export.Exported
             raise ModelError(
                 f"torch.export cannot capture {name}: {type(error).__name__}: {_said(error)}. {way_out}"
             ) from error
+        _note_all_readers(program)
         _read_no_more_than_a_type(program)
         _drop_what_nobody_reads(program)
         _name_modules_by_their_first_paths(model, program)
@@ -95,6 +96,13 @@ def _said(error: Exception) -> str:
     if not theirs or not theirs[-1].line:
         return first_line(error)
     return f"{first_line(error)} (line {theirs[-1].lineno} of {theirs[-1].filename}: {theirs[-1].line})"
+
+
+def _note_all_readers(program: torch.export.ExportedProgram) -> None:
+    """Torch (2.15) may forget that a slice is read where its values are not, and then fails to remove that slice."""
+    for node in program.graph.nodes:
+        for source in node.all_input_nodes:
+            source.users.setdefault(node)
 
 
 def _read_no_more_than_a_type(program: torch.export.ExportedProgram) -> None:

@@ -279,3 +279,81 @@ def test_a_forward_that_needs_more_than_the_first_of_a_tuple_keeps_its_blocks():
     assert graph.depths == ()
     (found,) = [item for item in graph.frozen if item.axis == "blocks"]
     assert "'NoneType' object has no attribute 'split'" in found.reason
+
+
+class Conditioned(nn.Module):
+    """A residual block that reads more than the stream: a table of positions, say, or what a decoder attends to."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.read, self.merge = nets.conv_bn(8, 8), nn.Linear(8, 6), nn.Linear(6, 8)
+
+    def forward(self, x, memory, scale: float = 1.0):
+        return x + scale * self.conv(x).relu() + self.merge(self.read(memory).relu()).mean(1)[:, :, None, None]
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_blocks_may_read_more_than_the_stream(by_name):
+    class Decoder(Listed):
+        def __init__(self, *children):
+            super().__init__(*children)
+            self.encoder = nn.Conv2d(3, 8, 1)
+
+        def forward(self, images):
+            x, memory = self.stem(images), self.encoder(images).flatten(2).mT
+            for child in self.blocks:
+                x = child(memory=memory, x=x) if by_name else child(x, memory, 0.5)
+            return self.head(x)
+
+    model = perturbed(Decoder(*[Conditioned() for _ in range(3)]))
+    graph = trace(model, images())  # its self check runs both executions
+    assert [depth.blocks for depth in graph.depths] == [("blocks.0", "blocks.1", "blocks.2")]
+    small = cut(model, graph, replace(graph.full, depths={"blocks": 1}))
+    stem, memory = model.stem(images()), model.encoder(images()).flatten(2).mT
+    kept = model.blocks[0](stem, memory, 1.0 if by_name else 0.5)
+    torch.testing.assert_close(small(images()), model.head(kept))
+
+
+def test_blocks_whose_stream_is_not_what_they_take_first_stay():
+    class Turned(Conditioned):
+        def forward(self, memory, x):
+            return super().forward(x, memory)
+
+    class Decoder(Listed):
+        def __init__(self, *children):
+            super().__init__(*children)
+            self.encoder = nn.Conv2d(3, 8, 1)
+
+        def forward(self, images):
+            x, memory = self.stem(images), self.encoder(images).flatten(2).mT
+            for child in self.blocks:
+                x = child(memory, x)
+            return self.head(x)
+
+    graph = trace(perturbed(Decoder(*[Turned() for _ in range(3)])), images())
+    assert graph.depths == ()
+    assert any(item.axis == "blocks" for item in graph.frozen)
+
+
+def test_blocks_with_a_part_under_other_rules_of_autocast():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nets.conv_bn(8, 8)
+
+        def forward(self, x):
+            found = self.conv(x)
+            with torch.autocast("cpu", enabled=False):
+                found = found.relu() * 2
+            return x + found
+
+    graph = trace(perturbed(Listed(Mixed(), Mixed(), Mixed())), images())
+    assert [depth.blocks for depth in graph.depths] == [("blocks.0", "blocks.1", "blocks.2")]
+
+
+def test_a_stack_of_branches_in_a_list_is_left_to_them():
+    graph = trace(perturbed(Listed(Stack(4), NotResidual(), Stack(3))), images())
+    assert {depth.name: depth.blocks for depth in graph.depths} == {
+        "blocks.0.parts": ("stem", *(f"blocks.0.parts.{place}" for place in range(4))),
+        "blocks": ("blocks.1", "blocks.2"),
+    }

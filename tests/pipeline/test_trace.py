@@ -921,3 +921,28 @@ def test_what_is_written_in_place_is_no_reason_to_capture_the_training_too(monke
     monkeypatch.setattr(torch.export, "export", lambda *given: exports.append(1) or export(*given))
     assert "first.0" in trace(perturbed(ClearsPart()), images()).full.widths
     assert len(exports) == 1
+
+
+def test_a_reader_that_torch_forgets_is_found():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scales", torch.ones(8))
+
+        @torch.amp.autocast("cuda", enabled=False)
+        def forward(self, x):
+            return torch.linspace(-1, 1, x.shape[1])[:, None] * self.scales
+
+    class Reads(nn.Module):  # a slice for its shape alone, which rotary embeddings of vit-pytorch do
+        def __init__(self):
+            super().__init__()
+            self.inner, self.positions, self.norm, self.head = (
+                nn.Linear(8, 8), Positions(), nn.LayerNorm(8), nn.Linear(8, 3)
+            )  # fmt: skip
+
+        def forward(self, x):
+            x = torch.cat((self.inner(x), x), 1)
+            positions = self.positions(x[:, 1:])
+            return self.head(self.norm(x)[:, 1:] + positions)
+
+    assert trace(Reads(), torch.zeros(2, 5, 8)).macs() == 5 * 8 * 8 + 9 * 8 * 3
