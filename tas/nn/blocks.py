@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, fx, nn
 
 from tas.graph import Depth
-from tas.nn.branches import Ends, branch_runs, container
+from tas.nn.branches import branch_runs, container
+from tas.nn.calls import UNSEEN, Call, Ends, calls_of, find_ends, is_alike
 from tas.nn.capture import Captured
 from tas.nn.paths import joined, lies_in
 from tas.nn.program import module_paths, op_name, own_paths
@@ -24,18 +20,26 @@ _LISTS = nn.Sequential | nn.ModuleList | nn.ModuleDict
 _PROJECTIONS = {"conv2d", "linear", "conv1d", "conv3d"}
 
 
-def find_depths(model: nn.Module, captured: Captured) -> tuple[Depth, ...]:
+def find_depths(model: nn.Module, captured: Captured, inputs: Sequence[Tensor]) -> tuple[Depth, ...]:
     """Runs of residual blocks in every Sequential, ModuleList and ModuleDict, then among what other modules call.
 
     Innermost modules come first: dropping single blocks leaves more to choose than dropping stages.
     A block can be skipped if it makes of one tensor another of the same shape and the same channels, with a sum onto
     its own input inside. The child before a run, or the run's first block, always stays. Last come runs of branches.
+
+    Args:
+        model: in evaluation mode.
+        captured: what it was captured as.
+        inputs: what its forward takes.
     """
-    modules = _Modules.of(captured)
+    calls = calls_of(model, inputs)
+    modules = _Modules.of(captured, calls)
     depths = _of_blocks(model, modules)
     depths += _of_branches(modules, depths, captured.drafts)
     order = {path: place for place, (path, _) in enumerate(model.named_modules())}
-    return tuple(sorted(depths, key=lambda depth: order[depth.blocks[0]]))
+    depths.sort(key=lambda depth: order[depth.blocks[0]])
+    # where the blocks of a depth do not agree, the self check finds what that does
+    return tuple(replace(depth, returns=calls.get(depth.blocks[1], UNSEEN).returns) for depth in depths)
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,12 @@ class _Modules:
     lent: Set[tuple[str, str]]
 
     @classmethod
-    def of(cls, captured: Captured) -> _Modules:
+    def of(cls, captured: Captured, calls: Mapping[str, Call]) -> _Modules:
         inside, lent = _called(captured)
-        roots = captured.labels.roots()
-        ends = {path: _ends(nodes, captured, roots) for path, nodes in inside.items()}
+        ends = find_ends(inside, captured, calls)
         layered = [path for path, nodes in inside.items() if any(op_name(node) in _PROJECTIONS for node in nodes)]
-        alike = [path for path in layered if _is_alike(*ends[path], captured, roots)]
+        roots = captured.labels.roots()
+        alike = [path for path in layered if is_alike(*ends[path], captured, roots)]
         stacks = {path for path in alike if _is_stack(inside[path], ends[path])}
         return cls(inside, ends, layered, alike, stacks, lent)
 
@@ -116,24 +120,6 @@ def _families(model: nn.Module, called: Iterable[str]) -> Iterator[tuple[str, li
     for path, module in parents:
         children, is_list = [joined(path, name) for name, _ in module.named_children()], isinstance(module, _LISTS)
         yield path, children if is_list else [child for child in called if child in children], is_list
-
-
-def with_returns(model: nn.Module, depths: Sequence[Depth], inputs: Sequence[Tensor]) -> tuple[Depth, ...]:
-    """The depths with what their blocks return, seen in one run: the tensor, or a tuple that begins with it."""
-    seen: dict[str, int] = {}
-
-    def look(path: str, module: nn.Module, arguments: Any, outputs: Any) -> None:
-        seen[path] = len(outputs) if isinstance(outputs, tuple) else 0
-
-    with ExitStack() as hooks, torch.no_grad():
-        for path in [depth.blocks[1] for depth in depths]:  # the first block always stays
-            hooks.enter_context(model.get_submodule(path).register_forward_hook(partial(look, path)))
-        try:
-            model(*inputs)
-        except Exception:  # the user's own forward may fail in any way; the self check tells of it
-            return tuple(depths)
-    # where the blocks of a depth do not agree, the self check finds what that does
-    return tuple(replace(depth, returns=seen.get(depth.blocks[1], 0)) for depth in depths)
 
 
 def _called(captured: Captured) -> tuple[dict[str, list[fx.Node]], set[tuple[str, str]]]:
@@ -198,43 +184,9 @@ def _runs(
     return [*runs, current]
 
 
-def _ends(nodes: list[fx.Node], captured: Captured, roots: np.ndarray) -> Ends:
-    """The one node a module reads and the one it gives; None where there is not exactly one.
-
-    Of several that it reads (positions, masks, what a decoder attends to), the one that something is added to.
-    """
-    members, graphs = set(nodes), {node.graph for node in captured.results}  # a region under autocast is another
-    entries, exits = {}, {}
-    for node in nodes:
-        for source in node.all_input_nodes:
-            if source not in members and isinstance(captured.values.get(source), Tensor):
-                entries[source] = None
-        if any(user not in members and (user.op != "output" or user.graph in graphs) for user in node.users):
-            exits[node] = None
-    exit_ = next(iter(exits)) if len(exits) == 1 else None
-    if len(entries) > 1:
-        behind = [user for user in exit_.users if op_name(user) == "add"] if exit_ is not None else []
-        summed = {source for node in (*nodes, *behind) if op_name(node) == "add" for source in _added(node)}
-        entries = [entry for entry in entries if entry in summed and _is_alike(entry, exit_, captured, roots)]
-    return next(iter(entries)) if len(entries) == 1 else None, exit_
-
-
 def _reads_alone(entry: fx.Node | None, nodes: list[fx.Node]) -> bool:
     """Whether nothing but these nodes reads `entry`: what a droppable block gives must not be used twice."""
     return entry is not None and set(entry.users) <= set(nodes)
-
-
-def _is_alike(entry: fx.Node | None, exit_: fx.Node | None, captured: Captured, roots: np.ndarray) -> bool:
-    """Whether both are tensors of the same shape and the same channels."""
-    if entry is None or exit_ is None:
-        return False
-    before, after = captured.values[entry], captured.values[exit_]
-    return (
-        isinstance(before, Tensor)
-        and isinstance(after, Tensor)
-        and before.shape == after.shape
-        and np.array_equal(roots[before.numpy()], roots[after.numpy()])
-    )
 
 
 def _adds_input(nodes: list[fx.Node], entry: fx.Node | None) -> bool:

@@ -6,10 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch import fx
 
+from tas.nn.calls import Ends
 from tas.nn.paths import lies_in
 from tas.nn.program import op_name
-
-Ends = tuple[fx.Node | None, fx.Node | None]
 
 
 def branch_runs(

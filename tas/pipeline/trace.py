@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tas.errors import ConfigError, ModelError, first_line
 from tas.graph import Graph
-from tas.nn.blocks import find_depths, with_returns
+from tas.nn.blocks import find_depths
 from tas.nn.capture import capture
 from tas.nn.compiled import as_written, is_compiled
 from tas.nn.counting import uncounted_macs
@@ -85,7 +85,7 @@ def trace(
 def _traced(still: nn.Module, inputs: list[Tensor], keep: Sequence[str], residuals: str) -> Graph:
     kept = find_kept(still, keep)
     captured = capture(still, inputs)
-    depths = with_returns(shared_copy(still), find_depths(still, captured), inputs)
+    depths = find_depths(still, captured, inputs)
     rest = uncounted_macs(still, captured, inputs, dict.fromkeys(block for depth in depths for block in depth.blocks))
     shapes = tuple(tuple(tensor.shape) for tensor in inputs)
     if residuals == "free":

@@ -19,7 +19,7 @@ from tas.space import SearchSpace
 
 def by_rules_alone(model: nn.Module) -> Graph:
     captured = capture(model, [images()])
-    return build_graph(model, captured, find_depths(model, captured), ((4, 3, 8, 8),))
+    return build_graph(model, captured, find_depths(model, captured, [images()]), ((4, 3, 8, 8),))
 
 
 def keeping(model: nn.Module, graph: Graph, *patterns: str) -> Graph:

@@ -26,7 +26,7 @@ from tas.space import SearchSpace
 
 def by_rules_alone(model: nn.Module):
     captured = capture(model, [images()])
-    return build_graph(model, captured, find_depths(model, captured), ((4, 3, 8, 8),))
+    return build_graph(model, captured, find_depths(model, captured, [images()]), ((4, 3, 8, 8),))
 
 
 def test_only_the_group_whose_number_stands_in_the_forward_is_frozen():

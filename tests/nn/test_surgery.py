@@ -7,6 +7,7 @@ from torch import nn
 
 from tas.architecture import Architecture
 from tas.errors import ModelError
+from tas.graph import Depth
 from tas.nn.rules.opened import Dropped
 from tas.nn.surgery import cut, mask, reorder, require_fit, shared_copy
 from tas.pipeline.trace import trace
@@ -73,7 +74,7 @@ def test_a_dropped_block_keeps_numbers_words_and_lists_alone():
     block = nets.Numbered().stage[1]
     block.index, block.kind, block.sources, block.seen = 3, "conv", [1, (2, None)], torch.zeros(2)
     block.cache, block.hook, block._secret = {}, print, 1
-    dropped = Dropped(block)
+    dropped = Dropped(block, Depth("stage", ("stage.0", "stage.1")))
     assert (dropped.index, dropped.kind, dropped.sources) == (3, "conv", [1, (2, None)])
     assert not vars(dropped).keys() & {"seen", "cache", "hook", "_secret"}
 

@@ -1,0 +1,143 @@
+"""What modules read and give: as nodes of a captured graph, and as tensors in a run."""
+
+from __future__ import annotations
+
+from cmath import isclose, isnan
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cache, partial
+from math import nan
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from tas.nn.capture import Captured
+from tas.nn.outputs import tensors_of
+from tas.nn.program import op_name
+from tas.nn.rules.opened import first_argument
+from tas.nn.surgery import shared_copy
+
+Ends = tuple[fx.Node | None, fx.Node | None]
+
+
+@dataclass(frozen=True)
+class Call:
+    """The last call of a module in a run.
+
+    Attributes:
+        first: a number that tells what it takes first from other tensors, and is linear in it; NaN where that is none.
+        gives: the same of the first tensor that it returns.
+        returns: items of the tuple that it returns; 0 where it returns a tensor alone.
+    """
+
+    first: complex
+    gives: complex
+    returns: int
+
+
+UNSEEN = Call(nan, nan, 0)
+
+
+def calls_of(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Call]:
+    """How every module is called in one run on noise, by path; of a model that fails nothing is known.
+
+    Args:
+        model: in evaluation mode; not changed.
+        inputs: what its forward takes, in which numbers that are not whole become noise.
+    """
+    calls: dict[str, Call] = {}
+    draw = torch.Generator().manual_seed(0)
+    noise = [torch.randn(x.shape, generator=draw, dtype=x.dtype) if x.is_floating_point() else x for x in inputs]
+    weights = cache(lambda count: torch.randn(count, 2, generator=torch.Generator().manual_seed(count)))
+
+    def number(tensor: Any) -> complex:
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            return nan
+        return complex(*(tensor.float().reshape(-1) @ weights(tensor.numel())).tolist())
+
+    def look(path: str, module: nn.Module, arguments: Any, options: Any, outputs: Any) -> None:
+        first = arguments[0] if arguments else options.get(first_argument(module))
+        returns = len(outputs) if isinstance(outputs, tuple) else 0
+        calls[path] = Call(number(first), number(next(iter(tensors_of(outputs)), None)), returns)
+
+    copy = shared_copy(model)
+    with ExitStack() as hooks, torch.no_grad():
+        for path, module in copy.named_modules():
+            hooks.enter_context(module.register_forward_hook(partial(look, path), with_kwargs=True))
+        with suppress(Exception):  # the user's own forward may fail in any way
+            copy(*noise)
+            return calls
+    return {}
+
+
+def find_ends(
+    inside: Mapping[str, Sequence[fx.Node]], captured: Captured, calls: Mapping[str, Call]
+) -> dict[str, Ends]:
+    """The one node that a module reads and the one that it gives, by path; None where there is not exactly one.
+
+    Of several that it reads (masks, what a decoder attends to), the one that has the shape and the channels of what it
+    gives, if that is what it takes first. What is known to be taken at another place is None too: it is what stands
+    for a dropped block.
+    """
+    roots = captured.labels.roots()
+    entries = {path: _entries(nodes, captured) for path, nodes in inside.items()}
+    exits = {path: _exit(nodes, captured) for path, nodes in inside.items()}
+    known = _numbers(entries, exits, calls)
+    ends = {}
+    for path, found in entries.items():
+        exit_, first = exits[path], calls.get(path, UNSEEN).first
+        if len(found) > 1:
+            found = [node for node in found if is_alike(node, exit_, captured, roots)]
+            found = [node for node in found if isclose(known.get(node, nan), first, rel_tol=1e-3)]
+        elif found and found[0] in known and not isnan(first) and not isclose(known[found[0]], first, rel_tol=1e-3):
+            found = []
+        ends[path] = found[0] if len(found) == 1 else None, exit_
+    return ends
+
+
+def _numbers(
+    entries: Mapping[str, Sequence[fx.Node]], exits: Mapping[str, fx.Node | None], calls: Mapping[str, Call]
+) -> dict[fx.Node, complex]:
+    """The numbers of what modules give, and of its sum with what they read, as far as they are known."""
+    known: dict[fx.Node, complex] = {}
+    for path, call in calls.items():
+        exit_ = exits.get(path)
+        if exit_ is not None:
+            known[exit_] = call.gives
+            for node in exit_.users:
+                if op_name(node) == "add" and {*node.all_input_nodes} - {exit_} <= {*entries[path]}:
+                    known.setdefault(node, call.first + call.gives)
+    return known
+
+
+def is_alike(entry: fx.Node | None, exit_: fx.Node | None, captured: Captured, roots: np.ndarray) -> bool:
+    """Whether both are tensors of the same shape and the same channels."""
+    if entry is None or exit_ is None:
+        return False
+    before, after = captured.values[entry], captured.values[exit_]
+    return (
+        isinstance(before, Tensor)
+        and isinstance(after, Tensor)
+        and before.shape == after.shape
+        and np.array_equal(roots[before.numpy()], roots[after.numpy()])
+    )
+
+
+def _entries(nodes: Sequence[fx.Node], captured: Captured) -> list[fx.Node]:
+    members = {*nodes}
+    sources = dict.fromkeys(source for node in nodes for source in node.all_input_nodes if source not in members)
+    return [source for source in sources if isinstance(captured.values.get(source), Tensor)]
+
+
+def _exit(nodes: Sequence[fx.Node], captured: Captured) -> fx.Node | None:
+    """The one node that others read; the end of a region under autocast is not that of a module."""
+    members, graphs = {*nodes}, {node.graph for node in captured.results}
+    found = [
+        node
+        for node in nodes
+        if any(user not in members and (user.op != "output" or user.graph in graphs) for user in node.users)
+    ]
+    return found[0] if len(found) == 1 else None
