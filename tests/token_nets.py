@@ -62,6 +62,26 @@ class Attention(nn.Module):
         return self.proj(y.reshape(batch, tokens, channels) if self.flat else y.flatten(2))
 
 
+class GainsOfHeads(nn.Module):
+    """Queries and keys are normalised inside every head, whose gains have two dimensions, as vit-pytorch does."""
+
+    def __init__(self, channels: int, heads: int, *, attends: bool = True):
+        super().__init__()
+        self.heads, self.attends = heads, attends
+        self.qkv, self.proj = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.q_gain, self.k_gain = (nn.Parameter(torch.rand(heads, 1, channels // heads) + 0.5) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        q, k, v = (part.view(batch, tokens, self.heads, -1).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        if not self.attends:
+            y = q * self.q_gain + k * self.k_gain + v
+        else:
+            q, k = F.normalize(q, dim=-1) * self.q_gain, F.normalize(k, dim=-1) * self.k_gain
+            y = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
 class SeparateAttention(nn.Module):
     """A projection each for query, key and value; the heads' number is kept, a table adds a value per head."""
 
@@ -716,6 +736,7 @@ TOKEN_NETS = {
     "embedded positions": EmbeddedPositions,
     "words": Words,
     "attention as wide as its input": lambda: Tokens(Attention(12, 3, flat=True), Attention(12, 3, flat=True)),
+    "gains of heads": lambda: Tokens(GainsOfHeads(12, 3), GainsOfHeads(12, 4)),
     "separate attention": lambda: Tokens(SeparateAttention(12, 3, 5)),
     "einsum attention": lambda: Tokens(EinsumAttention(12)),
     "torch attention": lambda: Tokens(TorchAttention(12, 3), TorchAttention(12, 4, bias=False)),

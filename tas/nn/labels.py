@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -100,6 +100,7 @@ class Labels:
     def __init__(self):
         self._parent = [FIXED]
         self._grids: list[Tensor] = []
+        self._postponed: list[tuple[Tensor, str, Callable[[Tensor], str | None]]] = []
         self.heads: list[Heads] = []
         self.echoes: list[Echo] = []
         self.passages: list[Passage] = []
@@ -160,20 +161,32 @@ class Labels:
         """
         self._grids.append(condense(labels))
 
+    def postpone(self, labels: Tensor, module: str, bind: Callable[[Tensor], str | None]) -> None:
+        """Call `bind` with what has become of these labels once everything else is known; a problem freezes them."""
+        self._postponed.append((labels, module, bind))
+
     def settle(self) -> None:
         """Merge along all dimensions but one wherever labels still differ along several: where most of them differ.
 
         A merge elsewhere never makes labels differ that did not, so every grid is looked at once.
         """
+        for labels, module, bind in self._postponed:
+            problem = bind(self._current(condense(labels)).expand(labels.shape))
+            if problem:
+                self.freeze(labels, problem, module)
+        self._postponed = []
         for grid in self._grids:
-            found, places = grid.unique(return_inverse=True)
-            current = torch.tensor([self._find(label) for label in found.tolist()])[places]
+            current = self._current(grid)
             varying = varying_dims(current)
             if len(varying) > 1:
                 kinds = {dim: along(current, dim).unique().numel() for dim in varying}
                 widest = max(varying, key=lambda dim: kinds[dim])
                 self.merge_along(grid, [dim for dim in varying if dim != widest])
         self._grids = []
+
+    def _current(self, labels: Tensor) -> Tensor:
+        found, places = labels.unique(return_inverse=True)
+        return torch.tensor([self._find(label) for label in found.tolist()])[places]
 
     def _find(self, label: int) -> int:
         parent = self._parent

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from named import traced
 from nets import counted_macs, images, perturbed
+from token_nets import GainsOfHeads, Tokens
 from torch import nn
 from torch.nn.utils import prune
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -921,6 +922,16 @@ def test_what_is_written_in_place_is_no_reason_to_capture_the_training_too(monke
     monkeypatch.setattr(torch.export, "export", lambda *given: exports.append(1) or export(*given))
     assert "first.0" in trace(perturbed(ClearsPart()), images()).full.widths
     assert len(exports) == 1
+
+
+def test_gains_inside_heads_are_cut_with_heads_alone():
+    graph = nets.graph_of("gains of heads")
+    widths = {width.name: width.size for width in graph.widths}
+    assert (widths["blocks.0.attention.qkv"], widths["blocks.1.attention.qkv"]) == (3, 4)
+    assert [item.reason for item in graph.frozen] == ["output of the model"]
+    apart = trace(perturbed(Tokens(GainsOfHeads(12, 3, attends=False))), images())
+    assert "blocks.0.attention.qkv" not in apart.full.widths
+    assert any("several dimensions meet the channels" in item.reason for item in apart.frozen)
 
 
 def test_a_reader_that_torch_forgets_is_found():

@@ -86,7 +86,9 @@ def read_by_parameter(call: Call, constant: Constant, dim: int, reads: Tensor) -
     return True
 
 
-def _bind_one(call: Call, name: str, elements: Tensor, labels: Tensor, along: list[int]) -> str | None:
+def _bind_one(
+    call: Call, name: str, elements: Tensor, labels: Tensor, along: list[int], *, is_last: bool = False
+) -> str | None:
     if not name:
         meets = set(varying_dims(elements)) & set(along)
         if not meets or meets == set(along):
@@ -98,6 +100,13 @@ def _bind_one(call: Call, name: str, elements: Tensor, labels: Tensor, along: li
     meeting = {k: set(varying_dims(c)) & set(along) for k, c in enumerate(coordinates)}
     meeting = {k: dims for k, dims in meeting.items() if dims}
     if not meeting:
+        return None
+    if len(meeting) > 1 and not is_last:  # heads may become single channels, when attention is met
+
+        def bind_later(labels: Tensor) -> str | None:
+            return _bind_one(call, name, elements, labels, varying_dims(labels), is_last=True)
+
+        call.labels.postpone(labels, call.module, bind_later)
         return None
     if len(meeting) > 1:
         return f"is combined with {name}, of which several dimensions meet the channels"
