@@ -49,6 +49,7 @@ def calls_of(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Call]:
         inputs: what its forward takes, in which numbers that are not whole become noise.
     """
     calls: dict[str, Call] = {}
+    firsts: dict[str, complex] = {}
     draw = torch.Generator().manual_seed(0)
     noise = [torch.randn(x.shape, generator=draw, dtype=x.dtype) if x.is_floating_point() else x for x in inputs]
     weights = cache(lambda count: torch.randn(count, 2, generator=torch.Generator().manual_seed(count)))
@@ -58,15 +59,19 @@ def calls_of(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Call]:
             return nan
         return complex(*(tensor.float().reshape(-1) @ weights(tensor.numel())).tolist())
 
-    def look(path: str, module: nn.Module, arguments: Any, options: Any, outputs: Any) -> None:
-        first = arguments[0] if arguments else options.get(first_argument(module))
+    def look_before(path: str, module: nn.Module, arguments: Any, options: Any) -> None:
+        firsts[path] = number(arguments[0] if arguments else options.get(first_argument(module)))
+
+    def look(path: str, module: nn.Module, arguments: Any, outputs: Any) -> None:
         returns = len(outputs) if isinstance(outputs, tuple) else 0
-        calls[path] = Call(number(first), number(next(iter(tensors_of(outputs)), None)), returns)
+        calls[path] = Call(firsts[path], number(next(iter(tensors_of(outputs)), None)), returns)
 
     copy = shared_copy(model)
     with ExitStack() as hooks, torch.no_grad():
         for path, module in copy.named_modules():
-            hooks.enter_context(module.register_forward_hook(partial(look, path), with_kwargs=True))
+            # a module may change in place what it takes
+            hooks.enter_context(module.register_forward_pre_hook(partial(look_before, path), with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(partial(look, path)))
         with suppress(Exception):  # the user's own forward may fail in any way
             copy(*noise)
             return calls
@@ -85,7 +90,7 @@ def find_ends(
     roots = captured.labels.roots()
     entries = {path: _entries(nodes, captured) for path, nodes in inside.items()}
     exits = {path: _exit(nodes, captured) for path, nodes in inside.items()}
-    known = _numbers(entries, exits, calls)
+    known = _numbers(entries, exits, calls, captured)
     ends = {}
     for path, found in entries.items():
         exit_, first = exits[path], calls.get(path, UNSEEN).first
@@ -99,7 +104,10 @@ def find_ends(
 
 
 def _numbers(
-    entries: Mapping[str, Sequence[fx.Node]], exits: Mapping[str, fx.Node | None], calls: Mapping[str, Call]
+    entries: Mapping[str, Sequence[fx.Node]],
+    exits: Mapping[str, fx.Node | None],
+    calls: Mapping[str, Call],
+    captured: Captured,
 ) -> dict[fx.Node, complex]:
     """The numbers of what modules give, and of its sum with what they read, as far as they are known."""
     known: dict[fx.Node, complex] = {}
@@ -108,9 +116,15 @@ def _numbers(
         if exit_ is not None:
             known[exit_] = call.gives
             for node in exit_.users:
-                if op_name(node) == "add" and {*node.all_input_nodes} - {exit_} <= {*entries[path]}:
+                if is_sum(node, captured) and {*node.all_input_nodes} - {exit_} <= {*entries[path]}:
                     known.setdefault(node, call.first + call.gives)
     return known
+
+
+def is_sum(node: fx.Node, captured: Captured) -> bool:
+    """Whether a node adds two tensors of one shape as they are."""
+    shapes = [getattr(captured.values.get(item), "shape", None) for item in node.all_input_nodes]
+    return op_name(node) == "add" and not node.kwargs.get("alpha") and len(shapes) == 2 and shapes[0] == shapes[1]
 
 
 def is_alike(entry: fx.Node | None, exit_: fx.Node | None, captured: Captured, roots: np.ndarray) -> bool:

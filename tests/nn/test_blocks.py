@@ -94,6 +94,20 @@ def test_blocks_that_are_attributes_of_blocks_of_a_list_go_with_them():
     assert graph.depths == (Depth("blocks", ("blocks.0", "blocks.1")),)
 
 
+def test_blocks_may_change_in_place_what_they_take():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relu, self.conv, self.norm = nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+        def forward(self, x):
+            x = self.relu(x)
+            return x + self.norm(self.conv(x))
+
+    graph = trace(perturbed(Listed(InPlace(), InPlace(), InPlace())), images())
+    assert [depth.blocks for depth in graph.depths] == [("blocks.0", "blocks.1", "blocks.2")]
+
+
 class Stack(nn.Module):
     """Sums outside of what they add: no part of it is a block."""
 

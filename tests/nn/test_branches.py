@@ -220,6 +220,20 @@ def test_sums_that_others_read_end_a_run():
     assert [depth.blocks for depth in graph.depths] == [("two", "three")]
 
 
+@pytest.mark.parametrize("alpha", [None, 0.3])
+def test_a_sum_of_another_kind_before_a_run_leaves_it_its_first_branch(alpha):
+    class After(Net):
+        def add(self, x):
+            x = x + self.pooled(x) if alpha is None else x.add(self.gate(x), alpha=alpha)
+            for item in self.items:
+                x = x + item(x)
+            return x
+
+    gate, pooled = nn.Conv2d(8, 8, 1), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1))
+    model = perturbed(After(gate=gate, pooled=pooled, items=nn.ModuleList([branch() for _ in range(3)])))
+    assert [depth.blocks for depth in trace(model, images()).depths] == [("items.0", "items.1", "items.2")]
+
+
 def test_sums_in_place_of_what_a_branch_gives():
     class InPlace(Net):
         def add(self, x):
