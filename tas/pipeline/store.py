@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -9,12 +10,13 @@ from torch import Tensor, nn
 from tas.architecture import Architecture
 from tas.errors import ArchitectureError, ModelError
 from tas.graph import Graph
+from tas.nn.fingerprint import fingerprint, first_difference
 from tas.nn.modes import evaluating, require_module
 from tas.nn.surgery import cut, require_fit, tensors_by_name
 from tas.run import ARCHITECTURE, WEIGHTS, runs_inside
 from tas.storage import fill, write_text, write_with
 
-_KEY = "tas_graph"
+_KEY, _GIVES = "tas_graph", "tas_gives"
 
 
 def save(folder: str | Path, small: nn.Module, graph: Graph, architecture: Architecture) -> None:
@@ -36,7 +38,10 @@ def save(folder: str | Path, small: nn.Module, graph: Graph, architecture: Archi
     require_storable(small)
     folder = Path(folder)
     _require_architecture(small, graph, architecture)
-    metadata, unsaved = {_KEY: graph.to_json()}, _unsaved(small, graph)
+    metadata, unsaved = (
+        {_KEY: graph.to_json(), _GIVES: json.dumps(fingerprint(small, graph.input_shapes))},
+        _unsaved(small, graph),
+    )
     with small.register_state_dict_post_hook(lambda _, state, *rest: state.update(_owned(state | unsaved))):
         write_with(folder / WEIGHTS, lambda path: save_model(small, str(path), metadata=metadata))
     write_text(folder / ARCHITECTURE, architecture.to_json())
@@ -109,19 +114,21 @@ def save_full(path: Path, model: nn.Module) -> None:
     write_with(path, lambda temporary: save_file(state, str(temporary)))
 
 
-def load(folder: str | Path, fresh_model: nn.Module) -> nn.Module:
+def load(folder: str | Path, fresh_model: nn.Module, *, check: bool = True) -> nn.Module:
     """Rebuild the small network from a saved folder.
 
     Args:
         folder: written by `save` or by a run.
         fresh_model: the full model as its constructor makes it; its weights do not matter, it is not changed.
+        check: compare what every module gives on noise with what it gave when it was saved: weights do not tell
+            whether a constructor has other strides, activations or constants now.
 
     Returns:
         The small network with its weights, in evaluation mode.
 
     Raises:
         ArchitectureError: files are missing or damaged.
-        ModelError: `fresh_model` is not the model that was pruned, or has no weights.
+        ModelError: `fresh_model` is not the model that was pruned, computes something else, or has no weights.
     """
     require_module(fresh_model)
     graph, architecture = load_graph(folder)
@@ -143,7 +150,22 @@ def load(folder: str | Path, fresh_model: nn.Module) -> nn.Module:
         raise ModelError(
             f"the weights in {folder} do not fit: {error}. Give the constructor of the model that was pruned"
         ) from error
-    return evaluating(small)
+    evaluating(small)
+    if check:
+        _require_same(small, folder, graph)
+    return small
+
+
+def _require_same(small: nn.Module, folder: str | Path, graph: Graph) -> None:
+    path = first_difference(small, graph.input_shapes, json.loads(_header(Path(folder)).get(_GIVES, "{}")))
+    if path is not None:
+        module = small.get_submodule(path)
+        raise ModelError(
+            f"the weights in {folder} fit, but {path or 'the model'} ({type(module).__name__}) computes something else "
+            f"than when it was saved: its constructor has other settings (a stride, an activation, the constant of a "
+            f"norm) or tables of its own. Give the constructor of the model that was pruned, in the version of then; "
+            f"tas.load(…, check=False) takes it as it is"
+        )
 
 
 def load_graph(folder: str | Path) -> tuple[Graph, Architecture]:
@@ -152,21 +174,13 @@ def load_graph(folder: str | Path) -> tuple[Graph, Architecture]:
     Raises:
         ArchitectureError: files are missing or damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
     folder = Path(folder)
     for name in (WEIGHTS, ARCHITECTURE):
         if not (folder / name).is_file():
             raise ArchitectureError(
                 f"{folder} has no {name}; give the output folder of a finished run{runs_inside(folder)}"
             )
-    try:
-        with safe_open(folder / WEIGHTS, "pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ArchitectureError(
-            f"{folder / WEIGHTS} cannot be read ({error}); copy it anew or repeat the run"
-        ) from error
+    metadata = _header(folder)
     if _KEY not in metadata:
         raise ArchitectureError(f"{folder / WEIGHTS} was not saved by tas; its header has no graph")
     try:
@@ -176,3 +190,15 @@ def load_graph(folder: str | Path) -> tuple[Graph, Architecture]:
             f"{folder / ARCHITECTURE} cannot be read ({error}); copy it anew or repeat the run"
         ) from error
     return Graph.from_json(metadata[_KEY]), Architecture.from_json(text)
+
+
+def _header(folder: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ArchitectureError(
+            f"{folder / WEIGHTS} cannot be read ({error}); copy it anew or repeat the run"
+        ) from error

@@ -9,7 +9,7 @@ import torch
 from nets import images, perturbed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from toys import tiny_source
 
 from tas.architecture import Architecture
@@ -206,6 +206,62 @@ def test_a_model_in_a_wrapper_is_not_saved(saved, wrap, tmp_path):
 def test_another_constructor_is_refused(saved, wrong):
     with pytest.raises(ModelError, match="the graph does not fit this|the weights in .* do not fit"):
         load(saved[0], wrong())
+
+
+class Constants(nn.Module):
+    """Numbers that no weight tells of."""
+
+    def __init__(self, eps: float = 1e-5, slope: float = 0.0, stride: int = 1, noise: float = 0.0):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, stride=stride), nn.BatchNorm2d(8, eps=eps)
+        self.act, self.head = nn.LeakyReLU(slope), nets.head(8)
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.act(self.norm(self.stem(x)) + self.noise * torch.rand(())))
+
+
+def save_constants(folder: Path, *, half: bool = False, **options: float) -> nn.Module:
+    model = perturbed(Constants(**options))
+    graph = trace(model, images())
+    small = derive(model, graph, SearchSpace.of(graph).sample(torch.Generator().manual_seed(1)))
+    small = small.bfloat16() if half else small
+    save(folder, small.train(), graph, SearchSpace.of(graph).sample(torch.Generator().manual_seed(1)))
+    assert small.training
+    return small
+
+
+@pytest.mark.parametrize(
+    ("options", "culprit"),
+    [
+        ({"eps": 1e-3}, r"norm \(BatchNorm2d\)"),
+        ({"slope": 0.1}, r"act \(LeakyReLU\)"),
+        ({"stride": 2}, r"stem \(Conv2d\)"),
+    ],
+)
+@pytest.mark.parametrize("half", [False, True])
+def test_a_constructor_with_other_constants_is_refused(options, culprit, half, tmp_path):
+    small = save_constants(tmp_path, half=half)
+    options = {**options, **({"eps": 0.5} if half and "eps" in options else {})}
+    fresh = Constants(**options).bfloat16() if half else Constants(**options)
+    with pytest.raises(ModelError, match=rf"{culprit} computes something else .* check=False"):
+        load(tmp_path, fresh)
+    taken = load(tmp_path, fresh, check=False)
+    assert all(torch.equal(value, taken.state_dict()[name]) for name, value in small.state_dict().items())
+    load(tmp_path, Constants().bfloat16() if half else Constants())
+
+
+def test_a_network_that_draws_at_random_is_not_compared(tmp_path):
+    save_constants(tmp_path, noise=1.0)
+    load(tmp_path, Constants(slope=0.1, noise=1.0))
+
+
+def test_a_network_saved_by_an_older_version_is_not_compared(tmp_path):
+    small = save_constants(tmp_path)
+    with safe_open(tmp_path / WEIGHTS, "pt") as file:
+        header = {name: text for name, text in file.metadata().items() if name == "tas_graph"}
+    save_file({name: value.clone() for name, value in small.state_dict().items()}, tmp_path / WEIGHTS, header)
+    load(tmp_path, Constants(slope=0.1))
 
 
 def test_a_constructor_without_memory_is_refused(saved):
