@@ -129,7 +129,8 @@ class Depth:
     """A run of blocks of which a prefix is kept; the first block always stays.
 
     Attributes:
-        name: path of the container; of the first block that can be dropped where a container holds several runs.
+        name: path of the container; of the first block that can be dropped where a container holds several runs. With
+            a + where all of these are layers, whose paths name widths.
         blocks: module paths in order.
         returns: items of the tuple that a block returns, whose first is handed on; 0 where it returns that alone.
         is_added: whether what a block gives is added to its input outside of it: a dropped one gives zeros.

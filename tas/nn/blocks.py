@@ -101,9 +101,9 @@ def _of_branches(modules: _Modules, others: Sequence[Depth], layers: Iterable[st
     for run in modules.branch_runs(taken):
         run = _from_last_lender(run, modules.lent)
         if len(run) > 1 and not _overlap(run[1:], taken):
-            name = container(run[1:])
-            depths.append(Depth(run[1] if name in names else name, tuple(run), is_added=True))
-            names.add(depths[-1].name)
+            name = next(name for name in (container(run[1:]), *run[1:], f"{run[1]}+") if name not in names)
+            depths.append(Depth(name, tuple(run), is_added=True))
+            names.add(name)
             taken += run[1:]  # what leads branches may lie anywhere
     return depths
 

@@ -256,3 +256,26 @@ def test_free_residuals_leave_branches_tied_and_say_so():
     graph = trace(perturbed(Pairs()), images(), residuals="free")
     assert graph.depths == (Depth("layers", PAIRS, is_added=True),)
     assert [item.axis for item in graph.frozen if "keep one width" in item.reason] == list(PAIRS[1:])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_depth_of_branches_that_are_layers_has_a_name_of_its_own(count):
+    class Attentive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Linear(8, 16), nn.Linear(16, 5)
+            for place in range(count):
+                self.add_module(f"attention{place}", nn.MultiheadAttention(16, 4, batch_first=True))
+
+        def forward(self, x):
+            x = self.stem(x)
+            for attention in [*self.children()][2:]:
+                x = x + attention(x, x, x)[0]
+            return self.head(x)
+
+    inputs = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
+    graph = trace(Attentive(), inputs)
+    assert [(depth.name, len(depth.blocks)) for depth in graph.depths] == [("attention0+", count + 1)]
+    supernet = Supernet(Attentive().eval(), graph, SearchSpace.of(graph))
+    supernet.draw(5.0, torch.Generator().manual_seed(0))
+    assert supernet(inputs).shape == (2, 6, 5)
