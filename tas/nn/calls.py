@@ -30,7 +30,7 @@ class Call:
     Attributes:
         first: a number that tells what it takes first from other tensors, and is linear in it; NaN where that is none.
         gives: the same of the first tensor that it returns.
-        returns: items of the tuple that it returns; 0 where it returns a tensor alone.
+        returns: items of the tuple or list that it returns; 0 where it returns a tensor alone.
     """
 
     first: complex
@@ -63,7 +63,7 @@ def calls_of(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Call]:
         firsts[path] = number(arguments[0] if arguments else options.get(first_argument(module)))
 
     def look(path: str, module: nn.Module, arguments: Any, outputs: Any) -> None:
-        returns = len(outputs) if isinstance(outputs, tuple) else 0
+        returns = len(outputs) if isinstance(outputs, tuple | list) else 0
         calls[path] = Call(firsts[path], number(next(iter(tensors_of(outputs)), None)), returns)
 
     copy = shared_copy(model)

@@ -138,7 +138,7 @@ class OpenBlock(Opened):
             handed = self.module(inputs, *arguments, **options)
         else:
             handed = handed_on((inputs, *arguments, *options.values()), self.returns)
-        outputs, others = (handed[0], handed[1:]) if isinstance(handed, tuple) else (handed, None)
+        outputs, others = (handed[0], handed[1:]) if isinstance(handed, tuple | list) else (handed, None)
         outputs = self._state.hand_on(outputs, self.position)
         return outputs if others is None else (outputs, *others)
 
@@ -157,6 +157,6 @@ class OpenBranch(OpenBlock):
             handed = handed_on((torch.zeros_like(inputs), *arguments, *options.values()), self.returns)
         if place + 1 < state.num_blocks or not state.is_mixed:
             return handed
-        outputs, others = (handed[0], handed[1:]) if isinstance(handed, tuple) else (handed, None)
+        outputs, others = (handed[0], handed[1:]) if isinstance(handed, tuple | list) else (handed, None)
         outputs = state.hand_on(inputs + outputs, place) - inputs
         return outputs if others is None else (outputs, *others)

@@ -164,6 +164,29 @@ def test_branches_may_return_tuples_and_be_called_by_name():
     assert not any(True for _ in small.get_submodule("items.2").parameters())
 
 
+def test_branches_may_return_lists():
+    class InList(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = branch()
+
+        def forward(self, x):
+            return [self.inner(x)]
+
+    class InLists(Net):
+        def add(self, x):
+            for item in self.items:
+                x = x + item(x)[0]
+            return x
+
+    model = perturbed(InLists(items=nn.ModuleList([InList(), InList(), InList()])))
+    graph = trace(model, images())
+    assert graph.depths == (Depth("items", ("items.0", "items.1", "items.2"), returns=1, is_added=True),)
+    supernet = Supernet(model, graph, SearchSpace.of(graph))
+    supernet.draw(5.0, torch.Generator().manual_seed(0))
+    assert supernet(images()).isfinite().all()
+
+
 class Scaled(Net):
     def add(self, x):
         for item in self.items:
