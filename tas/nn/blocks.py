@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
@@ -97,15 +98,16 @@ def _of_blocks(model: nn.Module, modules: _Modules) -> list[Depth]:
 def _of_branches(modules: _Modules, others: Sequence[Depth], layers: Iterable[str]) -> list[Depth]:
     """Depths of what lies in no other one; none has the name of a layer, which names a width."""
     taken, names = [block for depth in others for block in depth.blocks], {"", *layers, *(item.name for item in others)}
-    depths = []
+    runs: list[list[str]] = []
     for run in modules.branch_runs(taken):
         run = _from_last_lender(run, modules.lent)
         if len(run) > 1 and not _overlap(run[1:], taken):
-            name = next(name for name in (container(run[1:]), *run[1:], f"{run[1]}+") if name not in names)
-            depths.append(Depth(name, tuple(run), is_added=True))
-            names.add(name)
+            runs.append(run)
             taken += run[1:]  # what leads branches may lie anywhere
-    return depths
+    containers = Counter(container(run[1:]) for run in runs)
+    names |= {path for path, count in containers.items() if count > 1}
+    chosen = [next(n for n in (container(run[1:]), *run[1:], f"{run[1]}+") if n not in names) for run in runs]
+    return [Depth(name, tuple(run), is_added=True) for name, run in zip(chosen, runs, strict=True)]
 
 
 def _families(model: nn.Module, called: Iterable[str]) -> Iterator[tuple[str, list[str], bool]]:

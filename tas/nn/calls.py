@@ -30,17 +30,18 @@ class Call:
     Attributes:
         first: a number that tells what it takes first from other tensors, and is linear in it; NaN where that is none.
         gives: the same of the first tensor that it returns.
-        norm: of that tensor.
-        returns: items of the tuple that it returns; 0 where it returns a tensor alone.
+        gives: the same of every tensor that it returns.
+        norm: of the first of these.
+        returns: items of the tuple or list that it returns; 0 where it returns a tensor alone.
     """
 
     first: complex
-    gives: complex
+    gives: tuple[complex, ...]
     norm: float
     returns: int
 
 
-UNSEEN = Call(nan, nan, nan, 0)
+UNSEEN = Call(nan, (), nan, 0)
 
 
 def calls_of(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Call]:
@@ -64,9 +65,10 @@ def calls_of(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Call]:
         firsts[path] = number(arguments[0] if arguments else options.get(first_argument(module)))
 
     def look(path: str, module: nn.Module, arguments: Any, outputs: Any) -> None:
-        returns = len(outputs) if isinstance(outputs, tuple) else 0
-        given = next(iter(tensors_of(outputs)), torch.tensor(nan))
-        calls[path] = Call(firsts[path], number(given), float(given.float().norm()), returns)
+        returns = len(outputs) if isinstance(outputs, tuple | list) else 0
+        given = tensors_of(outputs)
+        norm = float(given[0].float().norm()) if given else nan
+        calls[path] = Call(firsts[path], tuple(map(number, given)), norm, returns)
 
     copy = shared_copy(model)
     with ExitStack() as hooks, torch.no_grad():
@@ -106,8 +108,8 @@ def find_ends(
         exit_, first = exits[path], calls.get(path, UNSEEN).first
         if len(found) > 1:
             found = [node for node in found if is_alike(node, exit_, captured, roots)]
-            found = [node for node in found if isclose(known.get(node, nan), first, rel_tol=1e-3)]
-        elif found and found[0] in known and not isnan(first) and not isclose(known[found[0]], first, rel_tol=1e-3):
+            found = [node for node in found if _is_among(first, known.get(node, ()))]
+        elif found and not isnan(first) and not _is_among(first, known.get(found[0], (first,))):
             found = []
         ends[path] = found[0] if len(found) == 1 else None, exit_
     return ends
@@ -118,17 +120,21 @@ def _numbers(
     exits: Mapping[str, fx.Node | None],
     calls: Mapping[str, Call],
     captured: Captured,
-) -> dict[fx.Node, complex]:
-    """The numbers of what modules give, and of its sum with what they read, as far as they are known."""
-    known: dict[fx.Node, complex] = {}
+) -> dict[fx.Node, tuple[complex, ...]]:
+    """The numbers of what modules give (of all where there are several), and of its sum with what they read."""
+    known: dict[fx.Node, tuple[complex, ...]] = {}
     for path, call in calls.items():
         exit_ = exits.get(path)
         if exit_ is not None:
             known[exit_] = call.gives
             for node in exit_.users:
                 if is_sum(node, captured) and {*node.all_input_nodes} - {exit_} <= {*entries[path]}:
-                    known.setdefault(node, call.first + call.gives)
+                    known.setdefault(node, tuple(call.first + number for number in call.gives))
     return known
+
+
+def _is_among(number: complex, numbers: Sequence[complex]) -> bool:
+    return any(isclose(number, other, rel_tol=1e-3) for other in numbers)
 
 
 def is_sum(node: fx.Node, captured: Captured) -> bool:

@@ -9,7 +9,7 @@ from contextlib import suppress
 import torch
 from torch import nn
 
-from tas.nn.calls import UNSEEN, Call, calls_of
+from tas.nn.calls import Call, calls_of
 from tas.nn.modes import evaluating
 from tas.nn.surgery import fresh_copy
 
@@ -27,9 +27,9 @@ def fingerprint(model: nn.Module, shapes: Sequence[Sequence[int]]) -> dict[str, 
         Nothing where it does not run on noise (it takes tokens, say), or gives something else every time.
     """
     once, again = _calls(model, shapes), _calls(model, shapes)
-    if any(call.gives != again.get(path, UNSEEN).gives for path, call in once.items()):
+    if any(call.gives[0] != again.get(path, call).gives[0] for path, call in once.items()):
         return {}
-    return {path: (float(f"{call.gives.real:.7g}"), float(f"{call.gives.imag:.7g}")) for path, call in once.items()}
+    return {path: (_rounded(call.gives[0].real), _rounded(call.gives[0].imag)) for path, call in once.items()}
 
 
 def first_difference(
@@ -46,7 +46,7 @@ def first_difference(
     is_rough = any(weight.dtype in (torch.float16, torch.bfloat16) for weight in model.parameters())
     for path, sums in wanted.items():
         call = found.get(path)
-        if call is not None and abs(call.gives - complex(*sums)) > (ROUGH if is_rough else TOLERANCE) * call.norm:
+        if call is not None and abs(call.gives[0] - complex(*sums)) > (ROUGH if is_rough else TOLERANCE) * call.norm:
             return path
     return None
 
@@ -57,5 +57,9 @@ def _calls(model: nn.Module, shapes: Sequence[Sequence[int]]) -> dict[str, Call]
         copy = evaluating(fresh_copy(model).cpu())
         dtype = next((weight.dtype for weight in copy.parameters() if weight.is_floating_point()), torch.float32)
         inputs = [torch.zeros(1, *shape[1:], dtype=dtype) for shape in shapes]
-        return {path: call for path, call in calls_of(copy, inputs).items() if not isnan(call.gives)}
+        return {path: call for path, call in calls_of(copy, inputs).items() if call.gives and not isnan(call.gives[0])}
     return {}
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.7g}")

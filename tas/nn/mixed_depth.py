@@ -105,6 +105,10 @@ class DepthState:
         weight = self._weight(position + 1)
         if weight is not None:
             aligned = outputs if self.exit is None else self.exit.align(outputs, position + 1, self.how)
+            if aligned is outputs and getattr(weight, "requires_grad", False) and position + 1 < self.num_blocks:
+                aligned = (
+                    outputs.clone()
+                )  # the gradient of the weight needs it, and what follows may change it in place
             self._sum = weight * aligned if self._sum is None else torch.addcmul(self._sum, aligned, weight)
         if position + 1 == self.num_blocks and self._sum is not None:
             outputs, self._sum = self._sum, None
@@ -138,7 +142,7 @@ class OpenBlock(Opened):
             handed = self.module(inputs, *arguments, **options)
         else:
             handed = handed_on((inputs, *arguments, *options.values()), self.returns)
-        outputs, others = (handed[0], handed[1:]) if isinstance(handed, tuple) else (handed, None)
+        outputs, others = (handed[0], handed[1:]) if isinstance(handed, tuple | list) else (handed, None)
         outputs = self._state.hand_on(outputs, self.position)
         return outputs if others is None else (outputs, *others)
 
@@ -157,6 +161,6 @@ class OpenBranch(OpenBlock):
             handed = handed_on((torch.zeros_like(inputs), *arguments, *options.values()), self.returns)
         if place + 1 < state.num_blocks or not state.is_mixed:
             return handed
-        outputs, others = (handed[0], handed[1:]) if isinstance(handed, tuple) else (handed, None)
+        outputs, others = (handed[0], handed[1:]) if isinstance(handed, tuple | list) else (handed, None)
         outputs = state.hand_on(inputs + outputs, place) - inputs
         return outputs if others is None else (outputs, *others)

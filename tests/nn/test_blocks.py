@@ -295,6 +295,27 @@ def test_a_forward_that_needs_more_than_the_first_of_a_tuple_keeps_its_blocks():
     assert "'NoneType' object has no attribute 'split'" in found.reason
 
 
+def test_a_lead_may_give_other_tensors_first():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.other, self.conv = nn.Conv2d(8, 4, 1), nets.conv_bn(8, 8)
+
+        def forward(self, x):
+            return self.other(x).relu(), self.conv(x)
+
+    class Second(Encoder):
+        def forward(self, x):
+            x = self.stem(x)
+            for child in self.blocks:
+                x = child(x)
+                x = x[1] if isinstance(x, tuple) else x
+            return self.head(x)
+
+    graph = trace(perturbed(Second(Two(), block(), block())), images())
+    assert [depth.blocks for depth in graph.depths] == [("blocks.0", "blocks.1", "blocks.2")]
+
+
 class Conditioned(nn.Module):
     """A residual block that reads more than the stream: a table of positions, say, or what a decoder attends to."""
 

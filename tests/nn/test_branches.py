@@ -164,6 +164,29 @@ def test_branches_may_return_tuples_and_be_called_by_name():
     assert not any(True for _ in small.get_submodule("items.2").parameters())
 
 
+def test_branches_may_return_lists():
+    class InList(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = branch()
+
+        def forward(self, x):
+            return [self.inner(x)]
+
+    class InLists(Net):
+        def add(self, x):
+            for item in self.items:
+                x = x + item(x)[0]
+            return x
+
+    model = perturbed(InLists(items=nn.ModuleList([InList(), InList(), InList()])))
+    graph = trace(model, images())
+    assert graph.depths == (Depth("items", ("items.0", "items.1", "items.2"), returns=1, is_added=True),)
+    supernet = Supernet(model, graph, SearchSpace.of(graph))
+    supernet.draw(5.0, torch.Generator().manual_seed(0))
+    assert supernet(images()).isfinite().all()
+
+
 class Scaled(Net):
     def add(self, x):
         for item in self.items:
@@ -279,3 +302,77 @@ def test_a_depth_of_branches_that_are_layers_has_a_name_of_its_own(count):
     supernet = Supernet(Attentive().eval(), graph, SearchSpace.of(graph))
     supernet.draw(5.0, torch.Generator().manual_seed(0))
     assert supernet(inputs).shape == (2, 6, 5)
+
+
+def test_runs_in_one_list_are_named_by_their_first_branches():
+    class Twice(Net):
+        def add(self, x):
+            for item in self.items[:3]:
+                x = x + item(x)
+            x = self.between(x)
+            for item in self.items[3:]:
+                x = x + item(x)
+            return x
+
+    model = perturbed(Twice(between=nets.conv_bn(8, 8), items=nn.ModuleList([branch() for _ in range(5)])))
+    assert {depth.name: depth.blocks for depth in trace(model, images()).depths} == {
+        "items.1": ("items.0", "items.1", "items.2"),
+        "items.3": ("between", "items.3", "items.4"),
+    }
+
+
+def test_what_is_inside_a_branch_may_be_asked_from_outside():
+    class Asked(Net):
+        def add(self, x):
+            for item in self.items:
+                x = x + item(x)
+            return x * self.items[0][0][1].momentum
+
+    model = perturbed(Asked(items=nn.ModuleList([branch() for _ in range(3)])))
+    assert [depth.blocks for depth in trace(model, images()).depths] == [("items.0", "items.1", "items.2")]
+
+
+@pytest.mark.parametrize("execution", ["compact", "dense"])
+@pytest.mark.parametrize("kind", ["blocks", "branches"])
+def test_a_stream_that_is_changed_in_place_keeps_the_gradients_of_the_logits(kind, execution):
+    class NotKept(Net):
+        def forward(self, x):
+            return self.head(self.add(self.stem(x)))
+
+    class Scales(nn.Module):  # keeps nothing that it reads
+        def __init__(self):
+            super().__init__()
+            self.conv = nets.conv_bn(8, 8)
+
+        def forward(self, x):
+            return self.conv(x * 1.5).relu()
+
+    class AddsInPlace(NotKept):
+        def add(self, x):
+            for item in self.items:
+                x = x.add_(item(x))
+            return x
+
+    class ReluFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu = nets.conv_bn(8, 8), nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            x = self.relu(x)
+            return x + self.conv(x)
+
+    class Rows(NotKept):
+        def add(self, x):
+            for item in self.items:
+                x = item(x)
+            return x
+
+    items = nn.ModuleList([Scales() if kind == "branches" else ReluFirst() for _ in range(3)])
+    model = perturbed((AddsInPlace if kind == "branches" else Rows)(items=items))
+    graph = trace(model, images())
+    (depth,) = graph.depths
+    supernet = Supernet(model, graph, SearchSpace.of(graph), execution=execution, depth_samples="all")
+    supernet.draw(5.0, torch.Generator().manual_seed(0))
+    supernet(images()).square().mean().backward()
+    assert supernet.logits.grad[-1, : len(depth.blocks)].abs().min() > 0

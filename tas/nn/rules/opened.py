@@ -43,6 +43,10 @@ class Opened(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("module"), name)
 
+    def __getitem__(self, place: Any) -> Any:
+        """What a list has there."""
+        return self.module[place]
+
 
 class Dropped(nn.Identity):
     """What stands where a block was; blocks may take more than one argument, and return more than one value.
