@@ -106,9 +106,7 @@ class DepthState:
         if weight is not None:
             aligned = outputs if self.exit is None else self.exit.align(outputs, position + 1, self.how)
             if aligned is outputs and getattr(weight, "requires_grad", False) and position + 1 < self.num_blocks:
-                aligned = (
-                    outputs.clone()
-                )  # the gradient of the weight needs it, and what follows may change it in place
+                aligned = outputs.clone()  # its gradient needs them, and what follows may change them in place
             self._sum = weight * aligned if self._sum is None else torch.addcmul(self._sum, aligned, weight)
         if position + 1 == self.num_blocks and self._sum is not None:
             outputs, self._sum = self._sum, None
