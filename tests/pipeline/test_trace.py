@@ -621,7 +621,7 @@ def test_sums_behind_layers_that_nobody_reads_bind_their_channels():
     graph = trace(model, images())
     assert graph.full.widths == {"conv": 8, "pool": 6}
     assert [item.reason for item in graph.frozen] == ["output of the model"]
-    smallest = SearchSpace.of(graph).smallest
+    smallest = replace(SearchSpace.of(graph).smallest, depths=graph.full.depths)
     small = derive(model, graph, smallest)
     assert small.mlp.weight.shape == (smallest.widths["pool"],) * 2 < (6, 6)
     assert graph.macs(smallest) == counted_macs(small, images())
