@@ -85,8 +85,8 @@ def calls_of(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Call]:
 def _noise(count: int) -> Tensor:
     """Two columns of numbers of mean 0 and variance 1, the same in all versions of torch and on all machines."""
     period = 65537
-    angles = (3 * torch.arange(period) ** 2 % period) * (2 * pi / period)
-    waves = torch.stack([angles.cos(), angles.sin()], 1) * 2**0.5
+    angles = (3 * torch.arange(period, device="cpu") ** 2 % period).double() * (2 * pi / period)
+    waves = torch.stack([angles.cos(), angles.sin()], 1).float() * 2**0.5
     return waves.repeat(-(-count // period), 1)[:count]
 
 

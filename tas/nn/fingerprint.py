@@ -56,7 +56,7 @@ def _calls(model: nn.Module, shapes: Sequence[Sequence[int]]) -> dict[str, Call]
     with suppress(Exception):  # a network that somebody has trained is saved, whatever becomes of its copy
         copy = evaluating(fresh_copy(model).cpu())
         dtype = next((weight.dtype for weight in copy.parameters() if weight.is_floating_point()), torch.float32)
-        inputs = [torch.zeros(1, *shape[1:], dtype=dtype) for shape in shapes]
+        inputs = [torch.zeros(1, *shape[1:], dtype=dtype, device="cpu") for shape in shapes]
         return {path: call for path, call in calls_of(copy, inputs).items() if call.gives and not isnan(call.gives[0])}
     return {}
 

@@ -295,6 +295,17 @@ def test_a_forward_that_needs_more_than_the_first_of_a_tuple_keeps_its_blocks():
     assert "'NoneType' object has no attribute 'split'" in found.reason
 
 
+def test_blocks_are_found_whatever_kind_of_numbers_is_the_default():
+    model, example = perturbed(Encoder(block(), InTuples(2), InTuples(2))), images()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        graph = trace(model, example)
+    finally:
+        torch.set_default_dtype(before)
+    assert [(len(depth.blocks), depth.returns) for depth in graph.depths] == [(3, 2)]
+
+
 def test_a_lead_may_give_other_tensors_first():
     class Two(nn.Module):
         def __init__(self):
