@@ -29,7 +29,6 @@ class Call:
 
     Attributes:
         first: a number that tells what it takes first from other tensors, and is linear in it; NaN where that is none.
-        gives: the same of the first tensor that it returns.
         gives: the same of every tensor that it returns.
         norm: of the first of these.
         returns: items of the tuple or list that it returns; 0 where it returns a tensor alone.
@@ -54,7 +53,7 @@ def calls_of(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Call]:
     calls: dict[str, Call] = {}
     firsts: dict[str, complex] = {}
     weights = cache(_noise)
-    noise = [_noise(x.numel())[:, 0].view(x.shape).to(x.dtype) if x.is_floating_point() else x for x in inputs]
+    noise = [_noise(x.numel())[:, 0].view(x.shape).to(x.dtype) if x.is_floating_point() else x.clone() for x in inputs]
 
     def number(tensor: Any) -> complex:
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
