@@ -134,12 +134,14 @@ class Depth:
         blocks: module paths in order.
         returns: items of the tuple that a block returns, whose first is handed on; 0 where it returns that alone.
         is_added: whether what a block gives is added to its input outside of it: a dropped one gives zeros.
+        in_place: whether anything changes in place what is handed on from block to block.
     """
 
     name: str
     blocks: tuple[str, ...]
     returns: int = 0
     is_added: bool = False
+    in_place: bool = False
 
 
 @dataclass(frozen=True)

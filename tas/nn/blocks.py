@@ -13,7 +13,7 @@ from tas.nn.branches import branch_runs, container
 from tas.nn.calls import UNSEEN, Call, Ends, calls_of, find_ends, is_alike
 from tas.nn.capture import Captured
 from tas.nn.paths import joined, lies_in
-from tas.nn.program import module_paths, op_name, own_paths
+from tas.nn.program import changes, module_paths, op_name, own_paths
 
 PASSES = {"dropout", "relu", "clone", "contiguous", "feature_dropout"}
 MOST_SUMS = 2  # of a block (attention and a perceptron); what has more, and is no item of a list, is a stack of blocks
@@ -40,7 +40,10 @@ def find_depths(model: nn.Module, captured: Captured, inputs: Sequence[Tensor]) 
     order = {path: place for place, (path, _) in enumerate(model.named_modules())}
     depths.sort(key=lambda depth: order[depth.blocks[0]])
     # where the blocks of a depth do not agree, the self check finds what that does
-    return tuple(replace(depth, returns=calls.get(depth.blocks[1], UNSEEN).returns) for depth in depths)
+    return tuple(
+        replace(depth, returns=calls.get(depth.blocks[1], UNSEEN).returns, in_place=modules.change_in_place(depth))
+        for depth in depths
+    )
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,11 @@ class _Modules:
         alike = [path for path in layered if is_alike(*ends[path], captured, roots)]
         stacks = {path for path in alike if _is_stack(inside[path], ends[path])}
         return cls(inside, ends, layered, alike, stacks, lent)
+
+    def change_in_place(self, depth: Depth) -> bool:
+        """Whether an operation in place changes what blocks of a depth read."""
+        streams = [entry for block in depth.blocks if (entry := self.ends[block][0]) is not None]
+        return any(changes(user, stream) for stream in streams for user in stream.users)
 
     def branch_runs(self, taken: Sequence[str] = ()) -> list[list[str]]:
         """Runs of branches, without what lies in blocks that are taken, or holds them."""

@@ -58,9 +58,11 @@ class DepthState:
     Attributes:
         exit: where its blocks have widths of their own, what is handed on; their outputs are aligned to it.
         how: by which interpolation.
+        in_place: see `Depth`.
     """
 
     exit: FreeExit | None = None
+    in_place: bool = False
     how: Interpolation = "average"
 
     def __init__(self, candidates: Sequence[int], num_blocks: int):
@@ -105,8 +107,8 @@ class DepthState:
         weight = self._weight(position + 1)
         if weight is not None:
             aligned = outputs if self.exit is None else self.exit.align(outputs, position + 1, self.how)
-            if aligned is outputs and getattr(weight, "requires_grad", False) and position + 1 < self.num_blocks:
-                aligned = outputs.clone()  # its gradient needs them, and what follows may change them in place
+            if self.in_place and aligned is outputs and position + 1 < self.num_blocks:
+                aligned = outputs.clone()  # the gradient of the weight needs them as they are
             self._sum = weight * aligned if self._sum is None else torch.addcmul(self._sum, aligned, weight)
         if position + 1 == self.num_blocks and self._sum is not None:
             outputs, self._sum = self._sum, None

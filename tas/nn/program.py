@@ -195,6 +195,12 @@ def module_paths(node: fx.Node) -> list[str]:
     return node.meta.get(_CALLED) or [""]
 
 
+def changes(node: fx.Node, other: fx.Node) -> bool:
+    """Whether a node is an operation in place, and changes what the other gives."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.name.endswith("_") and bool(node.args) and node.args[0] is other
+
+
 def op_name(node: fx.Node) -> str:
     """Name of the operation of a node, without namespace, overload and in-place underscore; empty for the rest."""
     schema = getattr(node.target, "_schema", None)

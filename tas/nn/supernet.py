@@ -314,6 +314,7 @@ def _opened(
                 if isinstance(table, DenseAxis):
                     table.to(place)  # nothing moves in a forward
     for depth in graph.depths:
+        depths[depth.name].in_place = depth.in_place
         skippable = OpenBranch if depth.is_added else OpenBlock
         for position, path in list(enumerate(depth.blocks))[depth.is_added :]:  # the second branch reads the first sum
             block = model.get_submodule(path)
