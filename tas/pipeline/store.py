@@ -20,7 +20,7 @@ _KEY, _GIVES = "tas_graph", "tas_gives"
 
 
 def save(folder: str | Path, small: nn.Module, graph: Graph, architecture: Architecture) -> None:
-    """Write `model.safetensors` (weights, and the graph in its header) and `architecture.json`.
+    """Write `model.safetensors` (weights; the graph and what modules give in its header) and `architecture.json`.
 
     Args:
         folder: made if needed; each file is replaced in one step.
@@ -38,10 +38,8 @@ def save(folder: str | Path, small: nn.Module, graph: Graph, architecture: Archi
     require_storable(small)
     folder = Path(folder)
     _require_architecture(small, graph, architecture)
-    metadata, unsaved = (
-        {_KEY: graph.to_json(), _GIVES: json.dumps(fingerprint(small, graph.input_shapes))},
-        _unsaved(small, graph),
-    )
+    metadata = {_KEY: graph.to_json(), _GIVES: json.dumps(fingerprint(small, graph.input_shapes))}
+    unsaved = _unsaved(small, graph)
     with small.register_state_dict_post_hook(lambda _, state, *rest: state.update(_owned(state | unsaved))):
         write_with(folder / WEIGHTS, lambda path: save_model(small, str(path), metadata=metadata))
     write_text(folder / ARCHITECTURE, architecture.to_json())
