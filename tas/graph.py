@@ -110,8 +110,7 @@ class Width:
         name: path of the first layer that makes these channels.
         size: channels in the full model.
         layers: paths of all layers with an axis in it.
-        excluded: sizes that it may not have: 1 where a convolution standardises a weight that has one number for each
-            channel, or one at which a forward would take another way.
+        excluded: sizes at which a weight cannot be standardised, or a forward would take another way.
     """
 
     name: str
@@ -129,8 +128,7 @@ class Depth:
     """A run of blocks of which a prefix is kept; the first block always stays.
 
     Attributes:
-        name: path of the container; of the first block that can be dropped where a container holds several runs. With
-            a + where all of these are layers, whose paths name widths.
+        name: path of the container, or of a block that can be dropped; ends with a + where widths have these names.
         blocks: module paths in order.
         returns: items of the tuple that a block returns, whose first is handed on; 0 where it returns that alone.
         is_added: whether what a block gives is added to its input outside of it: a dropped one gives zeros.
@@ -233,10 +231,7 @@ class Graph:
 
     @property
     def open_share(self) -> float:
-        """Share of the full model's multiply-adds that some choice makes smaller, in [0, 1]; 0 where there are none.
-
-        That is, in layers that a width narrows or that lie in a block a depth can drop.
-        """
+        """Share in [0, 1] of the full model's multiply-adds in layers that a width narrows or a depth can drop."""
         gated = {layer.name for layer in self.layers if layer.gate}
         narrowed = {x.name for x in self.layers for _, counts in x.products if any(count.widths for count in counts)}
         return sum(self.layer_macs[name] for name in gated | narrowed) / max(1, self.macs())

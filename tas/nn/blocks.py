@@ -68,6 +68,7 @@ class _Modules:
 
     @classmethod
     def of(cls, captured: Captured, calls: Mapping[str, Call]) -> _Modules:
+        """What was captured, told apart with the help of one run."""
         inside, lent = _called(captured)
         ends = find_ends(inside, captured, calls)
         layered = [path for path, nodes in inside.items() if any(op_name(node) in _PROJECTIONS for node in nodes)]

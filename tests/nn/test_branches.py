@@ -20,7 +20,7 @@ def branch() -> nn.Module:
 
 
 class Net(nn.Module):
-    """Adds what `add` says between a stem and a head, both with channels of their own."""
+    """Does what `add` of a subclass says between a stem and a head, both with channels of their own."""
 
     def __init__(self, **parts: nn.Module):
         super().__init__()
@@ -30,9 +30,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.head(self.add(self.stem(x).relu()))
-
-    def add(self, x):
-        raise NotImplementedError
 
 
 class Pairs(Net):
