@@ -43,7 +43,7 @@ def compare(
     transfers: str | list[str] = DEFAULT_TRANSFERS,
     seeds: str | int | list[int] = "0 1 2",
     budgets: str | int | float | list[Any] | dict[str, Any] = "50%",
-    equal_epochs: bool = True,
+    count_search: bool = True,
     search: SearchConfig = short_search(),  # noqa: B008  a frozen value
     train: TrainConfig = short_train(),  # noqa: B008
     teacher: TrainConfig = short_teacher(),  # noqa: B008
@@ -78,7 +78,7 @@ def compare(
         seeds: of the searches and trainings, between spaces or commas
         budgets: upper bounds of the small model, such as 50% or params=30%, between spaces or commas; in YAML also
             mappings
-        equal_epochs: beside tas, methods that search for fewer epochs train for as many more
+        count_search: train.epochs are passes over the training set in search and training together
         search: how tas searches
         train: how every small model is trained
         teacher: how the full model is trained when it comes without weights
@@ -109,7 +109,7 @@ def compare(
     workers = _workers(threads) if workers is None else workers
     config = CompareConfig(
         methods=methods, transfers=transfers, seeds=seeds, budgets=budgets, job=job, rivals=rivals,
-        equal_epochs=equal_epochs, workers=workers, threads=1 if threads is None else threads,
+        count_search=count_search, workers=workers, threads=1 if threads is None else threads,
     )  # fmt: skip
     names = {"model": model, "weights": weights, "pretrained": pretrained, "data": data, "data_dir": data_dir}
     names |= {"image_size": image_size, "normalization": normalization}

@@ -22,7 +22,7 @@ from tas.errors import ConfigError, RunError, TasError
 from tas.fit import require_widths_suffice
 from tas.nn.transfer import require_layers
 from tas.options import or_default, to_yaml
-from tas.pipeline.comparison.methods import SEARCHED, Method, read_transfer, with_transfer
+from tas.pipeline.comparison.methods import Method, read_transfer, with_transfer
 from tas.pipeline.comparison.page import write_comparison
 from tas.pipeline.comparison.plan import TEACHER, CompareConfig, plan
 from tas.pipeline.comparison.pool import do_here, do_in_processes
@@ -168,7 +168,7 @@ def _require_method(bench: Bench, method: Method) -> None:
     require_layers(bench.model, job.train.layers)
     graph, space = bench.choices(job)
     epochs = method.rival(config.rivals, 0).sfp_epochs if method.name == "sfp" else 0
-    bench.epochs(method, job, bench.passes(job) if method.is_searched else epochs)
+    config.epochs_after(bench.passes(job) if method.is_searched else epochs, method)
     for budget in config.budgets:  # type: ignore[union-attr]
         if method.is_searched or method.name in ("random", "evolution"):
             budget.require_reachable(graph, space)
@@ -190,11 +190,7 @@ def _require_same_teacher(run: RunFolder, train_teacher: bool) -> None:
 
 
 def _extends(known: str, given: str) -> bool:
-    """Whether a comparison asks for all jobs of the one in the folder under the same settings, and maybe for more.
-
-    Raises:
-        RunError: what was done would have trained for another number of epochs beside what is new.
-    """
+    """Whether a comparison asks for all jobs of the one in the folder under the same settings, and maybe for more."""
     import yaml
 
     try:
@@ -204,20 +200,9 @@ def _extends(known: str, given: str) -> bool:
             return False
         if any(value not in new[name] for name in ("transfers", "seeds", "budgets") for value in old[name]):
             return False
-        if {**old, **{name: new[name] for name in GRID}} != new:
-            return False
+        return {**old, **{name: new[name] for name in GRID}} == new
     except (yaml.YAMLError, KeyError, TypeError, AttributeError):  # somebody has changed it
         return False
-    if new["equal_epochs"] and _has_search(before) != _has_search(new["methods"]):
-        raise RunError(
-            "the methods in the folder have trained for fewer epochs than beside a search of ours (equal_epochs); "
-            "choose another folder"
-        )
-    return True
-
-
-def _has_search(methods: Mapping[str, Mapping[str, Any]]) -> bool:
-    return any(method["method"] in SEARCHED for method in methods.values())
 
 
 def _same(model: nn.Module, data: Any) -> tuple[nn.Module, Any]:

@@ -23,12 +23,12 @@ HINTS = replace(short_train(), transfer="hints")
 
 
 def tiny_config(**options) -> CompareConfig:
-    train = replace(short_train(), epochs=2, batch_size=16)
+    teacher = replace(short_train(), epochs=2, batch_size=16)
     search = replace(short_search(), epochs=2, batch_size=16, held_out_images=16, precision="no")
     job = CompressConfig(
         search=replace(search, architectures=4, halving_steps=4),
-        train=train,
-        teacher=train,
+        train=replace(teacher, epochs=12),
+        teacher=teacher,
     )
     return CompareConfig(**{"methods": "tas l1", "transfers": "none init+kd", "seeds": (0, 1), "job": job, **options})
 
@@ -86,19 +86,22 @@ def test_the_budget_holds_in_every_cell(finished):
 
 def test_transfers_share_the_architecture_and_methods_the_epochs(finished):
     _, result = finished
-    assert len({round(cell["search_epochs"] + cell["train_epochs"], 2) for cell in result.cells}) == 1
+    assert {round(cell["search_epochs"] + cell["train_epochs"], 2) for cell in result.cells} == {12}
     assert all(cell["search_epochs"] == 0 for cell in result.cells if cell["method"] == "l1")
     assert all(cell["search_epochs"] > 0 for cell in result.cells if cell["method"] == "tas")
     for method in ("tas", "l1"):
         for seed in (0, 1):
             cells = [c for c in result.cells if (c["method"], c["seed"]) == (method, seed)]
             assert cells[0]["architecture"] == cells[1]["architecture"]
-            assert all(len(cell["epochs"]) == math.ceil(cell["train_epochs"]) for cell in cells)
+            steps = len(hard_source().train_batches(16))
+            wanted = [math.ceil(round(cell["train_epochs"] * steps) / steps) for cell in cells]
+            assert [len(cell["epochs"]) for cell in cells] == wanted
 
 
-def test_rivals_alone_train_as_long_as_the_recipe_says():
-    result = tas.compare(fresh(), hard_source(), config=tiny_config(methods="l1", transfers="init+kd", seeds=0))
-    assert [cell["train_epochs"] for cell in result.cells] == [2]
+def test_a_search_that_is_not_counted_costs_no_training():
+    config = tiny_config(methods="tas l1", transfers="init+kd", seeds=0, count_search=False)
+    result = tas.compare(fresh(), hard_source(), config=config)
+    assert [cell["train_epochs"] for cell in result.cells] == [12, 12]
 
 
 def test_work_of_several_versions_is_told(finished, tmp_path):
@@ -191,7 +194,7 @@ def test_resuming_may_add_methods_transfers_seeds_and_budgets(tmp_path, monkeypa
     small = tiny_config(methods="l1", seeds=(0,), transfers="none")
     tas.compare(fresh(), hard_source(), config=small, output=folder)
     monkeypatch.setattr(pool, "do", lambda bench, job: (done.append(job.name), real(bench, job)))
-    config = tiny_config(methods="uniform l1", seeds=(0, 1), transfers="none init+kd", budgets="50% 60%")
+    config = tiny_config(methods="tas l1", seeds=(0, 1), transfers="none init+kd", budgets="50% 60%")
     result = tas.compare(fresh(), hard_source(), config=config, output=folder, resume=True)
     assert (result.failed, len(result.cells)) == ([], 2 * 2 * 2 * 2)
     assert "l1-50pctmacs-none-seed0" not in done
@@ -208,8 +211,7 @@ def test_resuming_may_add_methods_transfers_seeds_and_budgets(tmp_path, monkeypa
     [({"methods": "l2"}, "differs from the options given"),
      ({"methods": {"l1": {"method": "l1", "options": {"space.round_to": 4}}}}, "differs from the options given"),
      ({"seeds": (1,)}, "differs from the options given"),
-     ({"equal_epochs": False}, "differs from the options given"),
-     ({"methods": "l1 tas"}, "have trained for fewer epochs than beside a search of ours")],
+     ({"count_search": False}, "differs from the options given")],
 )  # fmt: skip
 def test_resuming_may_change_nothing_that_was_done(tmp_path, options, message):
     folder, config = tmp_path / "run", {"methods": "l1", "seeds": (0,), "transfers": "none"}
@@ -327,9 +329,9 @@ def test_what_cannot_be_sent_to_workers_is_done_here():
       tas.ConfigError, "nowhere"),
      ({"methods": "l1:train.layers=nowhere", "transfers": "hints", "job": CompressConfig(train=HINTS)},
       tas.ConfigError, "method l1:train.layers=nowhere: there is no layer 'nowhere'"),
-     ({"methods": "sfp"}, tas.ConfigError, "method sfp searches for 20 epochs, but search and training of all methods "
-      "have 2 together"),
-     ({"methods": "tas:search.halving_steps=400"}, tas.ConfigError, "searches for .* let it search for fewer")],
+     ({"methods": "sfp"}, tas.ConfigError, "method sfp passes over the training set 20 times in its search alone, but "
+      "train.epochs gives search and training 12 together; give more"),
+     ({"methods": "tas:search.halving_steps=400"}, tas.ConfigError, "in its search alone.* shorten the search")],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, options, error, message):
     with pytest.raises(error, match=message):

@@ -33,9 +33,8 @@ class CompareConfig:
         job: what all methods share: the recipe (`train`), the search of ours, the teacher, the space. Its seed is the
             teacher's.
         rivals: see `RivalConfig`; what all rivals share.
-        equal_epochs: where a search of ours is among the methods, all make as many passes over the training set as
-            `job.search` plans (see `SearchConfig.passes`) and `job.train` makes together: who has searched for fewer
-            trains for more.
+        count_search: `job.train.epochs` are the passes over the training set that every method has for search and
+            training together, so that who searches trains for fewer; without it, those of the training alone.
         workers: processes that work side by side; with 1 or 0 everything runs in this one. On GPUs each worker has one
             to itself in turn.
         threads: of each worker; None is 1 in worker processes, and what torch has in this one.
@@ -47,7 +46,7 @@ class CompareConfig:
     budgets: Amount | Budget | Mapping[str, Amount] | Sequence[Any] = "50%"
     job: CompressConfig = field(default_factory=CompressConfig)
     rivals: RivalConfig = field(default_factory=RivalConfig)
-    equal_epochs: bool = True
+    count_search: bool = True
     workers: int = 1
     threads: int | None = None
 
@@ -79,30 +78,26 @@ class CompareConfig:
         """The methods, read."""
         return self.methods  # type: ignore[return-value]
 
-    @property
-    def has_search(self) -> bool:
-        """Whether a search of ours is among the methods."""
-        return any(method.is_searched for method in self.rows)
-
-    def epochs_after(self, job: CompressConfig, method: Method, *, searched: float, ours: float) -> float:
+    def epochs_after(self, searched: float, method: Method) -> float:
         """Epochs to train for after a search.
 
         Args:
-            job: of the method.
-            method: for the message.
             searched: passes over the training set that the method has searched for.
-            ours: passes that `job.search` of the comparison plans; 0 where no method is such a search.
+            method: for the message.
 
         Raises:
-            ConfigError: the search has used up what search and training of ours have together.
+            ConfigError: the search has used up all epochs.
         """
-        epochs = round(job.train.epochs + (ours - searched if self.equal_epochs else 0), 2)
-        if epochs <= 0:
+        epochs = self.job.train.epochs
+        if not self.count_search:
+            return epochs
+        if searched >= epochs:
             raise ConfigError(
-                f"method {method.label} searches for {searched:g} epochs, but search and training of all methods have "
-                f"{job.train.epochs + ours:g} together (equal_epochs); let it search for fewer"
+                f"method {method.label} passes over the training set {searched:g} times in its search alone, but "
+                f"train.epochs gives search and training {epochs:g} together; give more, shorten the search, or set "
+                f"count_search to false"
             )
-        return epochs
+        return round(epochs - searched, 2)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything the result depends on, as options of the command line and of YAML files."""
@@ -115,7 +110,7 @@ class CompareConfig:
             "transfers": list(self.transfers),  # type: ignore[arg-type]
             "seeds": list(self.seeds),  # type: ignore[arg-type]
             "budgets": [{name: v for name, v in asdict(one).items() if v is not None} for one in self.budgets],  # type: ignore
-            "equal_epochs": self.equal_epochs,
+            "count_search": self.count_search,
             **shared,
             "rivals": rivals,
         }
@@ -192,7 +187,6 @@ def plan(config: CompareConfig, *, train_teacher: bool) -> list[Job]:
     """
     teacher = Job("teacher", "teacher", config.job.seed, work=_hundredths(config.job.teacher.epochs * train_teacher))
     jobs, budgets, seeds = [teacher], config.budgets, config.seeds
-    ours = config.job.search.epochs if config.has_search else 0
     for seed in seeds:  # type: ignore[union-attr]
         cells = []
         jobs.append(Job("clock", f"seed{seed}", seed, needs=(teacher.file,)))
@@ -205,7 +199,7 @@ def plan(config: CompareConfig, *, train_teacher: bool) -> list[Job]:
                 length = _hundredths(searched + 0.3 * method.is_searched)
                 search = Job("search", f"{name}-seed{seed}", seed, method, budget, needs=(teacher.file,), work=length)
                 jobs.append(search)
-                work = _hundredths(job.train.epochs + (ours - searched) * config.equal_epochs)
+                work = _hundredths(job.train.epochs - searched * config.count_search)
                 cells += [
                     Job("cell", f"{name}-{transfer}-seed{seed}", seed, method, budget, transfer, (search.file,), work)
                     for transfer in config.transfers  # type: ignore[union-attr]

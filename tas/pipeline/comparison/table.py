@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tas.pipeline.comparison.methods import SEARCHED
 from tas.profile import plus_minus
 
 Found = Mapping[str, Any]  # the content of compare.json
@@ -75,19 +74,13 @@ def notes(found: Found) -> list[str]:
 
 def _epochs(config: Mapping[str, Any]) -> str:
     train = config["train"]["epochs"]
-    if not config["equal_epochs"]:
-        return f"Every method trains for {train} epochs, whatever its search has taken (equal_epochs is off)."
-    if not any(method["method"] in SEARCHED for method in config["methods"].values()):
-        return (
-            f"Every method passes over the training images {train} times, the training of sfp included; what random, "
-            f"evolution and taylor read is not counted."
-        )
+    if not config["count_search"]:
+        return f"Every method trains for {train} epochs, whatever its search has taken (count_search is off)."
     return (
-        f"Every method passes over the training images equally often in search and training together: TAS trains for "
-        f"{train} epochs, and a method whose search reads fewer images trains longer by the difference (equal_epochs). "
-        f"Counted is what a search has read, to a hundredth of a pass; an image without gradients counts as a third, "
-        f"since one product of three is computed. What random, evolution and taylor read is not counted, in their "
-        f"favour."
+        f"Every method passes over the training images {train} times in search and training together (count_search). "
+        f"Counted is what a search of ours has read, to a hundredth of a pass, and the training of sfp; an image "
+        f"without gradients counts as a third, since one product of three is computed. What random, evolution and "
+        f"taylor read is not counted, in their favour."
     )
 
 

@@ -92,11 +92,6 @@ class Bench:
         size = len(next(iter(batches))[0])
         return len(batches) * size, size
 
-    def epochs(self, method: Method, job: CompressConfig, searched: float) -> float:
-        """Epochs to train for after a search of so many passes; see `CompareConfig.epochs_after`."""
-        ours = self.passes(self.config.job) if self.config.has_search else 0.0
-        return self.config.epochs_after(job, method, searched=searched, ours=ours)
-
     def teacher(self) -> nn.Module:
         """A copy of the trained full model."""
         return self.filled(self.folder / FULL_WEIGHTS) if self.train_teacher else evaluating(copy.deepcopy(self.model))
@@ -242,7 +237,7 @@ def _cell(bench: Bench, job: Job) -> dict[str, Any]:
     model = bench.filled(search.parent / RANKED_WEIGHTS) if inherits else bench.model
     weights = own.init if inherits else "fresh"
     small = derive(model, graph, architecture, weights=weights, data=bench.source, seed=job.seed)
-    epochs = bench.epochs(method, own, choice["epochs"])
+    epochs = bench.config.epochs_after(choice["epochs"], method)
     config = with_transfer(own.train, transfer, epochs)
     record = Record(bench.checkpoint(job).with_suffix(".jsonl"))
     small = train(

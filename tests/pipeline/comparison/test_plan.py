@@ -29,14 +29,11 @@ def test_every_cell_follows_one_search_that_its_transfers_share():
             assert (cell.seed, cell.budget, cell.method) == (search.seed, search.budget, search.method)
 
 
-def test_who_searches_less_trains_longer():
-    config = CompareConfig(methods="tas tas:search.epochs=1 l1", job=JOB)
-    searched, short, rival = config.rows
-    assert config.epochs_after(searched.job(JOB, 0), searched, searched=4, ours=4) == 6
-    assert config.epochs_after(short.job(JOB, 0), short, searched=1, ours=4) == 9
-    assert config.epochs_after(rival.job(JOB, 0), rival, searched=0, ours=4) == 10
-    unequal = replace(config, equal_epochs=False)
-    assert unequal.epochs_after(rival.job(JOB, 0), rival, searched=0, ours=4) == 6
+@pytest.mark.parametrize(("searched", "counted"), [(4, 2), (1, 5), (0, 6), (0.31, 5.69)])
+def test_what_a_search_has_read_is_missing_from_the_training(searched, counted):
+    config = CompareConfig(methods="tas", job=JOB)
+    assert config.epochs_after(searched, config.rows[0]) == counted
+    assert replace(config, count_search=False).epochs_after(searched, config.rows[0]) == 6
 
 
 def test_how_long_a_search_may_be_is_not_judged_by_the_plan():
@@ -45,26 +42,17 @@ def test_how_long_a_search_may_be_is_not_judged_by_the_plan():
     assert cell == 5  # the least, for the bar alone
 
 
-def test_parts_of_an_epoch_count():
-    config = CompareConfig(methods="tas l1", job=JOB)
-    searched, rival = config.rows
-    assert config.epochs_after(searched.job(JOB, 0), searched, searched=0.31, ours=0.31) == 6
-    assert config.epochs_after(rival.job(JOB, 0), rival, searched=0, ours=0.31) == 6.31
+@pytest.mark.parametrize("methods", ["uniform l1", "tas l1", "tas:search.epochs=1 l1"])
+def test_what_a_rival_trains_does_not_depend_on_its_neighbours(methods):
+    jobs = plan(CompareConfig(methods=methods, job=JOB), train_teacher=False)
+    assert {job.work for job in jobs if job.kind == "cell" and job.method.name == "l1"} == {600}
 
 
-def test_rivals_alone_train_as_long_as_the_recipe_says():
-    for methods, wanted in (("uniform l1", 600), ("tas l1", 1000)):
-        jobs = plan(CompareConfig(methods=methods, job=JOB), train_teacher=False)
-        (work,) = {job.work for job in jobs if job.kind == "cell" and job.method.name == "l1"}
-        assert work == wanted
-
-
-def test_a_search_longer_than_everything_is_refused():
+@pytest.mark.parametrize("searched", [6, 10])
+def test_a_search_that_leaves_nothing_to_train_is_refused(searched):
     config = CompareConfig(methods="tas", job=JOB)
-    with pytest.raises(ConfigError, match="searches for 10 epochs, but search and training of all methods have 10"):
-        config.epochs_after(JOB, config.rows[0], searched=10, ours=4)
-    unequal = replace(config, equal_epochs=False)
-    assert unequal.epochs_after(JOB, config.rows[0], searched=10, ours=4) == 6
+    with pytest.raises(ConfigError, match=f"the training set {searched} times in its search alone, but .* 6 together"):
+        config.epochs_after(searched, config.rows[0])
 
 
 def test_lists_may_be_text():
