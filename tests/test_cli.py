@@ -605,7 +605,7 @@ def test_compare_writes_what_it_found_and_goes_on_from_its_own_config(images, we
     folder = tmp_path / "versus"
     words = ["compare", "--model", TOYS, "--data", f"folder:{images}", "--weights", weights, "--methods",
              "tas:search.fragments=1 l1", "--transfers", "kd", "--seeds", "3", "--budget", "60%", "--workers", 1,
-             "--output", folder, *QUICK]  # fmt: skip
+             "--output", folder, *QUICK, "--train.epochs", "60"]  # fmt: skip
     assert run(*words) == 0
     assert "compare.html, compare.md, compare.json" in capsys.readouterr().out
     found = json.loads((folder / "compare.json").read_text())

@@ -161,7 +161,8 @@ def reader(tmp_path, monkeypatch) -> dict[str, object]:
     monkeypatch.setattr(tas.models, "load", _load)
     monkeypatch.setattr(tas, "LatencyConfig", partial(tas.LatencyConfig, seconds=0.001, models=3))
     given = CompressConfig()  # what a page leaves to the defaults is short
-    search = replace(given.search, architectures=8, halving_steps=10)
+    search = replace(given.search, architectures=4, halving_steps=4, halving_images=16, held_out_images=16)
+    search = replace(search, batch_size=16)  # fewer passes over these few images than a comparison trains
     short = partial(CompressConfig, search=search, train=replace(given.train, epochs=2))
     monkeypatch.setattr(tas, "CompressConfig", short)
     monkeypatch.setattr(tas, "compress", partial(tas.compress, config=short()))

@@ -24,7 +24,7 @@ from tas.errors import RunError, TrainingError
 from tas.graph import Graph
 from tas.nn.modes import evaluating
 from tas.options import plain
-from tas.pipeline.comparison.methods import Method, read_transfer, with_transfer
+from tas.pipeline.comparison.methods import read_transfer, with_transfer
 from tas.pipeline.comparison.plan import CompareConfig, Job
 from tas.pipeline.compress import CompressConfig, find_architecture, open_choices
 from tas.pipeline.derive import derive
