@@ -32,6 +32,10 @@ class Scores:
     graph: Graph
     space: SearchSpace
 
+    def __repr__(self) -> str:
+        """How much there is to choose: the numbers themselves are many."""
+        return f"Scores of {len(self.space.widths)} widths and {len(self.space.depths)} depths"
+
     def decode(self, budget: Budget | Amount | Mapping[str, Amount]) -> Architecture:
         """The most probable architecture under a budget, without another search.
 

@@ -118,20 +118,26 @@ def print_export(found: Mapping[str, Any]) -> None:
 @results()
 def print_comparison(found: Mapping[str, Any]) -> None:
     """Accuracy and cost of every row of a comparison, mean ± standard deviation over the seeds."""
-    table, full = Table(box=box.SIMPLE, pad_edge=False), found["full"]
-    names = ["budget"] if len({row["budget"] for row in found["rows"]}) > 1 else []
-    names += ["method", "transfer"]
-    for name in names:
-        table.add_column(name, overflow="fold")
-    for name in (found["metric"] or "accuracy %", "macs", "search s"):
-        table.add_column(name, justify="right", overflow="fold")
+    table, (head, *rows) = Table(box=box.SIMPLE, pad_edge=False), comparison_rows(found)
+    for place, name in enumerate(head):
+        table.add_column(name, overflow="fold", justify="left" if place < len(head) - 3 else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console(highlight=False).print(table)
+
+
+def comparison_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """Of a comparison, the names of the columns and the cells of every row; the budget where there are several."""
+    full, names = found["full"], ["method", "transfer"]
+    if len({row["budget"] for row in found["rows"]}) > 1:
+        names.insert(0, "budget")
+    rows = [[*names, found["metric"] or "accuracy %", "macs", "search s"]]
     if full is not None:
-        table.add_row(*[""] * (len(names) - 2), "full model", "", f"{full['accuracy']:.2f}", f"{full['macs']:,}", "")
+        rows.append([*[""] * (len(names) - 2), "full model", "", f"{full['accuracy']:.2f}", f"{full['macs']:,}", ""])
     for row in found["rows"]:
         shown = (("accuracy", 2), ("macs", 0), ("search_seconds", 1))
-        cells = [plus_minus(row[name], digits) for name, digits in shown]
-        table.add_row(*[Text(row[name]) for name in names], *cells)
-    Console(highlight=False).print(table)
+        rows.append([*(row[name] for name in names), *(plus_minus(row[name], digits) for name, digits in shown)])
+    return rows
 
 
 @results()
@@ -156,14 +162,14 @@ def print_graph(graph: Graph, space: SearchSpace, chosen: Architecture | None = 
         table = _table("depth", "blocks", "candidates", *kept, "macs")
         for depth in graph.depths:
             size = [str(chosen.depths[depth.name])] if chosen else []
-            macs = _share(graph, [layer.name for layer in graph.layers if layer.gate and layer.gate[0] == depth.name])
+            macs = _share(graph, graph.layers_of(depth.name))
             table.add_row(Text(depth.name), str(len(depth.blocks)), _few(space.depths[depth.name]), *size, macs)
         console.print(table)
     _print_frozen(graph, console.width)
     print(f"\nfull model: {graph.macs():,} macs, {graph.params():,} params")
     for label, architecture in (("smallest", space.smallest), ("chosen", chosen)):
         if architecture is not None:
-            print(f"{label}: {_costs(graph, architecture)}")
+            print(f"{label}: {costs_text(graph, architecture)}")
     print(f"open: {100 * graph.open_share:.1f} % of the macs lie in layers that can be narrowed or dropped")
     if message := why_nothing_is_open(graph, space):
         print(message)
@@ -224,7 +230,8 @@ def _share(graph: Graph, layers: Iterable[str]) -> str:
     return share(graph.macs(), sum(graph.layer_macs[name] for name in layers))
 
 
-def _costs(graph: Graph, architecture: Architecture) -> str:
+def costs_text(graph: Graph, architecture: Architecture) -> str:
+    """What an architecture costs, and which share that is of the full model."""
     names = [name for name in QUANTITIES if name != "latency" or graph.latency is not None]
     costs = {name: (graph.cost(name).exact(architecture), graph.cost(name).exact(graph.full)) for name in names}
     return ", ".join(f"{cost_text(cost, name)} ({share(full, cost)})" for name, (cost, full) in costs.items())

@@ -173,3 +173,22 @@ def test_the_open_share_counts_layers_that_a_choice_makes_smaller():
 
 def test_a_graph_with_a_summary_beside_it_is_read():
     assert Graph.from_json(json.dumps({**toy().to_dict(), "summary": {"macs": 1}})) == toy()
+
+
+def test_a_graph_is_printed_as_what_can_be_cut_and_what_is_left_alone():
+    frozen = [Frozen(f"head{place}.weight[0]", "output of the model", f"head{place}") for place in range(7)]
+    lines = repr(replace(toy(), frozen=(*frozen, Frozen("x[0]", "is a single channel", "")))).splitlines()
+    assert lines == [
+        "Graph: 1,543 macs, 34 params; 100.0 % of the macs can be cut",
+        "",
+        "width  channels  layers    macs",
+        "conv          8       1  99.5 %",
+        "",
+        "depth  blocks   macs",
+        "stage       3  0.5 %",
+        "",
+        "left alone: head0, head1, head2, head3, head4 and 2 more: output of the model",
+        "",
+        "left alone: -: is a single channel",
+    ]
+    assert repr(Graph((), (), ())) == "Graph: 0 macs, 0 params; 0.0 % of the macs can be cut"

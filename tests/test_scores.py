@@ -7,6 +7,7 @@ from toys import TinyNet
 
 import tas
 from tas.decode import decode
+from tas.record import Record
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +72,15 @@ def test_scores_of_another_space_are_refused_by_a_search(scores):
     other = replace(scores, space=tas.SearchSpace.of(scores.graph, choose="width"))
     with pytest.raises(tas.ConfigError, match="the scores are of another search space"):
         tas.search(supernet, tiny_source(), budget="60%", scores=other)
+
+
+def test_what_a_search_found_is_printed_as_costs_and_sizes(scores):
+    smallest, full = scores.space.smallest, scores.graph.full
+    costs, gap, head, *rows = repr(tas.SearchResult(smallest, scores, Record())).splitlines()
+    macs = scores.graph.macs(smallest)
+    assert costs.startswith(f"SearchResult: {macs:,} macs ({100 * macs / scores.graph.macs():.1f} %), ")
+    assert (gap, head.split()) == ("", ["width", "or", "depth", "full", "found"])
+    wanted = [[name, f"{full.widths[name]}", f"{size}"] for name, size in smallest.widths.items()]
+    wanted += [[name, f"{full.depths[name]}", f"{size}"] for name, size in smallest.depths.items()]
+    assert [row.split() for row in rows] == wanted
+    assert repr(scores) == f"Scores of {len(full.widths)} widths and {len(full.depths)} depths"

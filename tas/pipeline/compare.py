@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tas.columns import columns
 from tas.data import as_source
 from tas.errors import ConfigError, RunError, TasError
 from tas.fit import require_widths_suffice
@@ -33,6 +34,7 @@ from tas.pipeline.comparison.work import Bench, open_bench
 from tas.pipeline.compress import require_halves
 from tas.profile import metric_name
 from tas.run import FULL_WEIGHTS, RunFolder
+from tas.show import comparison_rows
 from tas.storage import write_text
 from tas.task import Loss, Metric, require_fit_for_data, require_fit_for_test
 from tas.timing import thread_count
@@ -60,6 +62,13 @@ class CompareResult:
     failed: list[dict[str, str]]
     summary: dict[str, Any]
     folder: Path | None
+
+    def __repr__(self) -> str:
+        """The rows, mean ± standard deviation over the seeds, what failed, and where everything lies."""
+        rows = comparison_rows(self.summary)
+        failed = [f"failed: {one['job']}: {one['error']}" for one in self.failed]
+        folder = [] if self.folder is None else [f"folder: {self.folder}"]
+        return "\n".join([columns(rows, words=len(rows[0]) - 3), *failed, *folder])
 
 
 def compare(

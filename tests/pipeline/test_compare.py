@@ -79,6 +79,17 @@ def test_rows_are_means_and_sample_deviations_over_the_seeds(finished):
         assert ", ".join(f"{value:.2f}" for value in row["seeds"].values()) in table
 
 
+def test_the_result_is_printed_as_its_rows(finished):
+    folder, result = finished
+    head, full, *rows, last = repr(result).splitlines()
+    assert head.split() == ["method", "transfer", "accuracy", "%", "macs", "search", "s"]
+    assert full.split() == ["full", "model", f"{result.full['accuracy']:.2f}", f"{result.full['macs']:,}"]
+    assert [row.split()[:3] for row in rows] == [
+        [row["method"], row["transfer"], f"{row['accuracy']['mean']:.2f}"] for row in result.rows
+    ]
+    assert last == f"folder: {folder}"
+
+
 def test_the_budget_holds_in_every_cell(finished):
     _, result = finished
     assert all(cell["macs"] <= 0.5 * result.full["macs"] for cell in result.cells)

@@ -53,6 +53,16 @@ def test_a_run_folder_holds_exactly_the_promised_files(finished):
     assert {path.name for path in folder.iterdir()} == FILES
 
 
+def test_the_result_is_printed_as_both_networks_side_by_side(finished):
+    folder, result = finished
+    head, accuracy, macs, *rest = repr(result).splitlines()
+    assert head.split() == ["CompressResult", "full", "pruned", "pruned", "/", "full"]
+    assert accuracy.split()[:3] == ["accuracy", f"{result.full.accuracy:.2f}", "%"]
+    share = f"{100 * result.pruned.macs / result.full.macs:.1f}"
+    assert macs.split() == ["macs", f"{result.full.macs:,}", f"{result.pruned.macs:,}", share, "%"]
+    assert rest[-1] == f"folder: {folder}"
+
+
 def test_the_summary_has_the_promised_shape_and_true_numbers(finished):
     folder, result = finished
     summary = json.loads((folder / "summary.json").read_text())

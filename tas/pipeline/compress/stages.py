@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tas.architecture import Architecture
 from tas.budget import Budget
+from tas.columns import columns
 from tas.data import Source
 from tas.distributed import from_main
 from tas.graph import Graph
@@ -26,7 +27,7 @@ from tas.pipeline.report import report
 from tas.pipeline.search import SearchResult, search
 from tas.pipeline.store import load, load_graph, save
 from tas.pipeline.train import train
-from tas.profile import Profile
+from tas.profile import Profile, compared
 from tas.record import Record, versions
 from tas.run import SCORES, STAGES, SUMMARY, RunFolder, read_summary
 from tas.scores import Scores
@@ -55,6 +56,13 @@ class CompressResult:
     pruned: Profile
     summary: dict[str, Any]
     folder: Path | None
+
+    def __repr__(self) -> str:
+        """Full and small network side by side, and where the run lies."""
+        profiles = self.full.to_dict(), self.pruned.to_dict()
+        rows = [(name, *values, change) for name, values, change in compared(*profiles)]
+        table = columns([("CompressResult", "full", "pruned", "pruned / full"), *rows])
+        return f"{table}\n\nfolder: {self.folder}" if self.folder else table
 
 
 @dataclass(frozen=True)

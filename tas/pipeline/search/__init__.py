@@ -17,6 +17,7 @@ from torch import nn
 
 from tas.architecture import Architecture
 from tas.budget import Amount, Budget
+from tas.columns import columns
 from tas.data import Batch, Source, as_source
 from tas.data.augment import epoch_seed, own_randomness, seed_everything
 from tas.data.sharding import sharded
@@ -54,6 +55,18 @@ class SearchResult:
     architecture: Architecture
     scores: Scores
     record: Record
+
+    def __repr__(self) -> str:
+        """What the architecture costs, and every size before and after."""
+        from tas.show import costs_text
+
+        graph, rows = self.scores.graph, [("width or depth", "full", "found")]
+        for full, found in (
+            (graph.full.widths, self.architecture.widths),
+            (graph.full.depths, self.architecture.depths),
+        ):
+            rows += [(name, f"{size:,}", f"{found[name]:,}") for name, size in full.items()]
+        return f"SearchResult: {costs_text(graph, self.architecture)}\n\n{columns(rows)}"
 
 
 def search(
