@@ -1,8 +1,9 @@
 """The batches of a DataLoader: counted, moved to a device, the same every time."""
 
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 from tas.data.sharding import Share, SlicedBatches
 from tas.data.source import Batch, Batches
 from tas.errors import DataError
+
+TARGETS = {"labels", "label", "targets", "target"}  # in batches that are mappings
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,17 @@ def reading_options(loader: DataLoader) -> dict[str, Any]:
 
 
 def as_batch(batch: Any) -> Batch:
-    """Return what a loader yields as (inputs, targets), or raise `DataError`."""
+    """Return what a loader yields as (inputs, targets), or raise `DataError`.
+
+    A mapping of two, as loaders for Hugging Face's models yield (`pixel_values`, `labels`), tells them by name.
+    """
+    given = batch
+    if isinstance(batch, Mapping) and len(batch) == 2 and len(targets := TARGETS & batch.keys()) == 1:
+        batch = [batch[name] for name in sorted(batch, key=targets.__contains__)]
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
         return batch[0], batch[1]
     raise DataError(
-        f"a loader must yield (inputs, targets), two tensors, but it yields {described(batch)}; "
+        f"a loader must yield (inputs, targets), two tensors, but it yields {described(given)}; "
         f"change its collate_fn, or pass your own Source"
     )
 
@@ -127,4 +136,6 @@ def described(value: Any) -> str:
         return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {', '.join(type(part).__name__ for part in value[:5]) or 'nothing'}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} of {', '.join(map(str, islice(value, 5))) or 'nothing'}"
     return f"a {type(value).__name__}"

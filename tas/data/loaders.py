@@ -20,7 +20,7 @@ def as_source(data: Any) -> Source:
 
     Args:
         data: a `Source`, which is returned as it is, or a pair (train_loader, test_loader) of torch DataLoaders that
-            yield (inputs, targets).
+            yield (inputs, targets), or mappings of two, one of them called labels, label, targets or target.
 
     Raises:
         DataError: it is neither, or a loader has no samples.
@@ -45,8 +45,8 @@ class LoaderSource:
     or numpy, which training and search seed.
 
     Args:
-        train_loader: yields (inputs, targets).
-        test_loader: yields (inputs, targets).
+        train_loader: yields (inputs, targets), or mappings of two; see `as_source`.
+        test_loader: likewise.
         name: for records and reports.
 
     Raises:

@@ -207,6 +207,37 @@ def test_batches_that_are_no_pair_of_tensors_are_refused():
         source_of(TensorDataset(torch.zeros(6, 1, 2, 2)))
 
 
+class Named(Dataset):
+    """Samples as mappings, as Hugging Face's data sets give them."""
+
+    def __init__(self, *names: str):
+        self.names = names
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return {name: torch.tensor([index]) if place else index for place, name in enumerate(self.names)}
+
+
+@pytest.mark.parametrize("target", ["labels", "label", "targets", "target"])
+@pytest.mark.parametrize("half", [None, 0])
+def test_a_batch_with_names_is_told_apart_by_them(target, half):
+    source = source_of(Named(target, "pixel_values"))
+    inputs, targets = next(iter(source.train_batches(4, half=half)))
+    assert (inputs.shape, targets.shape) == ((4, 1), (4,))
+    assert inputs[:, 0].tolist() == targets.tolist()
+    assert source.input_shape == (1,)
+
+
+@pytest.mark.parametrize(
+    "names", [("labels",), ("labels", "pixel_values", "pixel_mask"), ("a", "b"), ("label", "labels")]
+)
+def test_a_batch_whose_names_do_not_tell_is_refused(names):
+    with pytest.raises(DataError, match=f"but it yields a dict of {', '.join(names)}; change its collate_fn"):
+        source_of(Named(*names))
+
+
 def test_labels_beyond_the_data_sets_classes_are_refused():
     with pytest.raises(DataError, match="labels run from 0 to 2, but 2 classes allow 0 to 1"):
         source_of(Numbers(targets=[0] * 12, classes=["a", "b"]))
