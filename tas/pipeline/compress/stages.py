@@ -59,8 +59,10 @@ class CompressResult:
 
     def __repr__(self) -> str:
         """Full and small network side by side, and where the run lies."""
-        profiles = self.full.to_dict(), self.pruned.to_dict()
-        rows = [(name, *values, change) for name, values, change in compared(*profiles)]
+        labels = {"accuracy": self.full.metric or "accuracy", "predicted_latency_ms": "predicted latency",
+                  "latency_ms": "latency"}  # fmt: skip
+        found = compared(self.full.to_dict(), self.pruned.to_dict())
+        rows = [(labels.get(name, name), *values, change) for name, values, change in found]
         table = columns([("CompressResult", "full", "pruned", "pruned / full"), *rows])
         return f"{table}\n\nfolder: {self.folder}" if self.folder else table
 
