@@ -23,7 +23,7 @@ from tas.graph_parts import (
     read_count,
     read_gate,
     read_layer,
-)  # fmt: skip
+)
 from tas.latency import Latency
 from tas.layout import Layout, Run, Whole, channels_of, count_of, positions_of, whole_width
 from tas.streams import Exit, Shortcut, gates_of, resolved, streams
