@@ -957,3 +957,20 @@ def test_a_reader_that_torch_forgets_is_found():
             return self.head(self.norm(x)[:, 1:] + positions)
 
     assert trace(Reads(), torch.zeros(2, 5, 8)).macs() == 5 * 8 * 8 + 9 * 8 * 3
+
+
+def test_a_layer_that_convolves_with_parts_of_its_weight_stays_whole():
+    class HalfByHalf(nn.Conv2d):  # as octave convolutions
+        def forward(self, images):
+            half = self.out_channels // 2
+            return F.conv2d(images, self.weight[:half]) + F.conv2d(images, self.weight[half:])
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), HalfByHalf(8, 12, 1, bias=False), nn.BatchNorm2d(6), nn.Conv2d(6, 8, 1), nn.Conv2d(8, 4, 1)
+    )
+    graph = trace(model, torch.zeros(1, 3, 4, 4))
+    assert list(graph.full.widths) == ["3"]
+    assert graph.macs() == 16 * (3 * 8 + 8 * 6 * 2 + 6 * 8 + 8 * 4)
+    reasons = {item.axis: item.reason for item in graph.frozen}
+    assert "its weight is computed in forward" in reasons["1.weight[0]"]
+    assert not any("never runs" in reason for reason in reasons.values())

@@ -171,7 +171,11 @@ def _refused(call: Call, reason: str, cost: int) -> Any:
     """Count it all the same, and report its output as frozen."""
     call.count(call.draft("other"), cost)
     weight, dim = call.arguments["weight"], 1 if call.op.startswith("conv_transpose") else 0
-    makes, name = call.labels.fresh(weight.shape[dim]), weight.name if isinstance(weight, Constant) else None
+    name = weight.name if isinstance(weight, Constant) else None
+    own = call.model.get_submodule(call.module)._parameters.get("weight") if name is None else None
+    shape = weight.shape if own is None else own.shape  # what is computed may come from a part of it
+    dim = min(dim, len(shape) - 1)
+    makes = call.labels.fresh(shape[dim])
     call.labels.attach(name or joined(call.module, "weight"), dim, makes)
     call.labels.freeze(makes, reason, call.module)
     return call.refuse(f"is read by {call.module or 'the model'}: {reason}")
