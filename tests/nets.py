@@ -885,6 +885,36 @@ class StandardisedNet(nn.Module):
         return self.head(self.grouped(F.gelu(self.third(self.each(x)))))
 
 
+class Masked(nn.Conv2d):
+    """A convolution of which some weights are held at zero, by a buffer or a parameter that does not learn."""
+
+    def __init__(self, *sizes: int, learns: bool, **options):
+        super().__init__(*sizes, **options)
+        mask = (torch.rand(self.weight.shape, generator=torch.Generator().manual_seed(0)) < 0.7).float()
+        if learns:
+            self.mask = nn.Parameter(mask, requires_grad=False)
+        else:
+            self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * self.mask, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class MaskedNet(nn.Module):
+    """Such convolutions, plain, grouped and depthwise, before a norm and none."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = Masked(3, 8, 3, padding=1, learns=False), nn.BatchNorm2d(8)
+        self.second, self.each = Masked(8, 6, 1, learns=True), Masked(6, 6, 3, padding=1, groups=6, learns=False)
+        self.third, self.grouped = Masked(6, 8, 3, learns=False), Masked(8, 10, 3, groups=2, learns=True)
+        self.head = head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.each(self.second(self.norm(self.first(x)).relu())))
+        return self.head(self.grouped(F.gelu(self.third(x))))
+
+
 class Recurrent(nn.Module):
     """Columns of an image read one after the other, as in text recognition: both directions, two layers; then a GRU."""
 
@@ -1046,6 +1076,7 @@ PARTLY_FROZEN = {
     "compared numbers": Compares,
     "recurrent": Recurrent,
     "standardised": StandardisedNet,
+    "masked": MaskedNet,
 }
 ALL = EXACT | PARTLY_FROZEN | TOKEN_NETS
 CUT_ALONE = {  # what is hard in them is traced and cut

@@ -167,6 +167,7 @@ EXPECTED = {  # widths by name, depths by name
     "reads a weight": ({}, {}),
     "various": ({"first.0": 8, "second.0": 6}, {}),
     "standardised": ({"first": 8, "second": 6, "third": 4, "grouped": 5}, {}),
+    "masked": ({"first": 8, "second": 6, "third": 4, "grouped": 5}, {}),
     "recurrent": ({"conv.0": 8, "tall": 6, "mixed": 7}, {}),
     "own norms": ({"first": 8, "second": 10, "third": 6}, {}),
     "averages that are no norms": ({"reads.layer": 8, "second.0": 12}, {}),

@@ -1,4 +1,4 @@
-"""Convolutions whose forward computes the weight from the one that they store: standardised ones, of BiT and NFNets."""
+"""Convolutions whose forward computes the weight from the stored one: standardised ones (BiT, NFNets), masked ones."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class _SomeRead(OpenProjection):
     def __init__(self, module: nn.Module, layer: Layer, widths: dict[str, Any]):
         super().__init__(module, layer, widths)
         self._layout = layout_of(layer, "weight", 1)
+        shapes = {item.short: item.shape for item in layer.parameters}
+        self._weights = [name for name, shape in shapes.items() if shape == shapes["weight"]]  # a mask, say
 
     def _kept(self, weight: Tensor) -> Tensor:
         """Positions on the weight's second axis."""
@@ -43,7 +45,7 @@ class _SomeRead(OpenProjection):
         """Full shape in and out."""
         whole = self.module.weight
         kept = self._kept(whole)
-        tensors = {"weight": whole.index_select(1, kept)}
+        tensors = {name: getattr(self.module, name).index_select(1, kept) for name in self._weights}
         read = torch.cat([kept + group * whole.shape[1] for group in range(self.module.groups)])
         numbers = convolution_numbers(self.module, tensors)
         return _mixed(self, call_with(self.module, tensors, numbers, inputs.index_select(1, read), *others, **options))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -150,8 +151,8 @@ def _connected(
     for dim, labels in (*makes.values(), *(reads or {}).values()):
         call.labels.attach(weight.name or joined(call.module, "weight"), dim, labels)
     ((_, made),) = makes.values()
-    if weight.name is None:  # the module computes it, perhaps with a gain for every channel
-        _attach_vectors(call, made)
+    if weight.name is None:  # the module computes it, perhaps with a gain for every channel, or a mask
+        _attach_others(call, made, (*makes.values(), *(reads or {}).values()))
     start = 0
     for part in (bias.joined or (bias,)) if isinstance(bias, Constant) else ():
         stored, end = part.stored_name(), start + part.shape[0]
@@ -161,10 +162,18 @@ def _connected(
     return spread(made, channel_dim, call.shape)
 
 
-def _attach_vectors(call: Call, made: Tensor) -> None:
-    for name, parameter in call.model.get_submodule(call.module).named_parameters(recurse=False):
-        if name not in ("weight", "bias") and parameter.numel() == len(made) == max(parameter.shape):
-            call.labels.attach(joined(call.module, name), list(parameter.shape).index(len(made)), made)
+def _attach_others(call: Call, made: Tensor, axes: Sequence[tuple[int, Tensor]]) -> None:
+    """What a module stores beside its weight: vectors with a number per channel, and what has the weight's shape."""
+    module = call.model.get_submodule(call.module)
+    for name, tensor in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
+        path, shape = joined(call.module, name), tuple(tensor.shape)
+        if name in ("weight", "bias"):
+            continue
+        if shape == call.arguments["weight"].shape:
+            for dim, labels in axes:
+                call.labels.attach(path, dim, labels)
+        elif isinstance(tensor, nn.Parameter) and tensor.numel() == len(made) == max(shape):
+            call.labels.attach(path, shape.index(len(made)), made)
 
 
 def _refused(call: Call, reason: str, cost: int) -> Any:
