@@ -137,22 +137,17 @@ def _passing_by(call: Call, draft: Draft, inputs: Tensor, macs: int, *, mixed: i
 
 
 def _connected(
-    call: Call,
-    draft: Draft,
-    positions: int,
-    factors: tuple[Tensor, ...],
-    makes: dict[str, tuple[int, Tensor]],
-    reads: Mapping[str, tuple[int, Tensor]] | None = None,
-    channel_dim: int = 1,
-) -> Tensor:
+    call: Call, draft: Draft, positions: int, factors: tuple[Tensor, ...], makes: dict[str, tuple[int, Tensor]],
+    reads: Mapping[str, tuple[int, Tensor]] | None = None, channel_dim: int = 1,
+) -> Tensor:  # fmt: skip
     """Note the cost and the axes of a layer; give the labels of its output."""
     call.count(draft, positions, factors)
     weight, bias = call.arguments["weight"], call.arguments.get("bias")
-    for dim, labels in (*makes.values(), *(reads or {}).values()):
+    axes, ((_, made),) = (*makes.values(), *(reads or {}).values()), makes.values()
+    for dim, labels in axes:
         call.labels.attach(weight.name or joined(call.module, "weight"), dim, labels)
-    ((_, made),) = makes.values()
     if weight.name is None:  # the module computes it, perhaps with a gain for every channel, or a mask
-        _attach_others(call, made, (*makes.values(), *(reads or {}).values()))
+        _attach_others(call, made, axes)
     start = 0
     for part in (bias.joined or (bias,)) if isinstance(bias, Constant) else ():
         stored, end = part.stored_name(), start + part.shape[0]
