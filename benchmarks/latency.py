@@ -22,6 +22,7 @@ from torch import nn
 import tas
 from tas.architecture import Architecture
 from tas.nn.surgery import cut
+from tas.onnx_file import in_onnx_runtime
 from tas.pipeline.latency import LatencyConfig, with_latency
 from tas.pipeline.trace import trace
 from tas.run import GRAPH, SCORES
@@ -46,7 +47,7 @@ def prediction_errors(options: argparse.Namespace, batch: int) -> None:
     model = torchvision.models.get_model(options.model).eval().to(options.device)
     example = torch.zeros(1, 3, options.size, options.size, device=options.device)
     graph = trace(model, example)
-    space = SearchSpace.of(graph)
+    space = SearchSpace.of(graph, tas.SpaceConfig(round_to=options.round_to))
     started = time.perf_counter()
     graph = with_latency(model, graph, space, example, batch=batch, config=latency_config(options))
     assert graph.latency is not None
@@ -54,7 +55,12 @@ def prediction_errors(options: argparse.Namespace, batch: int) -> None:
     tried = [graph.full, *random_architectures(space, options.count, seed=7)]
     small = [cut(model, graph, architecture).eval() for architecture in tried]
     measured = measure_latency(
-        small, example, batch=batch, seconds=20 * options.seconds, clock=options.clock, undisturbed=True
+        _running(small, example, options),
+        example,
+        batch=batch,
+        seconds=20 * options.seconds,
+        clock=options.clock,
+        undisturbed=True,
     )
     predicted = [graph.cost("latency").exact(architecture) / 1e6 for architecture in tried]
     errors = [guess / median - 1 for guess, (median, _) in zip(predicted, measured, strict=True)]
@@ -67,7 +73,7 @@ def prediction_errors(options: argparse.Namespace, batch: int) -> None:
     ratios = [value / measured[0][0] * macs[0] / cost for (value, _), cost in zip(measured, macs, strict=True)]
     print(
         f"{options.model} {options.size}x{options.size} batch {batch} on {graph.latency.device}, "
-        f"{torch.get_num_threads()} threads: median error {100 * np.median(away):.1f} %, "
+        f"{torch.get_num_threads()} threads, {options.runtime}: median error {100 * np.median(away):.1f} %, "
         f"largest {100 * away.max():.1f} %, "
         f"of the fit {100 * graph.latency.error:.1f} %; in proportion to macs it would be "
         f"{100 * np.median(np.abs(1 / np.array(ratios[1:]) - 1)):.1f} %; table and fit took {seconds:.0f} s",
@@ -77,11 +83,12 @@ def prediction_errors(options: argparse.Namespace, batch: int) -> None:
 
 def searched(options: argparse.Namespace, model: nn.Module, source: tas.data.Source, seed: int) -> tas.Scores:
     """Train the model for an epoch and measure saliency; scores in the folder `--keep` are not made again."""
-    folder = Path(options.keep) / f"{options.model}-{options.size}-seed{seed}" if options.keep else None
+    name = f"{options.model}-{options.size}" + (f"-by{options.round_to}" if options.round_to > 1 else "")
+    folder = Path(options.keep) / f"{name}-seed{seed}" if options.keep else None
     if folder and (folder / SCORES).exists():
         return tas.Scores.read(folder)
     graph = trace(model, torch.zeros(1, 3, options.size, options.size))
-    space = SearchSpace.of(graph)
+    space = SearchSpace.of(graph, tas.SpaceConfig(round_to=options.round_to))
     config = tas.TrainConfig(epochs=1, warmup_epochs=0, batch_size=32, learning_rate=0.02, precision="bf16", seed=seed)
     model = tas.train(model, source, config=config)
     found = tas.search(
@@ -115,10 +122,10 @@ def budgets_held(options: argparse.Namespace) -> None:
             timed = with_latency(model, graph, scores.space, example, batch=batch, config=latency_config(options))
             budget = tas.Budget(latency=options.budget)
             architecture = tas.Scores(scores.log_probabilities, timed, scores.space).decode(budget)
+            pair = _running([model, tas.derive(model, timed, architecture)], example, options)
             (full, away), (small, spread) = measure_latency(
-                [model, tas.derive(model, timed, architecture)], example, batch=batch, seconds=100 * options.seconds,
-                rounds=15, clock=options.clock,
-            )  # fmt: skip
+                pair, example, batch=batch, seconds=100 * options.seconds, rounds=15, clock=options.clock
+            )
             noise = math.hypot(spread, limit * away) / full
             held, strictly = held + (small / full <= limit + noise), strictly + (small / full <= limit)
             print(
@@ -128,16 +135,27 @@ def budgets_held(options: argparse.Namespace) -> None:
                 flush=True,
             )
         print(
-            f"{options.model} {options.size}x{options.size} batch {batch}, {torch.get_num_threads()} threads, budget "
+            f"{options.model} {options.size}x{options.size} batch {batch}, {torch.get_num_threads()} threads, "
+            f"{options.runtime}, budget "
             f"{options.budget}: held within the spread in {held} of {options.seeds} seeds, without it in {strictly}",
             flush=True,
         )
 
 
+def _running(models: list[nn.Module], example: torch.Tensor, options: argparse.Namespace) -> list[nn.Module]:
+    """The models in the runtime that is asked for."""
+    return [in_onnx_runtime(model, example) for model in models] if options.runtime == "onnxruntime" else models
+
+
 def latency_config(options: argparse.Namespace) -> LatencyConfig:
     """Of the library."""
     return LatencyConfig(
-        threads=options.threads, clock=options.clock, grid=options.grid, seconds=options.seconds, cache=options.cache
+        runtime=options.runtime,
+        threads=options.threads,
+        clock=options.clock,
+        grid=options.grid,
+        seconds=options.seconds,
+        cache=options.cache,
     )
 
 
@@ -148,6 +166,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--runtime", default="pytorch", choices=["pytorch", "onnxruntime"])
+    parser.add_argument("--round-to", type=int, default=1, help="candidates in multiples of this")
     parser.add_argument("--grid", type=int, default=8)
     parser.add_argument("--count", type=int, default=20, help="random architectures")
     parser.add_argument("--seconds", type=float, default=0.02, help="per layer; models get twenty times as much")

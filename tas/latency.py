@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from tas.cost import Gate, Kept, Term
 from tas.lookup import Lookup
@@ -40,6 +40,7 @@ class Latency:
         error: median over the measured small models of how far predictions are off, as a share; they were fitted to
             these models, so others are off a little more.
         untimed: layers that are in the rest whatever their size.
+        runtime: what ran the timed passes.
     """
 
     parts: tuple[Part, ...]
@@ -50,6 +51,7 @@ class Latency:
     full_ms: float
     error: float
     untimed: tuple[str, ...] = ()
+    runtime: Literal["pytorch", "onnxruntime"] = "pytorch"
 
     @cached_property
     def terms(self) -> tuple[Term, ...]:

@@ -203,14 +203,14 @@ def in_onnx_runtime(model: nn.Module, example: Tensor) -> Exported:
 
     Args:
         model: not changed.
-        example: one input, batch first.
+        example: one input, batch first; on the device that runs a model without parameters.
 
     Raises:
         ConfigError: ONNX Runtime is missing, or cannot use the device.
         ModelError: the model cannot be written as ONNX.
     """
     require_packages("measuring under ONNX Runtime")
-    device = next(model.parameters()).device
+    device = next((parameter.device for parameter in model.parameters()), example.device)
     _provider(device)
     images = example[:1].cpu().expand(2, *example.shape[1:]).contiguous()
     with TemporaryDirectory() as folder:
@@ -221,11 +221,11 @@ def in_onnx_runtime(model: nn.Module, example: Tensor) -> Exported:
         return open_onnx(path, device, model=model, images=images)
 
 
-def open_onnx(path: Path, device: torch.device | None = None, *, model: nn.Module, images: Tensor) -> Exported:
-    """A file as ONNX Runtime runs it, on the CPU; what it returns is nested as what the model returns.
+def open_onnx(file: Path | bytes, device: torch.device | None = None, *, model: nn.Module, images: Tensor) -> Exported:
+    """A file as ONNX Runtime runs it; what it returns is nested as what the model returns.
 
     Args:
-        path: of the file, which is not needed afterwards.
+        file: its path, or its content; not needed afterwards.
         device: that computes, and on which the inputs must lie; the CPU by default.
         model: that the file is of, in evaluation mode.
         images: that it accepts.
@@ -243,7 +243,8 @@ def open_onnx(path: Path, device: torch.device | None = None, *, model: nn.Modul
     provider = _provider(device)
     settings = {"device_id": device.index or 0} if device.type == "cuda" else {}
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, settings)])
+        what = file if isinstance(file, bytes) else str(file)
+        session = onnxruntime.InferenceSession(what, options, providers=[(provider, settings)])
     except Exception as error:  # types and operations that it has no kernel for
         raise ModelError(failure("ONNX Runtime cannot run it", type(model).__name__, error)) from error
     if provider not in session.get_providers():  # its libraries are not there: it would go on without, on the CPU

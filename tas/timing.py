@@ -134,10 +134,16 @@ class LayerTimes:
         folder: of the cache; None keeps nothing.
         setting: everything else that times depend on, such as device, threads, type and versions: times of another
             setting are not used.
+        runs: makes of a layer and of what it reads the module that is timed; the layer itself by default.
     """
 
-    def __init__(self, folder: Path | None, setting: Mapping[str, Any]):
-        self.setting = dict(setting)
+    def __init__(
+        self,
+        folder: Path | None,
+        setting: Mapping[str, Any],
+        runs: Callable[[nn.Module, Tensor], nn.Module] = lambda layer, _: layer,
+    ):
+        self.setting, self.runs = dict(setting), runs
         digest = hashlib.sha256(json.dumps(self.setting, sort_keys=True).encode()).hexdigest()[:16]
         self.path = None if folder is None else Path(folder).expanduser() / f"latency-{digest}.json"
         self.seconds: dict[str, float] = self._kept()
@@ -170,11 +176,22 @@ class LayerTimes:
         found: dict[str, list[float]] = {name: [] for name in missing}
         for _ in range(rounds):
             for name, (layer, shape) in missing.items():
-                found[name].append(_time(layer, shape, seconds / rounds, device, clock))
+                found[name].append(self._time(layer, shape, seconds / rounds, device, clock))
                 advance()
         if missing:
             self.seconds = {**self._kept(), **self.seconds, **{name: min(times) for name, times in found.items()}}
             self._keep()
+
+    @torch.no_grad()
+    def _time(
+        self, layer: nn.Module, shape: tuple[int, ...], seconds: float, device: torch.device, clock: Clock
+    ) -> float:
+        layer = evaluating(copy.deepcopy(layer).to_empty(device=device))
+        tensors = [*layer.parameters(), *layer.buffers()]
+        for tensor in tensors:
+            tensor.fill_(1)  # what lies in empty memory may be slow to compute with
+        inputs = torch.full(shape, 0.5, dtype=next(t.dtype for t in tensors if t.is_floating_point()), device=device)
+        return _timer(self.runs(layer, inputs), inputs, clock).blocked_autorange(min_run_time=seconds).median
 
     def _keep(self) -> None:
         """Write what is known; where that cannot be, this run needs nothing of it."""
@@ -191,13 +208,3 @@ class LayerTimes:
 def signature(layer: nn.Module, shape: tuple[int, ...]) -> str:
     """Everything the time of a layer depends on besides the machine."""
     return f"{type(layer).__module__}.{layer!r} {'x'.join(map(str, shape))}"
-
-
-@torch.no_grad()
-def _time(layer: nn.Module, shape: tuple[int, ...], seconds: float, device: torch.device, clock: Clock) -> float:
-    layer = evaluating(copy.deepcopy(layer).to_empty(device=device))
-    tensors = [*layer.parameters(), *layer.buffers()]
-    for tensor in tensors:
-        tensor.fill_(1)  # what lies in empty memory may be slow to compute with
-    inputs = torch.full(shape, 0.5, dtype=next(t.dtype for t in tensors if t.is_floating_point()), device=device)
-    return _timer(layer, inputs, clock).blocked_autorange(min_run_time=seconds).median

@@ -90,11 +90,11 @@ def test_runs_on_other_data_have_a_chart_of_their_own(runs, tmp_path):
     assert "from cheap to costly: other." in text
 
 
-def bound(run, budget: dict, *, predicted: float | None = 1.5, device: str = "one"):
+def bound(run, budget: dict, *, predicted: float | None = 1.5, device: str = "one", runtime: str = "pytorch"):
     """The run with another budget, and what is known of its latency."""
     summary = json.loads((run / "summary.json").read_text())
     for name, share in (("full", 2.0), ("pruned", 1.0)):
-        summary[name] |= {"device": device, "runtime": "pytorch"} | (
+        summary[name] |= {"device": device, "runtime": runtime} | (
             {} if predicted is None else {"predicted_latency_ms": share * predicted}
         )
     (run / "summary.json").write_text(json.dumps({**summary, "budget": budget}))
@@ -110,6 +110,7 @@ def bound(run, budget: dict, *, predicted: float | None = 1.5, device: str = "on
         ([{"latency": "50%", "macs": "50%"}] * 2, {}, "macs"),
         ([{"latency": "50%"}] * 2, {"predicted": None}, "macs"),  # a run of before
         ([{"latency": "50%"}] * 2, {"device": "another"}, "macs"),  # its milliseconds are others
+        ([{"latency": "50%"}] * 2, {"runtime": "onnxruntime"}, "macs"),
     ],
 )
 def test_the_axis_is_what_all_budgets_bound_and_all_runs_know(tmp_path, budgets, others, wanted):

@@ -11,6 +11,7 @@ import tas
 from tas.errors import BudgetError, ConfigError
 from tas.pipeline.compress import short_search
 from tas.pipeline.latency import LatencyConfig, known_latency, with_latency
+from tas.profile import RUNTIMES
 from tas.timing import LayerTimes, signature
 
 QUICK = LatencyConfig(grid=3, models=3, seconds=0.001, cache="")
@@ -34,6 +35,35 @@ def test_the_full_model_is_predicted_as_it_was_measured(traced):
     assert (found.latency.batch, found.latency.untimed) == (2, ())
     assert {part.layer for part in found.latency.parts} == {layer.name for layer in graph.layers}
     assert tas.Graph.from_json(found.to_json()) == found
+
+
+def test_under_onnx_runtime_layers_and_networks_are_timed_there(traced, tmp_path):
+    model, graph, space = traced
+    config = replace(QUICK, runtime="onnxruntime", threads=1, cache=str(tmp_path))
+    found = with_latency(model, graph, space, nets.images(1), config=config)
+    assert found.latency.runtime == "onnxruntime"
+    assert found.cost("latency").exact(graph.full) == pytest.approx(found.latency.full_ms * 1e6, rel=1e-3)
+    assert {part.layer for part in found.latency.parts} == {layer.name for layer in graph.layers}
+    assert tas.Graph.from_json(found.to_json()) == found
+    (kept,) = tmp_path.iterdir()
+    assert "onnxruntime" in json.loads(kept.read_text())["setting"]
+    measured = tas.measure(model, example=nets.images(1), runtime="onnxruntime", threads=1, seconds=0.2)
+    assert found.latency.full_ms == pytest.approx(measured.latency_ms, rel=0.8)  # other tests run beside
+    with_latency(model, graph, space, nets.images(1), config=replace(config, runtime="pytorch"))
+    assert len([*tmp_path.iterdir()]) == 2  # nothing of the one is taken for the other
+
+
+def test_a_graph_of_before_was_measured_in_pytorch(traced):
+    model, graph, space = traced
+    found = with_latency(model, graph, space, nets.images(1), config=QUICK)
+    value = found.to_dict()
+    del value["latency"]["runtime"]
+    assert tas.Graph.from_json(json.dumps(value)) == found
+
+
+def test_a_runtime_that_is_not_known_is_refused():
+    with pytest.raises(ConfigError, match="latency runtime is 'tensorrt'; it can be pytorch or onnxruntime"):
+        LatencyConfig(runtime="tensorrt")
 
 
 def test_a_layer_that_is_lent_to_a_block_takes_no_time_where_that_is_dropped():
@@ -109,15 +139,19 @@ def test_compress_holds_a_budget_of_latency_and_says_what_it_measured(tmp_path):
     assert "| latency |" in text
 
 
-def test_what_a_budget_counts_is_what_is_measured_afterwards(tmp_path):
+@pytest.mark.parametrize("runtime", ["pytorch", "onnxruntime"])
+def test_what_a_budget_counts_is_what_is_measured_afterwards(runtime, tmp_path):
     config = tas.CompressConfig(
         search=replace(short_search(), batch_size=16, architectures=0),
         train=tas.TrainConfig(epochs=1, batch_size=16, warmup_epochs=0),
-        latency=replace(QUICK, threads=1, clock="cpu"),
+        latency=replace(QUICK, runtime=runtime, threads=1, clock="cpu"),
     )
     found = tas.compress(TinyNet(), tiny_source(), budget={"latency": "100%"}, config=config, output=tmp_path / "run")
     assert found.full.clock == found.pruned.clock == "cpu"
-    assert "time spent by the processor." in (tmp_path / "run" / "report.html").read_text()
+    assert found.full.runtime == found.pruned.runtime == runtime
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "time spent by the processor." in page
+    assert RUNTIMES[runtime] + ", 1 thread" in page
 
 
 class Odd(nn.Module):

@@ -194,6 +194,7 @@ def _profiles(job: Job, small: nn.Module, architecture: Architecture) -> tuple[P
         [job.teacher.to(place), small.to(place)], example=job.example, metric=job.metric,
         latency_batch=job.config.latency_batch, threads=graph.latency.threads if graph.latency else 0,
         clock=job.config.latency.clock if graph.latency else "wall",
+        runtime=graph.latency.runtime if graph.latency else "pytorch",
     )  # fmt: skip
     small.to(home)
     full, pruned = (replace(cost, accuracy=accuracy) for cost, accuracy in zip(costs, accuracies, strict=True))

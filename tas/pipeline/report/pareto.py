@@ -75,8 +75,11 @@ def axis_of(runs: Sequence[RunFiles]) -> Axis:
     bounds = {name for run in measured for name in run.budget} if all(run.budget for run in measured) else set()
     axis = AXES[bounds.pop()] if len(bounds) == 1 else AXES["macs"]
     is_known = all(run.summary[model].get(axis.field) for run in measured for model in ("full", "pruned"))  # type: ignore
-    # predictions compare on one processor, for batches of one size
-    settings = {(run.settings.get("latency_batch"), run.summary["full"].get("device")) for run in measured}  # type: ignore
+    # predictions compare on one processor, in one runtime, for batches of one size
+    settings = {
+        (run.settings.get("latency_batch"), *(run.summary["full"].get(name) for name in ("device", "runtime")))  # type: ignore
+        for run in measured
+    }
     return axis if is_known and (axis is not AXES["latency"] or len(settings) == 1) else AXES["macs"]
 
 
