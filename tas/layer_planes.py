@@ -133,11 +133,13 @@ def layer_planes(
         times.measure(wanted, device=inputs.device, seconds=seconds, rounds=rounds, clock=clock, advance=bar.advance)
     planes = []
     for layer, gate, sides, sign, sizes, names in points:
-        features = np.zeros((5, *map(len, sizes)))
+        features = np.zeros((6, *map(len, sizes)))
         for place, (name, facts) in names.items():
             kind = 0 if layer.kind in _PROJECTIONS else 1
             features[(kind, *place)] = times.seconds[name] * 1e9
             features[(slice(2, 5), *place)] = facts
+        # weights that no cache holds beside all others are fetched anew in every pass: of a large network, most are
+        features[5] = features[2] ** 2 / max(1, features[2].max())
         planes.append(Plane(layer.name, gate, sides, (sizes[0], sizes[1]), sign * features))
     return planes, tuple(layer.name for layer in graph.layers if model.get_submodule(layer.name) not in calls)
 

@@ -143,7 +143,7 @@ def test_the_command_that_repeats_a_run_can_be_pasted_where_the_run_was_made(tmp
 
 def test_latencies_are_told_of_every_batch_size_and_the_prediction_of_its_own(tmp_path):
     run, graph = write_run(tmp_path / "run"), tas.trace(TinyNet(), torch.zeros(1, 3, 8, 8))
-    known = Latency((), 2_000_000, "a clock", 1, 4, 2.0, 0.0)
+    known = Latency((), 2_000_000, "a clock", 1, 4, 2.0, 0.0, runtime="onnxruntime")
     (run / "graph.json").write_text(replace(graph, latency=known).to_json())
     summary = {**SUMMARY, "budget": {"latency": 0.6}}
     for name, factor in (("full", 1.0), ("pruned", 0.5)):
@@ -157,7 +157,7 @@ def test_latencies_are_told_of_every_batch_size_and_the_prediction_of_its_own(tm
     assert "Budget: 60% of latency" in text
     told = [re.findall("<td.*?>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", text) if "latency" in row]
     assert [[cell.replace("&nbsp;", " ") for cell in cells] for cells in told] == [
-        ["predicted latency, batch of 4", "3.000 ms", "1.500 ms", "50.0 %"],
+        ["predicted latency, ONNX Runtime, batch of 4", "3.000 ms", "1.500 ms", "50.0 %"],
         ["latency, batch of 1", "2.000 ms", "1.000 ms", "50.0 %"],
         ["spread of latency, batch of 1", "0.100 ms", "0.100 ms", ""],
         ["latency, batch of 8", "8.000 ms", "4.000 ms", "no gain: 50.0 %, within the spread of 7.000 ms"],

@@ -14,6 +14,7 @@ from tas.pipeline.latency import LatencyConfig, known_latency, with_latency
 from tas.profile import RUNTIMES
 from tas.timing import LayerTimes, signature
 
+BY_EIGHTS = tas.SpaceConfig(round_to=8)
 QUICK = LatencyConfig(grid=3, models=3, seconds=0.001, cache="")
 
 
@@ -38,7 +39,8 @@ def test_the_full_model_is_predicted_as_it_was_measured(traced):
 
 
 def test_under_onnx_runtime_layers_and_networks_are_timed_there(traced, tmp_path):
-    model, graph, space = traced
+    model, graph, _ = traced
+    space = tas.SearchSpace.of(graph, BY_EIGHTS)
     config = replace(QUICK, runtime="onnxruntime", threads=1, cache=str(tmp_path))
     found = with_latency(model, graph, space, nets.images(1), config=config)
     assert found.latency.runtime == "onnxruntime"
@@ -51,6 +53,13 @@ def test_under_onnx_runtime_layers_and_networks_are_timed_there(traced, tmp_path
     assert found.latency.full_ms == pytest.approx(measured.latency_ms, rel=0.8)  # other tests run beside
     with_latency(model, graph, space, nets.images(1), config=replace(config, runtime="pytorch"))
     assert len([*tmp_path.iterdir()]) == 2  # nothing of the one is taken for the other
+
+
+def test_onnx_runtime_wants_whole_groups_of_channels(traced):
+    model, graph, space = traced
+    config = replace(QUICK, runtime="onnxruntime", threads=1)
+    with pytest.raises(ConfigError, match="whole groups of 8 channels alone, and width first.0 may become 2; add"):
+        with_latency(model, graph, space, nets.images(1), config=config)
 
 
 def test_a_graph_of_before_was_measured_in_pytorch(traced):
@@ -144,9 +153,11 @@ def test_what_a_budget_counts_is_what_is_measured_afterwards(runtime, tmp_path):
     config = tas.CompressConfig(
         search=replace(short_search(), batch_size=16, architectures=0),
         train=tas.TrainConfig(epochs=1, batch_size=16, warmup_epochs=0),
-        latency=replace(QUICK, runtime=runtime, threads=1, clock="cpu"),
+        latency=replace(QUICK, runtime=runtime, threads=1, clock="cpu"), space=BY_EIGHTS,
+    )  # fmt: skip
+    found = tas.compress(
+        TinyNet(width=16), tiny_source(), budget={"latency": "100%"}, config=config, output=tmp_path / "run"
     )
-    found = tas.compress(TinyNet(), tiny_source(), budget={"latency": "100%"}, config=config, output=tmp_path / "run")
     assert found.full.clock == found.pruned.clock == "cpu"
     assert found.full.runtime == found.pruned.runtime == runtime
     page = (tmp_path / "run" / "report.html").read_text()

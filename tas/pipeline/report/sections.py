@@ -11,7 +11,7 @@ from tas.graph import Graph
 from tas.page import plain, table
 from tas.pipeline.report.files import RunFiles
 from tas.pipeline.report.rows import layer_rows
-from tas.profile import compared, latency_change, latency_setting, quality_words, share
+from tas.profile import RUNTIMES, compared, latency_change, latency_setting, quality_words, share
 from tas.run import CONFIG
 
 OPEN_ROWS = 40  # a longer table is folded
@@ -51,7 +51,10 @@ def quantities(run: RunFiles) -> list[tuple[str, str, str, str]]:
         return []
     full, pruned = run.summary["full"], run.summary["pruned"]
     metric, *_ = quality_words(full.get("metric", ""))
-    predicted = f", batch of {run.graph.latency.batch}" if run.graph and run.graph.latency else ""
+    predicted = ""
+    if run.graph and (latency := run.graph.latency):
+        runtime = "" if latency.runtime == "pytorch" else f", {RUNTIMES[latency.runtime]}"
+        predicted = f"{runtime}, batch of {latency.batch}"
     labels = {
         "accuracy": metric, "macs": "MACs per sample", "params": "parameters",
         "predicted_latency_ms": f"predicted latency{predicted}",
