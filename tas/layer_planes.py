@@ -23,9 +23,10 @@ from tas.progress import progress_bar
 from tas.space import SearchSpace
 from tas.timing import Clock, LayerTimes, signature
 
-_FIRST = ("convolution", "transposed", "depthwise", "batch_norm", "instance_norm")  # channels are dimension 1
+CONVOLUTIONS = ("convolution", "own_convolution", "transposed", "depthwise")
+_FIRST = (*CONVOLUTIONS, "batch_norm", "instance_norm")  # channels are dimension 1
 _TIMED = (*_FIRST, "linear", "layer_norm", "rms_norm", "group_norm")
-_PROJECTIONS = ("convolution", "transposed", "depthwise", "linear")
+_PROJECTIONS = (*CONVOLUTIONS, "linear")
 
 
 @dataclass(frozen=True)
@@ -174,11 +175,9 @@ def _at(
     small, read = shared_copy(model.get_submodule(layer.name)).to("meta"), list(shape)
     narrow(small, layer, sizes)
     dim = 1 if layer.kind in _FIRST else -1 if layer.kind == "linear" else layer.channel_dim
-    held = {"convolution": "in_channels", "transposed": "in_channels", "depthwise": "in_channels",
-            "linear": "in_features"}  # fmt: skip
     read[dim] = (
-        getattr(small, held[layer.kind])
-        if layer.kind in held
+        getattr(small, "in_features" if layer.kind == "linear" else "in_channels")
+        if layer.kind in _PROJECTIONS
         else next(chain(small.parameters(), small.buffers())).shape[0]
     )
     return signature(small, tuple(read)), small, tuple(read)

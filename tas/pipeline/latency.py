@@ -16,7 +16,7 @@ from tas.decode import decode
 from tas.errors import BudgetError, ConfigError
 from tas.graph import Graph
 from tas.latency import Latency, Part
-from tas.layer_planes import Plane, layer_planes
+from tas.layer_planes import CONVOLUTIONS, Plane, layer_planes
 from tas.lookup import Lookup
 from tas.nn.modes import evaluating
 from tas.nn.surgery import cut, require_fit
@@ -206,7 +206,7 @@ def _require_whole_blocks(graph: Graph, space: SearchSpace) -> None:
     """
     times = {
         item
-        for layer in graph.layers if layer.kind in ("convolution", "transposed", "depthwise")
+        for layer in graph.layers if layer.kind in CONVOLUTIONS
         for parameter in layer.parameters
         for count in parameter.counts
         for item in count.widths

@@ -177,6 +177,15 @@ class Odd(nn.Module):
         return self.head(self.norm(self.b(input=self.a(images))).mean((2, 3)))
 
 
+@pytest.mark.parametrize("net", [nets.StandardisedNet, nets.MaskedNet])
+def test_convolutions_that_compute_their_weight_are_timed(net):
+    model = net().eval()
+    graph = tas.trace(model, nets.images(1))
+    found = with_latency(model, graph, tas.SearchSpace.of(graph), nets.images(1), config=QUICK)
+    assert "own_convolution" in {layer.kind for layer in graph.layers}
+    assert found.latency.untimed == ()
+
+
 def test_norms_without_weights_and_layers_called_by_keyword_are_timed():
     model = Odd().eval()
     graph = tas.trace(model, nets.images(1))
