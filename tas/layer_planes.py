@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from tas.timing import Clock, LayerTimes, signature
 CONVOLUTIONS = ("convolution", "own_convolution", "transposed", "depthwise")
 _FIRST = (*CONVOLUTIONS, "batch_norm", "instance_norm")  # channels are dimension 1
 _TIMED = (*_FIRST, "linear", "layer_norm", "rms_norm", "group_norm")
+FEATURES = 7  # times of projections and of others, weights, elements, calls, weights beyond the caches, multiply-adds
 _PROJECTIONS = (*CONVOLUTIONS, "linear")
 
 
@@ -101,7 +103,7 @@ def layer_planes(
     seconds: float,
     clock: Clock,
 ) -> tuple[list[Plane], tuple[str, ...]]:
-    """Features of every layer on its grid, and the layers that were not timed.
+    """Features of every layer on its grid, and the layers that have none.
 
     Args:
         model: the full model, in evaluation mode; not changed.
@@ -134,7 +136,7 @@ def layer_planes(
         times.measure(wanted, device=inputs.device, seconds=seconds, rounds=rounds, clock=clock, advance=bar.advance)
     planes = []
     for layer, gate, sides, sign, sizes, names in points:
-        features = np.zeros((6, *map(len, sizes)))
+        features = np.zeros((FEATURES, *map(len, sizes)))
         for place, (name, facts) in names.items():
             kind = 0 if layer.kind in _PROJECTIONS else 1
             features[(kind, *place)] = times.seconds[name] * 1e9
@@ -142,7 +144,26 @@ def layer_planes(
         # weights that no cache holds beside all others are fetched anew in every pass: of a large network, most are
         features[5] = features[2] ** 2 / max(1, features[2].max())
         planes.append(Plane(layer.name, gate, sides, (sizes[0], sizes[1]), sign * features))
-    return planes, tuple(layer.name for layer in graph.layers if model.get_submodule(layer.name) not in calls)
+    planes += _untimed_planes(graph, grids)
+    known = {plane.layer for plane in planes}
+    return planes, tuple(layer.name for layer in graph.layers if layer.name not in known)
+
+
+def _untimed_planes(graph: Graph, grids: Mapping[str, tuple[int, ...]]) -> Iterator[Plane]:
+    """Multiply-adds of what is no layer that could be timed alone, such as products of activations in attention."""
+    full = dict(graph.full.widths)
+    for layer in graph.layers:
+        for coefficient, factors in layer.products if layer.kind not in _TIMED else ():
+            names = list(dict.fromkeys(name for count in factors for name, _ in count.widths))
+            if not 0 < len(names) < 3:
+                continue
+            one, other = (*names, 0)[:2]
+            sizes = [grids[side] if isinstance(side, str) else (side,) for side in (one, other)]
+            features = np.zeros((FEATURES, *map(len, sizes)))
+            for place in product(*(range(len(grid)) for grid in sizes)):
+                chosen = {s: g[p] for s, g, p in zip((one, other), sizes, place, strict=True) if isinstance(s, str)}
+                features[(6, *place)] = coefficient * prod(count.of({**full, **chosen}) for count in factors)
+            yield Plane(layer.name, layer.gate, (one, other), (sizes[0], sizes[1]), features)
 
 
 def _thinned(sizes: Sequence[int], most: int) -> tuple[int, ...]:

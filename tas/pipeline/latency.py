@@ -78,9 +78,10 @@ def with_latency(
 
     Every layer is timed alone at a grid of its widths' sizes. What passes through memory between layers, and what
     calling them costs, cannot be seen there: a least-squares fit to some small models, timed whole and in turns, weighs
-    times of projections and of norms, numbers of weights, activations and layers, none of them negative. Then as many
-    architectures are timed that decoding chooses under budgets of latency, and the fit is made again: a choice under a
-    budget goes where predictions are too low.
+    times of projections and of norms, multiply-adds between activations (attention), numbers of weights, activations
+    and layers, none of them negative. A layer's weights count once more in the square, since no cache holds those of a
+    large model. Then as many architectures are timed that decoding chooses under budgets of latency, and the fit is
+    made again: a choice under a budget goes where predictions are too low.
 
     Args:
         model: the full model, on the device it is timed on; not changed but for its mode.

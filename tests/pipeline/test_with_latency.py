@@ -1,14 +1,17 @@
 import json
 from dataclasses import replace
+from math import prod
 
 import nets
 import pytest
+import token_nets
 import torch
 from torch import nn
 from toys import TinyNet, tiny_source
 
 import tas
 from tas.errors import BudgetError, ConfigError
+from tas.layer_planes import layer_planes
 from tas.pipeline.compress import short_search
 from tas.pipeline.latency import LatencyConfig, known_latency, with_latency
 from tas.profile import RUNTIMES
@@ -184,6 +187,26 @@ def test_convolutions_that_compute_their_weight_are_timed(net):
     found = with_latency(model, graph, tas.SearchSpace.of(graph), nets.images(1), config=QUICK)
     assert "own_convolution" in {layer.kind for layer in graph.layers}
     assert found.latency.untimed == ()
+
+
+@pytest.mark.parametrize(
+    ("net", "layer"), [("EmbeddedPositions", "blocks.0.attention"), ("EncoderLayers", "layer.self_attn")]
+)
+def test_products_in_attention_follow_their_heads(net, layer):
+    model = getattr(token_nets, net)().eval()
+    graph = tas.trace(model, nets.images(1))
+    space = tas.SearchSpace.of(graph)
+    times = LayerTimes(None, {})
+    planes, untimed = layer_planes(model, graph, space, nets.images(1), times, grid=2, seconds=1e-4, clock="wall")
+    own = [plane for plane in planes if plane.layer == layer]
+    macs = {
+        size: sum(plane.at(one, graph.sizes(one))[6] for plane in own)
+        for size, one in (("full", graph.full), ("small", space.smallest))
+    }  # fmt: skip
+    found = next(one for one in graph.layers if one.name == layer)
+    assert macs["full"] == sum(n * prod(c.of(dict(graph.full.widths)) for c in counts) for n, counts in found.products)
+    assert 0 < macs["small"] < macs["full"]
+    assert layer not in untimed
 
 
 def test_norms_without_weights_and_layers_called_by_keyword_are_timed():
