@@ -4,6 +4,7 @@ python benchmarks/latency.py --model resnet18 --batch 1 --threads 1
     predicted against measured, on random architectures that were not part of the fit
 python benchmarks/latency.py --model resnet18 --batch 1 32 --threads 1 --budget 60% --seeds 10 --data folder:cifar10
     per seed: train briefly, search by saliency under the budget, measure the derived network beside the full one
+Under ONNX Runtime with --runtime onnxruntime --round-to 8.
 """
 
 from __future__ import annotations
