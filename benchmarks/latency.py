@@ -120,8 +120,8 @@ def budgets_held(options: argparse.Namespace) -> None:
         model = torchvision.models.get_model(options.model, num_classes=source.num_classes)  # weights take no time
         for seed, scores in enumerate(found):
             graph = scores.graph
-            timed = with_latency(model, graph, scores.space, example, batch=batch, config=latency_config(options))
-            budget = tas.Budget(latency=options.budget)
+            budget, config = tas.Budget(latency=options.budget), latency_config(options)
+            timed = with_latency(model, graph, scores.space, example, batch=batch, budgets=[budget], config=config)
             architecture = tas.Scores(scores.log_probabilities, timed, scores.space).decode(budget)
             pair = _running([model, tas.derive(model, timed, architecture)], example, options)
             (full, away), (small, spread) = measure_latency(
@@ -131,7 +131,7 @@ def budgets_held(options: argparse.Namespace) -> None:
             held, strictly = held + (small / full <= limit + noise), strictly + (small / full <= limit)
             print(
                 f"seed {seed}, batch {batch}: {graph.macs(architecture) / graph.macs():.1%} of the macs, predicted "
-                f"{timed.cost('latency').exact(architecture) / timed.cost('latency').exact(timed.full):.1%}, measured "
+                f"{timed.cost('latency').exact(architecture) / timed.full_cost('latency'):.1%}, measured "
                 f"{small / full:.1%} ± {noise:.1%} of {full:.2f} ms",
                 flush=True,
             )

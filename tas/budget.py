@@ -114,14 +114,14 @@ class Budget:
 
     def tightness(self, graph: Graph) -> float:
         """The smallest share of the full model's cost that a bound allows, in (0, 1]."""
-        return min(limit / graph.cost(name).exact(graph.full) for name, limit in self.limits(graph).items())
+        return min(limit / graph.full_cost(name) for name, limit in self.limits(graph).items())
 
     def loosened(self, part: float, graph: Graph) -> Budget:
         """A budget that gives back this part of what the bounds take away from the full model, in [0, 1]."""
         looser = {}
         for quantity, value in self.amounts.items():
             number, is_share = _amount(value, quantity)
-            share = number if is_share else number / graph.cost(quantity).exact(graph.full)
+            share = number if is_share else number / graph.full_cost(quantity)
             looser[quantity] = share + part * (1 - share)
         return Budget(**looser)
 
@@ -137,7 +137,7 @@ class Budget:
         bounds = {}
         for quantity, value in self.amounts.items():
             number, is_share = _amount(value, quantity)
-            full = graph.cost(quantity).exact(graph.full)
+            full = graph.full_cost(quantity)
             # 1e-9: 0.3 * full must not lose one to rounding
             bounds[quantity] = math.floor(number * full + 1e-9) if is_share else math.floor(number)
             if bounds[quantity] > full:
@@ -166,10 +166,10 @@ class Budget:
         """
         for quantity, limit in self.limits(graph).items():
             smallest = cheapest(graph, space, quantity)
-            least, full = (graph.cost(quantity).exact(a) for a in (smallest, graph.full))
+            least, full = graph.cost(quantity).exact(smallest), graph.full_cost(quantity)
             has, number = cost_text(limit, quantity), _number(least, quantity)
             bound = f"takes {has} or less" if quantity == "latency" else f"has {has} or fewer"
-            if least == full > limit:
+            if limit < least == graph.cost(quantity).exact(graph.full):
                 raise BudgetError(
                     f"nothing in this space can be made smaller, so no architecture {bound}; "
                     f"the smallest has {number} (100.0% of the full model). tas trace shows what is left alone "

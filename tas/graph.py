@@ -157,6 +157,16 @@ class Graph:
             )
         return self._costs[quantity]
 
+    def full_cost(self, quantity: str) -> int:
+        """What the full model costs: `macs` or `params`, or its measured `latency` in nanoseconds.
+
+        Raises:
+            BudgetError: the latency was not measured.
+        """
+        if quantity == "latency" and self.latency is not None:
+            return round(self.latency.full_ms * 1e6)
+        return self.cost(quantity).exact(self.full)
+
     def check(self, architecture: Architecture | None) -> Architecture:
         """Return `architecture`, or the full one for None.
 

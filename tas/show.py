@@ -233,7 +233,7 @@ def _share(graph: Graph, layers: Iterable[str]) -> str:
 def costs_text(graph: Graph, architecture: Architecture) -> str:
     """What an architecture costs, and which share that is of the full model."""
     names = [name for name in QUANTITIES if name != "latency" or graph.latency is not None]
-    costs = {name: (graph.cost(name).exact(architecture), graph.cost(name).exact(graph.full)) for name in names}
+    costs = {name: (graph.cost(name).exact(architecture), graph.full_cost(name)) for name in names}
     return ", ".join(f"{cost_text(cost, name)} ({share(full, cost)})" for name, (cost, full) in costs.items())
 
 

@@ -122,8 +122,9 @@ def search(
     offered = SearchSpace.of(graph, space)
     if budget.latency is not None:
         graph = from_main(latency_of_run)(
-            full, graph, offered, example, batch=latency_batch, config=latency, folder=output if resume else None
-        )
+            full, graph, offered, example, batch=latency_batch, budgets=[budget], config=latency,
+            folder=output if resume else None,
+        )  # fmt: skip
     budget.require_reachable(graph, offered)
     run = RunFolder.open(output, to_yaml(settings), resume=resume, results=[ARCHITECTURE])
     run.write_json(GRAPH, graph.to_dict())
@@ -192,7 +193,7 @@ def _tell(scores: Scores, found: Architecture, output: str, *, json: bool, has_w
     graph = scores.graph
     if json:
         cost = {
-            name: {"full": graph.cost(name).exact(graph.full), "pruned": graph.cost(name).exact(found)}
+            name: {"full": graph.full_cost(name), "pruned": graph.cost(name).exact(found)}
             for name in ("macs", "params", *(["latency"] if graph.latency else []))
         }
         say_json({"architecture": found.to_dict(), **cost})

@@ -31,6 +31,7 @@ from tas.space import SearchSpace
 from tas.timing import Clock, LayerTimes, device_name, measure_latency, thread_count
 
 CACHE = "~/.cache/tas"
+NEAR, FAR = 0.25, 0.05  # in the fit for a budget: what differs by such a factor still counts; what everything does
 BLOCK = 8  # channels that lie together in ONNX Runtime's convolutions on a processor; with AVX-512 16 of them
 
 
@@ -73,6 +74,7 @@ def with_latency(
     example: Tensor,
     *,
     batch: int = 1,
+    budgets: Sequence[Budget] = (),
     config: LatencyConfig | None = None,
 ) -> Graph:
     """The same graph, which also knows what every architecture takes on this machine.
@@ -81,8 +83,9 @@ def with_latency(
     calling them costs, cannot be seen there: a least-squares fit to some small models, timed whole and in turns, weighs
     times of projections and of norms, multiply-adds between activations (attention), numbers of weights, activations
     and layers, none of them negative. A layer's weights count once more in the square, since no cache holds those of a
-    large model. Then as many architectures are timed that decoding chooses under budgets of latency, and the fit is
-    made again: a choice under a budget goes where predictions are too low.
+    large model. Then as many architectures are timed that decoding chooses under the budgets, in two turns, and the fit
+    is made again, with most weight on what takes about as long: a choice under a budget goes where predictions are too
+    low, and what holds for models of other sizes, which caches hold or do not, matters little there.
 
     Args:
         model: the full model, on the device it is timed on; not changed but for its mode.
@@ -90,6 +93,7 @@ def with_latency(
         space: the candidates.
         example: one input, batch first.
         batch: samples in a pass.
+        budgets: that will be decoded; without one that bounds the latency, some between 35 and 90 % of it.
         config: see `LatencyConfig`.
 
     Raises:
@@ -121,11 +125,16 @@ def with_latency(
         tried = [graph.full, *_sample(graph, space, config.models)]
         measured = _nanoseconds(model, graph, tried[1:], example, batch, config)
         known = setting["device"], setting["threads"], batch, config.runtime, untimed
-        chosen = _chosen(_predicting(graph, planes, tried, measured, *known), space, config.models)
-        again = _nanoseconds(model, graph, chosen, example, batch, config)
-    return _predicting(
-        graph, planes, [*tried, *chosen], np.append(measured, again[1:] * measured[0] / again[0]), *known
-    )
+        budgets = [budget for budget in budgets if budget.latency is not None]
+        found = _predicting(graph, planes, tried, measured, [], *known)
+        for seed, count in enumerate((config.models - config.models // 2, config.models // 2)):
+            goals = budgets or [Budget(latency=f"{share:.0f}%") for share in np.linspace(35, 90, count)]
+            chosen = [one for one in _chosen(found, space, goals, count, seed) if one not in tried]
+            again = _nanoseconds(model, graph, chosen, example, batch, config)
+            tried, measured = [*tried, *chosen], np.append(measured, again[1:] * measured[0] / again[0])
+            targets = [budget.limits(found)["latency"] for budget in budgets]
+            found = _predicting(graph, planes, tried, measured, targets, *known)
+    return found
 
 
 def _nanoseconds(
@@ -150,17 +159,16 @@ def _nanoseconds(
 
 
 def _predicting(
-    graph: Graph, planes: Sequence[Plane], architectures: Sequence[Architecture], measured: np.ndarray, device: str,
-    threads: int, batch: int, runtime: Runtime, untimed: tuple[str, ...],
+    graph: Graph, planes: Sequence[Plane], architectures: Sequence[Architecture], measured: np.ndarray,
+    targets: Sequence[float], device: str, threads: int, batch: int, runtime: Runtime, untimed: tuple[str, ...],
 ) -> Graph:  # fmt: skip
-    """The graph with a fit to these; the first is the full model, whose time is met."""
-    weights, error = _fit(planes, graph, architectures, measured)
+    """The graph with a fit to these, of which the first is the full model."""
+    weights, error = _fit(planes, graph, architectures, measured, targets)
     latency = Latency(
-        tuple(_part(plane, weights[:-1]) for plane in planes), 0, device, threads, batch,
+        tuple(_part(plane, weights[:-1]) for plane in planes), round(weights[-1]), device, threads, batch,
         round(measured[0] / 1e6, 4), round(error, 4), untimed, runtime,
     )  # fmt: skip
-    rest = round(measured[0]) - replace(graph, latency=latency).cost("latency").exact(graph.full)
-    return replace(graph, latency=replace(latency, rest=max(0, rest)))
+    return replace(graph, latency=latency)
 
 
 def latency_of_run(
@@ -170,6 +178,7 @@ def latency_of_run(
     example: Tensor,
     *,
     batch: int,
+    budgets: Sequence[Budget],
     config: LatencyConfig,
     folder: str | Path | None,
 ) -> Graph:
@@ -181,6 +190,7 @@ def latency_of_run(
         space: the candidates.
         example: one input, batch first.
         batch: samples in a pass.
+        budgets: that will be decoded.
         config: see `LatencyConfig`.
         folder: of the run that goes on; None measures.
     """
@@ -188,7 +198,7 @@ def latency_of_run(
     return (
         replace(graph, latency=known)
         if known
-        else with_latency(model, graph, space, example, batch=batch, config=config)
+        else with_latency(model, graph, space, example, batch=batch, budgets=budgets, config=config)
     )
 
 
@@ -242,39 +252,51 @@ def _sample(graph: Graph, space: SearchSpace, count: int) -> list[Architecture]:
     return found[:count]
 
 
-def _chosen(graph: Graph, space: SearchSpace, count: int) -> list[Architecture]:
-    """What decoding makes of random scores under budgets of latency: where predictions are too low, it goes.
+def _chosen(graph: Graph, space: SearchSpace, budgets: Sequence[Budget], count: int, seed: int) -> list[Architecture]:
+    """What decoding makes of random scores under budgets of latency, in turn.
 
-    Larger sizes have higher scores, with diminishing returns, as after a search.
+    Larger sizes have higher scores, with diminishing returns, and some widths count for more, as after a search.
     """
-    draw, found = np.random.default_rng(1), []
-    for share in np.linspace(0.35, 0.9, count):
-        gains = {name: np.sort(draw.exponential(size=len(sizes)))[::-1] for name, sizes in space.choices.items()}
+    draw, found = np.random.default_rng(1 + seed), []
+    for place in range(count):
+        gains = {
+            name: draw.lognormal() * np.sort(draw.exponential(size=len(sizes)))[::-1]
+            for name, sizes in space.choices.items()
+        }
+        scores = {name: row.cumsum().tolist() for name, row in gains.items()}
         try:
-            architecture = decode(
-                {name: row.cumsum().tolist() for name, row in gains.items()}, graph, space,
-                Budget(latency=f"{100 * share:.0f}%"),
-            )  # fmt: skip
+            found.append(decode(scores, graph, space, budgets[place % len(budgets)]))
         except BudgetError:
             continue  # not so fast, whatever is cut
-        found.append(architecture)
     return list(dict.fromkeys(found))
 
 
 def _fit(
-    planes: Sequence[Plane], graph: Graph, architectures: Sequence[Architecture], measured: np.ndarray
+    planes: Sequence[Plane],
+    graph: Graph,
+    architectures: Sequence[Architecture],
+    measured: np.ndarray,
+    targets: Sequence[float],
 ) -> tuple[np.ndarray, float]:
-    """Weights of the features and of a constant, scaled so that the first is exact; and the others' median error."""
+    """Weights of the features and of a constant, and the usual error, without that of the full model.
+
+    Without targets the full model is met. With some, models count by how near they are to one of them.
+    """
     from scipy.optimize import nnls
 
     facts = np.array([
         np.append(sum(plane.at(a, graph.sizes(a)) for plane in planes), 1.0) for a in architectures
     ])  # fmt: skip
-    trust = np.where(np.arange(len(measured)) == 0, 3.0, 1.0) / measured  # shares count, and most of all the full model
-    weights, _ = nnls(facts * trust[:, None], trust * measured)
-    weights = weights * measured[0] / (facts[0] @ weights)
-    errors = np.abs(facts[1:] @ weights / measured[1:] - 1)
-    return weights, float(np.median(errors)) if len(errors) else 0.0
+    if targets:
+        away = np.abs(np.log(measured[:, None] / np.array(targets))).min(1)
+        trust = FAR + np.exp(-0.5 * (away / NEAR) ** 2)
+    else:
+        trust = np.where(np.arange(len(measured)) == 0, 3.0, 1.0)
+    weights, _ = nnls(facts * (trust / measured)[:, None], trust)  # shares count
+    if not targets:
+        weights = weights * measured[0] / (facts[0] @ weights)
+    errors, counts = np.abs(facts @ weights / measured - 1)[1:], trust[1:] >= (0.5 if targets else 0)
+    return weights, float(np.median(errors[counts] if counts.any() else errors)) if len(errors) else 0.0
 
 
 def _part(plane: Plane, weights: np.ndarray) -> Part:

@@ -164,7 +164,7 @@ def compress(
     _warn_of_frozen(teacher, graph)
     if any(one.latency is not None for one in budgets):
         graph = from_main(latency_of_run)(
-            teacher, graph, space, example, batch=config.latency_batch, config=config.latency,
+            teacher, graph, space, example, batch=config.latency_batch, budgets=budgets, config=config.latency,
             folder=output if resume else None,
         )  # fmt: skip
     for one in budgets:

@@ -200,7 +200,8 @@ def _profiles(job: Job, small: nn.Module, architecture: Architecture) -> tuple[P
     full, pruned = (replace(cost, accuracy=accuracy) for cost, accuracy in zip(costs, accuracies, strict=True))
     if graph.latency is None:
         return full, pruned
-    return tuple(  # type: ignore[return-value]
-        replace(profile, predicted_latency_ms=round(graph.cost("latency").exact(sizes) / 1e6, 4))
-        for profile, sizes in ((full, graph.full), (pruned, architecture))
+    before, after = graph.full_cost("latency"), graph.cost("latency").exact(architecture)
+    return (
+        replace(full, predicted_latency_ms=round(before / 1e6, 4)),
+        replace(pruned, predicted_latency_ms=round(after / 1e6, 4)),
     )

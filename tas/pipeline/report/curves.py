@@ -101,7 +101,7 @@ def _budgets(runs: Sequence[RunFiles], last: int) -> list[Curve]:
 def _share(run: RunFiles, quantity: str, cost: float) -> float:
     """Percent of the full model's cost."""
     assert run.graph is not None
-    return 100 * cost / run.graph.cost(quantity).exact(run.graph.full)
+    return 100 * cost / run.graph.full_cost(quantity)
 
 
 def _limits(run: RunFiles) -> dict[str, int]:

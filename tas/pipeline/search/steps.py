@@ -98,7 +98,7 @@ class Steps:
         graph, space = supernet.graph, supernet.space
         self.limits = budget.limits(graph)
         self.tables = {name: CostTable(graph.cost(name), space.widths, space.depths) for name in self.limits}
-        self.full = {name: graph.cost(name).exact(graph.full) for name in self.limits}
+        self.full = {name: graph.full_cost(name) for name in self.limits}
         self.trained = supernet.weights()
         self.weights = torch.optim.SGD(
             self.trained, config.learning_rate, config.momentum, weight_decay=config.weight_decay,
