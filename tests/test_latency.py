@@ -37,10 +37,21 @@ def a_graph(seed: int = 0) -> Graph:
         Part("three", None, Lookup(("b", 7), ((3, 6), (7,)), values(2, 1))),
     )
     layers = (Layer("one", "convolution", (), ((1, (Count(0, (("a", 1),)),)),)),)
-    return Graph(
+    graph = Graph(
         (Width("a", 8, ("one",)), Width("b", 6, ("two",))), (Depth("d", ("d.0", "d.1")),), layers,
         latency=Latency(parts, 50, "a processor", 1, 1, 1.0, 0.0),
     )  # fmt: skip
+    as_predicted = graph.cost("latency").exact(graph.full) / 1e6
+    return replace(graph, latency=replace(graph.latency, full_ms=as_predicted))
+
+
+def test_what_a_share_is_of_was_measured():
+    graph = a_graph()
+    slower = replace(graph, latency=replace(graph.latency, full_ms=0.02))  # as a fit for a budget may have it
+    assert slower.full_cost("latency") == 20_000 != graph.full_cost("latency")
+    assert Budget(latency="50%").limits(slower) == {"latency": 10_000}
+    assert Budget(latency="5us").tightness(slower) == 0.25
+    assert (slower.full_cost("macs"), slower.full_cost("params")) == (slower.macs(), slower.params())
 
 
 SPACE = SearchSpace({"a": A, "b": B}, {"d": (1, 2)})

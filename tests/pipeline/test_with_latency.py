@@ -3,6 +3,7 @@ from dataclasses import replace
 from math import prod
 
 import nets
+import numpy as np
 import pytest
 import token_nets
 import torch
@@ -39,6 +40,40 @@ def test_the_full_model_is_predicted_as_it_was_measured(traced):
     assert (found.latency.batch, found.latency.untimed) == (2, ())
     assert {part.layer for part in found.latency.parts} == {layer.name for layer in graph.layers}
     assert tas.Graph.from_json(found.to_json()) == found
+
+
+def test_a_fit_for_a_budget_makes_use_of_it_where_one_for_all_does_not(monkeypatch):
+    """A machine whose cache holds the weights of half the model: to fetch others takes as long as to compute."""
+    model = tas.models.load("cifar_resnet:20", num_classes=10)
+    graph = tas.trace(model, torch.zeros(1, 3, 32, 32))
+    space = tas.SearchSpace.of(graph)
+
+    def nanoseconds(architecture):
+        return graph.macs(architecture) / 50 + 6 * max(0, graph.params(architecture) - graph.params() / 2)
+
+    def measure(self, wanted, **_):
+        self.seconds = {
+            name: sum(p.numel() for p in layer.parameters()) * prod(shape[2:]) / 50e9
+            for name, (layer, shape) in wanted.items()
+        }
+
+    monkeypatch.setattr(LayerTimes, "measure", measure)
+    monkeypatch.setattr(
+        "tas.pipeline.latency._nanoseconds",
+        lambda _model, graph, chosen, *_: np.array([nanoseconds(one) for one in (graph.full, *chosen)]),
+    )
+    draw, budget, used = np.random.default_rng(5), tas.Budget(latency="60%"), {}
+    scores = [
+        {name: draw.random(len(sizes)).cumsum().tolist() for name, sizes in space.choices.items()} for _ in range(8)
+    ]
+    for budgets in ((), (budget,)):
+        found = with_latency(
+            model, graph, space, torch.zeros(1, 3, 32, 32), budgets=budgets, config=LatencyConfig(grid=3, cache="")
+        )
+        assert budget.limits(found)["latency"] <= 0.6 * nanoseconds(graph.full)
+        chosen = [tas.Scores(one, found, space).decode(budget) for one in scores]
+        used[budgets] = max(map(nanoseconds, chosen)) / nanoseconds(graph.full)
+    assert used[()] < 0.45 < 0.55 < used[(budget,)] < 0.61
 
 
 def test_under_onnx_runtime_layers_and_networks_are_timed_there(traced, tmp_path):
