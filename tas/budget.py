@@ -128,7 +128,7 @@ class Budget:
     def limits(self, graph: Graph) -> dict[str, int]:
         """The bounds in absolute numbers, by quantity; of latency in nanoseconds.
 
-        Of a bound on latency the usual error of its prediction is kept back, at most `MOST_KEPT_BACK` of it, so that
+        Of a bound on latency the error of its prediction is kept back, at most `MOST_KEPT_BACK` of it, so that
         what is measured holds it too.
 
         Raises:

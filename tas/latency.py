@@ -37,8 +37,8 @@ class Latency:
         threads: of a pass on a CPU.
         batch: samples in a pass.
         full_ms: measured median of the full model, in milliseconds. A fit for a budget need not meet it.
-        error: median over the measured small models, those near to a budget where there is one, of how far predictions
-            are off, as a share; they were fitted to these models, so others are off a little more.
+        error: how far predictions are off at most, as a share, in four of five of the measured small models, those near
+            to a budget where there is one; they were fitted to these models, so others are off a little more.
         untimed: layers that are in the rest whatever their size.
         runtime: what ran the timed passes.
     """

@@ -31,6 +31,7 @@ from tas.space import SearchSpace
 from tas.timing import Clock, LayerTimes, device_name, measure_latency, thread_count
 
 CACHE = "~/.cache/tas"
+HELD = 0.8  # share of the small models whose prediction is off by no more than what is kept back of a budget
 NEAR, FAR = 0.25, 0.05  # in the fit for a budget: what differs by such a factor still counts; what everything does
 BLOCK = 8  # channels that lie together in ONNX Runtime's convolutions on a processor; with AVX-512 16 of them
 
@@ -278,7 +279,7 @@ def _fit(
     measured: np.ndarray,
     targets: Sequence[float],
 ) -> tuple[np.ndarray, float]:
-    """Weights of the features and of a constant, and the usual error, without that of the full model.
+    """Weights of the features and of a constant, and the error that few exceed, without that of the full model.
 
     Without targets the full model is met. With some, models count by how near they are to one of them.
     """
@@ -296,7 +297,7 @@ def _fit(
     if not targets:
         weights = weights * measured[0] / (facts[0] @ weights)
     errors, counts = np.abs(facts @ weights / measured - 1)[1:], trust[1:] >= (0.5 if targets else 0)
-    return weights, float(np.median(errors[counts] if counts.any() else errors)) if len(errors) else 0.0
+    return weights, float(np.quantile(errors[counts] if counts.any() else errors, HELD)) if len(errors) else 0.0
 
 
 def _part(plane: Plane, weights: np.ndarray) -> Part:
