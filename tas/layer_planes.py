@@ -122,10 +122,9 @@ def layer_planes(
     for layer in graph.layers:
         for gate, shape in calls.get(model.get_submodule(layer.name), ()) if layer.kind in _TIMED else ():
             for sides, sign in _side_pairs(layer):
-                sizes = [grids[side] if isinstance(side, str) else (side,) for side in sides]
+                sizes = _sizes(sides, grids)
                 names: dict[tuple[int, ...], tuple[str, np.ndarray]] = {}
-                for place in product(*(range(len(grid)) for grid in sizes)):
-                    chosen = {s: g[p] for s, g, p in zip(sides, sizes, place, strict=True) if isinstance(s, str)}
+                for place, chosen in _places(sides, sizes):
                     name, small, read = _at(model, layer, shape, {**full, **chosen})
                     wanted.setdefault(name, (small, read))
                     names[place] = name, _facts(small, read)
@@ -143,7 +142,7 @@ def layer_planes(
             features[(slice(2, 5), *place)] = facts
         # weights that no cache holds beside all others are fetched anew in every pass: of a large network, most are
         features[5] = features[2] ** 2 / max(1, features[2].max())
-        planes.append(Plane(layer.name, gate, sides, (sizes[0], sizes[1]), sign * features))
+        planes.append(Plane(layer.name, gate, sides, sizes, sign * features))
     planes += _untimed_planes(graph, grids)
     known = {plane.layer for plane in planes}
     return planes, tuple(layer.name for layer in graph.layers if layer.name not in known)
@@ -157,13 +156,25 @@ def _untimed_planes(graph: Graph, grids: Mapping[str, tuple[int, ...]]) -> Itera
             names = list(dict.fromkeys(name for count in factors for name, _ in count.widths))
             if not 0 < len(names) < 3:
                 continue
-            one, other = (*names, 0)[:2]
-            sizes = [grids[side] if isinstance(side, str) else (side,) for side in (one, other)]
+            sides: tuple[Side, Side] = (names[0], names[1] if len(names) == 2 else 0)
+            sizes = _sizes(sides, grids)
             features = np.zeros((FEATURES, *map(len, sizes)))
-            for place in product(*(range(len(grid)) for grid in sizes)):
-                chosen = {s: g[p] for s, g, p in zip((one, other), sizes, place, strict=True) if isinstance(s, str)}
+            for place, chosen in _places(sides, sizes):
                 features[(6, *place)] = coefficient * prod(count.of({**full, **chosen}) for count in factors)
-            yield Plane(layer.name, layer.gate, (one, other), (sizes[0], sizes[1]), features)
+            yield Plane(layer.name, layer.gate, sides, sizes, features)
+
+
+def _sizes(sides: tuple[Side, Side], grids: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    one, other = (grids[side] if isinstance(side, str) else (side,) for side in sides)
+    return one, other
+
+
+def _places(
+    sides: tuple[Side, Side], sizes: tuple[tuple[int, ...], tuple[int, ...]]
+) -> Iterator[tuple[tuple[int, ...], dict[str, int]]]:
+    """Every point of a grid, and the sizes of its widths there."""
+    for place in product(*(range(len(grid)) for grid in sizes)):
+        yield place, {s: g[p] for s, g, p in zip(sides, sizes, place, strict=True) if isinstance(s, str)}
 
 
 def _thinned(sizes: Sequence[int], most: int) -> tuple[int, ...]:

@@ -103,39 +103,53 @@ def with_latency(
         ConfigError: ONNX Runtime is missing, cannot use the device, or would not be faster with these candidates.
     """
     config = or_default(config, LatencyConfig)
-    if config.runtime == "onnxruntime":
-        require_packages("a budget of latency under ONNX Runtime")
-    if graph.shortcuts:
-        raise BudgetError("a latency cannot be a budget with free residuals yet; use tied ones, or give macs or params")
-    require_fit(model, graph)
-    device = next(model.parameters()).device
-    if config.runtime == "onnxruntime" and device.type == "cpu":
-        _require_whole_blocks(graph, space)
+    _require_possible(model, graph, space, config)
+    budgets = [budget for budget in budgets if budget.latency is not None]
     with thread_count(config.threads), torch.no_grad():
-        setting = {
-            "device": device_name(device), "kind": device.type, "threads": torch.get_num_threads(), "batch": batch,
-            "clock": config.clock, "memory": "kept", "dtype": str(next(model.parameters()).dtype),
-            "torch": torch.__version__, **_versions(config.runtime),
-        }  # fmt: skip
-        runs = {"runs": layer_in_onnx_runtime} if config.runtime == "onnxruntime" else {}
-        times = LayerTimes(Path(config.cache) if config.cache else None, setting, **runs)
-        inputs = example[:1].to(device).expand(batch, *example.shape[1:]).contiguous()
-        planes, untimed = layer_planes(
-            evaluating(model), graph, space, inputs, times, grid=config.grid, seconds=config.seconds, clock=config.clock
-        )
+        planes, blank = _timed_layers(model, graph, space, example, batch, config)
         tried = [graph.full, *_sample(graph, space, config.models)]
         measured = _nanoseconds(model, graph, tried[1:], example, batch, config)
-        known = setting["device"], setting["threads"], batch, config.runtime, untimed
-        budgets = [budget for budget in budgets if budget.latency is not None]
-        found = _predicting(graph, planes, tried, measured, [], *known)
+        found = _predicting(graph, blank, planes, tried, measured, [])
         for seed, count in enumerate((config.models - config.models // 2, config.models // 2)):
             goals = budgets or [Budget(latency=f"{share:.0f}%") for share in np.linspace(35, 90, count)]
             chosen = [one for one in _chosen(found, space, goals, count, seed) if one not in tried]
             again = _nanoseconds(model, graph, chosen, example, batch, config)
             tried, measured = [*tried, *chosen], np.append(measured, again[1:] * measured[0] / again[0])
             targets = [budget.limits(found)["latency"] for budget in budgets]
-            found = _predicting(graph, planes, tried, measured, targets, *known)
+            found = _predicting(graph, blank, planes, tried, measured, targets)
     return found
+
+
+def _require_possible(model: nn.Module, graph: Graph, space: SearchSpace, config: LatencyConfig) -> None:
+    if graph.shortcuts:
+        raise BudgetError("a latency cannot be a budget with free residuals yet; use tied ones, or give macs or params")
+    if config.runtime == "onnxruntime":
+        require_packages("a budget of latency under ONNX Runtime")
+    require_fit(model, graph)
+    if config.runtime == "onnxruntime" and next(model.parameters()).device.type == "cpu":
+        _require_whole_blocks(graph, space)
+
+
+def _timed_layers(
+    model: nn.Module, graph: Graph, space: SearchSpace, example: Tensor, batch: int, config: LatencyConfig
+) -> tuple[list[Plane], Latency]:
+    """Features of every layer, and the setting they were timed in, as a latency that predicts nothing yet."""
+    first, setting, runs = next(model.parameters()), {}, {}
+    if config.runtime == "onnxruntime":
+        import onnxruntime
+
+        setting, runs = {"onnxruntime": onnxruntime.__version__}, {"runs": layer_in_onnx_runtime}
+    name, threads = device_name(first.device), torch.get_num_threads()
+    setting |= {
+        "device": name, "kind": first.device.type, "threads": threads, "batch": batch, "clock": config.clock,
+        "memory": "kept", "dtype": str(first.dtype), "torch": torch.__version__,
+    }  # fmt: skip
+    times = LayerTimes(Path(config.cache) if config.cache else None, setting, **runs)
+    inputs = example[:1].to(first.device).expand(batch, *example.shape[1:]).contiguous()
+    planes, untimed = layer_planes(
+        evaluating(model), graph, space, inputs, times, grid=config.grid, seconds=config.seconds, clock=config.clock
+    )
+    return planes, Latency((), 0, name, threads, batch, 0.0, 0.0, untimed, config.runtime)
 
 
 def _nanoseconds(
@@ -160,16 +174,16 @@ def _nanoseconds(
 
 
 def _predicting(
-    graph: Graph, planes: Sequence[Plane], architectures: Sequence[Architecture], measured: np.ndarray,
-    targets: Sequence[float], device: str, threads: int, batch: int, runtime: Runtime, untimed: tuple[str, ...],
+    graph: Graph, blank: Latency, planes: Sequence[Plane], architectures: Sequence[Architecture], measured: np.ndarray,
+    targets: Sequence[float],
 ) -> Graph:  # fmt: skip
     """The graph with a fit to these, of which the first is the full model."""
     weights, error = _fit(planes, graph, architectures, measured, targets)
-    latency = Latency(
-        tuple(_part(plane, weights[:-1]) for plane in planes), round(weights[-1]), device, threads, batch,
-        round(measured[0] / 1e6, 4), round(error, 4), untimed, runtime,
-    )  # fmt: skip
-    return replace(graph, latency=latency)
+    parts = tuple(_part(plane, weights[:-1]) for plane in planes)
+    full_ms = round(measured[0] / 1e6, 4)
+    return replace(
+        graph, latency=replace(blank, parts=parts, rest=round(weights[-1]), full_ms=full_ms, error=round(error, 4))
+    )
 
 
 def latency_of_run(
@@ -231,15 +245,6 @@ def _require_whole_blocks(graph: Graph, space: SearchSpace) -> None:
                 f"ONNX Runtime is fast with whole groups of {BLOCK} channels alone, and width {name} may become "
                 f"{odd[0] * often}; add --space.round_to {BLOCK}, in Python SpaceConfig(round_to={BLOCK})"
             )
-
-
-def _versions(runtime: Runtime) -> dict[str, str]:
-    """What times depend on besides torch."""
-    if runtime == "pytorch":
-        return {}
-    import onnxruntime
-
-    return {"onnxruntime": onnxruntime.__version__}
 
 
 def _sample(graph: Graph, space: SearchSpace, count: int) -> list[Architecture]:
